@@ -1,0 +1,82 @@
+//! The limit of the rig: hyper's HTTP/1.1 server with nothing behind it. Every POST is answered with the same
+//! bytes, those of the file given, whatever it asked. With parsing (the default) the body is first read into a
+//! `serde_json::Value`, which is the least that a server of JSON-RPC does; with `--no-parse` it is only read.
+//!
+//! Not here: routing, header checks, limits, ids. It is no MCP server, and its figure is a line to measure
+//! against, not one to reach.
+
+use std::{convert::Infallible, error::Error, net::SocketAddr, path::PathBuf};
+
+use bytes::Bytes;
+use clap::Parser;
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+struct Args {
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Worker threads of the runtime.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// The answer, byte for byte.
+    #[arg(long)]
+    body: PathBuf,
+    /// Answer without parsing what was asked.
+    #[arg(long)]
+    no_parse: bool,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let body = Bytes::from(std::fs::read(&args.body)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(args.threads).enable_all().build()?;
+    // Spawned, so that accepting too runs on a worker and not on the thread that waits here.
+    runtime.block_on(async { tokio::spawn(serve(args.listen, body, !args.no_parse)).await })??;
+    Ok(())
+}
+
+async fn serve(listen: SocketAddr, body: Bytes, parse: bool) -> std::io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let body = body.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(request, body.clone(), parse));
+            // As in hyper's own examples: with a timer, thus with its time limit on reading a head.
+            let connection =
+                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+            // A connection that ends badly is the generator's to report.
+            drop(connection.await);
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, body: Bytes, parse: bool) -> Result<Response<Full<Bytes>>, Infallible> {
+    let asked = request.into_body().collect().await.map(|collected| collected.to_bytes());
+    let understood = match &asked {
+        Ok(asked) if parse => serde_json::from_slice::<serde_json::Value>(asked).is_ok_and(|value| value.is_object()),
+        Ok(_) => true,
+        Err(_) => false,
+    };
+    if !understood {
+        let mut refusal = Response::new(Full::default());
+        *refusal.status_mut() = StatusCode::BAD_REQUEST;
+        return Ok(refusal);
+    }
+    let mut response = Response::new(Full::new(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}

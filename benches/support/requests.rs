@@ -1,0 +1,220 @@
+//! What is asked: the bytes of each row, the handshake of the sessions, and the proof, before anything is
+//! timed, that a server's answer is right.
+//!
+//! A row is one shape of call. Its figure says nothing of other tools, other sizes or other headers, and every
+//! call of a row asks the same thing: a server with a cache for it would win, so no row is configured with one.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use super::{Result, reply::Reply};
+
+/// Ids have one width, so that the next one is written over the last, and an answer's length does not vary.
+pub(crate) const ID_BYTES: usize = 8;
+const ID_FIRST: &[u8; ID_BYTES] = b"10000000";
+/// Longer than any answer takes on a loaded machine.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+const MODERN: &str = "2026-07-28";
+const LEGACY: &str = "2025-11-25";
+const MODERN_META: &str = concat!(
+    r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","#,
+    r#""io.modelcontextprotocol/clientInfo":{"name":"throughput","version":"1.0.0"},"#,
+    r#""io.modelcontextprotocol/clientCapabilities":{}}"#
+);
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Row {
+    /// `tools/call` of `echo`, stateless, in the 2026-07-28 revision.
+    ModernEcho,
+    /// `tools/call` of `echo` in a session of 2025-11-25; each connection has a session of its own.
+    LegacyEcho,
+    /// `tools/list`, stateless. Servers list their own tools, so their answers differ in size.
+    ToolsList,
+}
+
+/// A request as bytes, with the place of its id.
+pub(crate) struct Request {
+    pub(crate) bytes: Vec<u8>,
+    id_at: usize,
+}
+
+/// The answer that every call must get: all of it but the id.
+pub(crate) struct Expected {
+    before_id: Vec<u8>,
+    /// None where a server has one answer for everything, as bare hyper has.
+    after_id: Option<Vec<u8>>,
+}
+
+impl Row {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ModernEcho => "modern-echo",
+            Self::LegacyEcho => "legacy-echo",
+            Self::ToolsList => "tools-list",
+        }
+    }
+
+    pub(crate) fn has_session(self) -> bool {
+        self == Self::LegacyEcho
+    }
+
+    pub(crate) fn request(self, address: SocketAddr, session: Option<&str>) -> Request {
+        let id = String::from_utf8_lossy(ID_FIRST);
+        let (method, headers, params) = match self {
+            Self::ModernEcho => (
+                "tools/call",
+                format!("MCP-Protocol-Version: {MODERN}\r\nMcp-Method: tools/call\r\nMcp-Name: echo\r\n"),
+                format!(r#"{{"name":"echo","arguments":{{"message":"hello"}},{MODERN_META}}}"#),
+            ),
+            Self::LegacyEcho => (
+                "tools/call",
+                session_headers(session),
+                r#"{"name":"echo","arguments":{"message":"hello"}}"#.to_owned(),
+            ),
+            Self::ToolsList => (
+                "tools/list",
+                format!("MCP-Protocol-Version: {MODERN}\r\nMcp-Method: tools/list\r\n"),
+                format!("{{{MODERN_META}}}"),
+            ),
+        };
+        let before_id = r#"{"jsonrpc":"2.0","id":"#;
+        let body = format!(r#"{before_id}{id},"method":"{method}","params":{params}}}"#);
+        let bytes = post(address, &headers, &body);
+        let id_at = bytes.len() - body.len() + before_id.len();
+        Request { bytes, id_at }
+    }
+
+    /// Whether a message answers this row's question, whatever else it holds.
+    fn is_answered_by(self, message: &serde_json::Value) -> bool {
+        let result = &message["result"];
+        match self {
+            Self::ModernEcho | Self::LegacyEcho => {
+                let text = result["content"][0]["text"].as_str();
+                text.is_some_and(|text| text.contains("hello")) && result["isError"] != true
+            }
+            Self::ToolsList => {
+                result["tools"].as_array().is_some_and(|tools| tools.iter().any(|tool| tool["name"] == "echo"))
+            }
+        }
+    }
+}
+
+impl Request {
+    pub(crate) fn id(&self) -> &[u8] {
+        &self.bytes[self.id_at..self.id_at + ID_BYTES]
+    }
+
+    /// Counts the id up in place.
+    pub(crate) fn next_id(&mut self) {
+        for digit in self.bytes[self.id_at..self.id_at + ID_BYTES].iter_mut().rev() {
+            if *digit < b'9' {
+                *digit += 1;
+                return;
+            }
+            *digit = b'0';
+        }
+    }
+}
+
+impl Expected {
+    pub(crate) fn fixed(message: Vec<u8>) -> Self {
+        Self { before_id: message, after_id: None }
+    }
+
+    /// Takes the answer to the first request apart at its id.
+    fn from_probe(message: &[u8], id: &[u8]) -> Result<Self> {
+        let at = message.windows(id.len()).position(|window| window == id).ok_or("the answer lacks the id")?;
+        Ok(Self { before_id: message[..at].to_vec(), after_id: Some(message[at + id.len()..].to_vec()) })
+    }
+
+    /// The whole message, byte for byte: some hundred bytes cost less to compare than a header to find.
+    pub(crate) fn matches(&self, message: &[u8], id: &[u8]) -> bool {
+        let Some(after_id) = &self.after_id else { return message == self.before_id };
+        message.strip_prefix(self.before_id.as_slice()).and_then(|rest| rest.strip_prefix(id)) == Some(after_id)
+    }
+}
+
+/// Asks a server once, as a client would, and learns what every later answer must be.
+pub(crate) fn probe(row: Row, address: SocketAddr) -> Result<(Expected, Vec<u8>)> {
+    let mut stream = connect(address)?;
+    let session = if row.has_session() { open_session(&mut stream, address)? } else { None };
+    let request = row.request(address, session.as_deref());
+    let reply = exchange(&mut stream, &request.bytes)?;
+    let parsed = serde_json::from_slice::<serde_json::Value>(reply.message());
+    let right = reply.status() == 200 && parsed.is_ok_and(|message| row.is_answered_by(&message));
+    if !right {
+        return Err(format!("{} got a wrong answer:\n{}", row.name(), reply.text()).into());
+    }
+    let expected = Expected::from_probe(reply.message(), request.id())?;
+    let message = reply.message().to_vec();
+    close_session(&mut stream, address, session.as_deref())?;
+    Ok((expected, message))
+}
+
+pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    Ok(stream)
+}
+
+/// The handshake of the session revisions. A server may do without a session id; then there is none.
+pub(crate) fn open_session(stream: &mut TcpStream, address: SocketAddr) -> Result<Option<String>> {
+    let body = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"protocolVersion":"{LEGACY}","capabilities":{{}},"clientInfo":{{"name":"throughput","version":"1.0.0"}}}}}}"#
+    );
+    let reply = exchange(stream, &post(address, "", &body))?;
+    if reply.status() != 200 {
+        return Err(format!("initialize was refused:\n{}", reply.text()).into());
+    }
+    let session = reply.session().map(str::to_owned);
+    let body = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    let reply = exchange(stream, &post(address, &session_headers(session.as_deref()), body))?;
+    if reply.status() != 202 {
+        return Err(format!("notifications/initialized was refused:\n{}", reply.text()).into());
+    }
+    Ok(session)
+}
+
+/// Leaves nothing behind on the server for the next window to carry. A server may refuse with 405.
+pub(crate) fn close_session(stream: &mut TcpStream, address: SocketAddr, session: Option<&str>) -> Result<()> {
+    let Some(session) = session else { return Ok(()) };
+    let headers = session_headers(Some(session));
+    let reply = exchange(stream, format!("DELETE /mcp HTTP/1.1\r\nHost: {address}\r\n{headers}\r\n").as_bytes())?;
+    match reply.status() {
+        200..300 | 405 => Ok(()),
+        _ => Err(format!("DELETE of a session was refused:\n{}", reply.text()).into()),
+    }
+}
+
+fn session_headers(session: Option<&str>) -> String {
+    let session = session.map(|session| format!("Mcp-Session-Id: {session}\r\n")).unwrap_or_default();
+    format!("MCP-Protocol-Version: {LEGACY}\r\n{session}")
+}
+
+fn post(address: SocketAddr, headers: &str, body: &str) -> Vec<u8> {
+    let accept = "application/json, text/event-stream";
+    let length = body.len();
+    format!(
+        "POST /mcp HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nAccept: {accept}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Reply> {
+    stream.write_all(request)?;
+    let mut reply = Reply::new();
+    loop {
+        let bytes = stream.read(reply.room()?)?;
+        if bytes == 0 {
+            return Err(format!("the connection ended within an answer:\n{}", reply.text()).into());
+        }
+        if reply.received(bytes)? {
+            return Ok(reply);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The servers of a run: bigiron, the two bare hyper servers that mark the limit, and stock rmcp in its two modes.
+//! How each is built and started, and which rows it takes part in.
+//!
+//! All of them get one core and mimalloc and log errors only. bigiron keeps every check of its default
+//! configuration, and the peers have what their documentation gives them; a peer that were tuned by hand would
+//! show another figure.
+
+use std::{
+    env, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{
+    Result,
+    process::{Server, free_address},
+    requests::Row,
+};
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    Bigiron,
+    /// hyper, the body parsed as `serde_json::Value`, fixed bytes answered.
+    BareHyper,
+    /// hyper, the body only read, fixed bytes answered: the floor of the rig.
+    BareHyperFixed,
+    /// rmcp without sessions, answering JSON: its fastest configuration.
+    RmcpJson,
+    /// rmcp as it comes: sessions for the older revisions, answers as SSE.
+    RmcpSessions,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Bigiron, Self::BareHyper, Self::BareHyperFixed, Self::RmcpJson, Self::RmcpSessions];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bigiron => "bigiron",
+            Self::BareHyper => "bare hyper, parsing",
+            Self::BareHyperFixed => "bare hyper, fixed",
+            Self::RmcpJson => "rmcp, stateless JSON",
+            Self::RmcpSessions => "rmcp, as it comes",
+        }
+    }
+
+    fn short_name(self) -> &'static str {
+        match self {
+            Self::Bigiron => "bigiron",
+            Self::BareHyper => "bare-hyper",
+            Self::BareHyperFixed => "bare-hyper-fixed",
+            Self::RmcpJson => "rmcp-json",
+            Self::RmcpSessions => "rmcp-sessions",
+        }
+    }
+
+    /// A server with one answer to everything, which it is given.
+    pub(crate) fn is_plain(self) -> bool {
+        matches!(self, Self::BareHyper | Self::BareHyperFixed)
+    }
+
+    pub(crate) fn takes_part_in(self, row: Row) -> bool {
+        !(self == Self::RmcpJson && row.has_session())
+    }
+
+    /// The rmcp that a row is compared with: the faster of its modes that serves the row.
+    pub(crate) fn stock_for(row: Row) -> Self {
+        if row.has_session() { Self::RmcpSessions } else { Self::RmcpJson }
+    }
+}
+
+/// Where the programs and the files of a run are.
+pub(crate) struct Rig {
+    pub(crate) bigiron: PathBuf,
+    pub(crate) peers: PathBuf,
+    pub(crate) peer_threads: u16,
+    /// Logs, and the bytes that plain servers answer.
+    pub(crate) folder: PathBuf,
+    pub(crate) server_core: usize,
+    pub(crate) generator_core: usize,
+}
+
+impl Rig {
+    /// Starts a server; a plain one answers with `answer`.
+    pub(crate) fn start(&self, kind: Kind, answer: &[u8]) -> Result<Server> {
+        let address = free_address()?;
+        let command = match kind {
+            Kind::Bigiron => self.bigiron_command(address),
+            Kind::BareHyper | Kind::BareHyperFixed => self.bare_command(kind, address, answer)?,
+            Kind::RmcpJson | Kind::RmcpSessions => self.rmcp_command(kind, address),
+        };
+        let log = self.folder.join(format!("{}.log", kind.short_name()));
+        Server::start(command, address, self.server_core, self.generator_core, &log)
+            .map_err(|error| format!("{}: {error}", kind.name()).into())
+    }
+
+    fn bigiron_command(&self, address: SocketAddr) -> Command {
+        let mut command = Command::new(&self.bigiron);
+        command.args(["serve", "--listen", &address.to_string()]);
+        command.args(["--set", "server.admin_listen=", "--set", "log.level=error"]);
+        // Away from any tuning.toml: the built-in defaults are what is measured.
+        command.current_dir(&self.folder);
+        command
+    }
+
+    fn bare_command(&self, kind: Kind, address: SocketAddr, answer: &[u8]) -> Result<Command> {
+        let body = self.folder.join("answer.json");
+        fs::write(&body, answer)?;
+        let mut command = self.peer_command("bare-hyper", address);
+        command.arg("--body").arg(body);
+        if kind == Kind::BareHyperFixed {
+            command.arg("--no-parse");
+        }
+        Ok(command)
+    }
+
+    fn rmcp_command(&self, kind: Kind, address: SocketAddr) -> Command {
+        let mut command = self.peer_command("stock-rmcp", address);
+        if kind == Kind::RmcpJson {
+            command.arg("--stateless-json");
+        }
+        command
+    }
+
+    fn peer_command(&self, name: &str, address: SocketAddr) -> Command {
+        let mut command = Command::new(self.peers.join(name));
+        command.args(["--threads", &self.peer_threads.to_string(), "--listen", &address.to_string()]);
+        command
+    }
+}
+
+/// Builds the package beside this folder and says where its programs are. The first time takes minutes.
+pub(crate) fn build_peers(target: &Path) -> Result<PathBuf> {
+    let target = target.join("peers");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/Cargo.toml");
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--locked", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(&target);
+    let status = build.status()?;
+    if !status.success() {
+        return Err(format!("the peers did not build ({status}): see benches/peers").into());
+    }
+    Ok(target.join("release"))
+}

@@ -1,0 +1,274 @@
+//! The shared words of a call: what goes down to a tool ([`Ctx`], [`Deadline`], [`Caller`]) and what comes back
+//! ([`Reply`]). Values only; who makes a call and where it runs is said elsewhere.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    error::CallError,
+    outbox::{LogLevel, Outbox},
+};
+
+/// Where a tool runs. A word, because it decides what a slow call can hurt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// In the connection's task, at once. For work of microseconds: it holds an I/O thread while it runs.
+    Inline,
+    /// On a thread of the worker pool. For work that burns CPU or blocks.
+    Pool,
+    /// In the connection's task, awaiting. For I/O.
+    Async,
+}
+
+/// Who calls. One subject today: everybody on a listener without authentication.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Caller(Option<Arc<str>>);
+
+impl Caller {
+    /// The caller on a listener that asks nobody who they are.
+    pub const ANONYMOUS: Self = Self(None);
+
+    /// A stable name of the caller, for keys and logs. Never a token.
+    pub fn subject(&self) -> &str {
+        self.0.as_deref().unwrap_or("anonymous")
+    }
+}
+
+/// The moment after which nobody wants the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline {
+    at: Instant,
+    limit_ms: u64,
+}
+
+impl Deadline {
+    /// `limit_ms` after `now`.
+    pub fn after(now: Instant, limit_ms: u64) -> Self {
+        Self { at: now + Duration::from_millis(limit_ms), limit_ms }
+    }
+
+    /// The moment itself.
+    pub fn at(self) -> Instant {
+        self.at
+    }
+
+    /// The limit that led to it, in milliseconds.
+    pub fn limit_ms(self) -> u64 {
+        self.limit_ms
+    }
+
+    /// Whether it has passed at `now`.
+    pub fn passed(self, now: Instant) -> bool {
+        now >= self.at
+    }
+}
+
+/// What the client says that it can do, as far as a tool can ask for it. A set of flags, cheap to carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientCapabilities(u8);
+
+impl ClientCapabilities {
+    /// The client can run a model for the server.
+    pub const SAMPLING: Self = Self(1);
+    /// The client can ask its user.
+    pub const ELICITATION: Self = Self(2);
+    /// The client can list its roots.
+    pub const ROOTS: Self = Self(4);
+
+    /// Each flag with the name it has on the wire.
+    pub const NAMES: [(&str, Self); 3] =
+        [("sampling", Self::SAMPLING), ("elicitation", Self::ELICITATION), ("roots", Self::ROOTS)];
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What of `self` is not in `declared`.
+    #[must_use]
+    pub const fn missing_from(self, declared: Self) -> Self {
+        Self(self.0 & !declared.0)
+    }
+
+    /// Whether no flag is set.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all flags of `other` are set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// The state of one pool job, shared by who waits for it and who runs it: it starts at most once, and never after it
+/// was given up.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ticket(Arc<AtomicU8>);
+
+impl Ticket {
+    const QUEUED: u8 = 0;
+    const RUNNING: u8 = 1;
+    const GIVEN_UP: u8 = 2;
+
+    /// Takes the job up; false when it was given up before.
+    pub(crate) fn start(&self) -> bool {
+        self.0.compare_exchange(Self::QUEUED, Self::RUNNING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Nobody waits any more. True when the job had been started, so that it may have had effects.
+    pub(crate) fn give_up(&self) -> bool {
+        self.0.swap(Self::GIVEN_UP, Ordering::AcqRel) == Self::RUNNING
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::GIVEN_UP
+    }
+}
+
+/// What a tool knows of the call it serves, and its way to say something before it is done.
+#[derive(Clone, Debug)]
+pub struct Ctx {
+    pub(crate) caller: Caller,
+    pub(crate) deadline: Deadline,
+    pub(crate) client: ClientCapabilities,
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) outbox: Option<Arc<Outbox>>,
+}
+
+impl Ctx {
+    pub(crate) fn new(caller: Caller, deadline: Deadline, client: ClientCapabilities) -> Self {
+        Self { caller, deadline, client, ticket: None, outbox: None }
+    }
+
+    /// Who calls.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// When the answer must be there.
+    pub fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// Whether to stop: the client has left or took the call back, or the deadline has passed. A loop on a worker
+    /// thread asks this every few milliseconds; an async tool need not, since its future is dropped.
+    pub fn is_cancelled(&self) -> bool {
+        self.ticket.as_ref().is_some_and(Ticket::is_given_up) || self.deadline.passed(Instant::now())
+    }
+
+    /// Whether the client asked to hear of progress, so that a tool can spare itself the counting.
+    pub fn wants_progress(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|o| o.wants_progress())
+    }
+
+    /// Reports progress; it must grow from call to call. Does nothing when the client did not ask. Reports that come
+    /// faster than the client is told of them replace each other: the newest wins.
+    pub fn progress(&self, progress: f64, total: Option<f64>, message: &str) {
+        if let Some(outbox) = &self.outbox {
+            outbox.progress(progress, total, message);
+        }
+    }
+
+    /// Sends a log message to the client, when it asked for this level. `data` is any JSON value, usually text.
+    pub fn log(&self, level: LogLevel, data: &impl Serialize) {
+        if let Some(outbox) = self.outbox.as_ref().filter(|o| o.wants_log(level)) {
+            outbox.log(level, serde_json::to_value(data).unwrap_or(Value::Null));
+        }
+    }
+
+    /// Goes on only when the client declared `needed`.
+    ///
+    /// # Errors
+    /// [`CallError::MissingCapability`] with what is missing.
+    pub fn require(&self, needed: ClientCapabilities) -> Result<(), CallError> {
+        let missing = needed.missing_from(self.client);
+        if missing.is_empty() { Ok(()) } else { Err(CallError::MissingCapability(missing)) }
+    }
+}
+
+/// A tool's answer, already JSON: the members of the result object without its braces, so that what differs between
+/// revisions is written around it and what is equal is written once (and cached once).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub(crate) fields: Bytes,
+    /// The members of `_meta`, without braces.
+    pub(crate) meta: Option<Bytes>,
+    pub(crate) is_error: bool,
+}
+
+impl Reply {
+    /// One block of text.
+    pub fn text(text: &str) -> Self {
+        Self::text_as(text, false)
+    }
+
+    /// One block of text that tells the agent what went wrong, with `isError: true`.
+    pub fn error(text: &str) -> Self {
+        Self::text_as(text, true)
+    }
+
+    fn text_as(text: &str, is_error: bool) -> Self {
+        let mut json = Vec::with_capacity(text.len() + 64);
+        json.extend_from_slice(br#""content":[{"type":"text","text":"#);
+        push_json_string(&mut json, text);
+        json.extend_from_slice(b"}]");
+        if is_error {
+            json.extend_from_slice(br#","isError":true"#);
+        }
+        Self { fields: json.into(), meta: None, is_error }
+    }
+
+    /// A value in both forms that clients read: `structuredContent`, and its JSON as text for older ones.
+    ///
+    /// # Errors
+    /// [`CallError::Internal`] when the value has no JSON form (a map with keys that are not text).
+    pub fn structured(value: &impl Serialize) -> Result<Self, CallError> {
+        let value = serde_json::to_string(value).map_err(|error| {
+            tracing::error!(%error, "a tool's result has no JSON form");
+            CallError::Internal
+        })?;
+        let mut json = Vec::with_capacity(value.len() * 2 + 96);
+        json.extend_from_slice(br#""content":[{"type":"text","text":"#);
+        push_json_string(&mut json, &value);
+        json.extend_from_slice(br#"}],"structuredContent":"#);
+        json.extend_from_slice(value.as_bytes());
+        Ok(Self { fields: json.into(), meta: None, is_error: false })
+    }
+
+    /// Whether the tool says that it failed.
+    pub fn is_error(&self) -> bool {
+        self.is_error
+    }
+
+    /// The answer as one JSON object, for a reader in the same process.
+    pub fn to_json(&self) -> Value {
+        let mut json = Vec::with_capacity(self.fields.len() + 2);
+        json.push(b'{');
+        json.extend_from_slice(&self.fields);
+        json.push(b'}');
+        serde_json::from_slice(&json).unwrap_or(Value::Null)
+    }
+
+    /// Bytes held, for budgets.
+    pub(crate) fn len(&self) -> usize {
+        self.fields.len() + self.meta.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+/// Appends `text` as a JSON string.
+pub(crate) fn push_json_string(out: &mut Vec<u8>, text: &str) {
+    // Writing text into a Vec cannot fail: neither the text nor the writer has a way to.
+    let written = serde_json::to_writer(out, text);
+    debug_assert!(written.is_ok());
+}

@@ -1,0 +1,158 @@
+//! The command line: one file for each verb. Reads arguments and prints; what the verbs do is done elsewhere.
+//! Exit codes: 0, 2 for a command line that is wrong (clap's), 78 for settings that are (`EX_CONFIG`).
+
+mod check;
+mod schema;
+mod serve;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    config::{Faults, Loaded, Sources},
+    runtime::{self, Host},
+    server::Builder,
+};
+
+/// Settings are wrong: `EX_CONFIG` of sysexits.h, which systemd can be told not to restart on.
+const EXIT_CONFIG: u8 = 78;
+
+const AFTER_HELP: &str = "\
+Settings come from, each over the one before:
+  built-in defaults
+  ./tuning.toml when it is there, or the file that --tuning names
+  the environment: BIGIRON_SECTION__KEY=value, such as BIGIRON_LIMITS__REQUEST_TIMEOUT_MS=8000;
+    for one tool BIGIRON_TOOLS__read_file__TIMEOUT_MS, with the tool's name as it is
+  --set section.key=value
+  --listen
+`bigiron check` prints every setting with where it came from.
+
+Exit codes: 0 after a clean stop, 2 for a wrong command line, 78 for wrong settings.";
+
+/// The MCP server for when one server has to hold.
+///
+/// Without a verb it serves: `bigiron` is `bigiron serve`.
+#[derive(Debug, Parser)]
+#[command(name = "bigiron", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    serve: serve::Arguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve tools over HTTP (or over standard input and output)
+    #[command(after_help = AFTER_HELP)]
+    Serve(serve::Arguments),
+    /// Check the settings and print each with its value, where it came from, and what 0 came to on this host
+    #[command(after_help = AFTER_HELP)]
+    Check(check::Arguments),
+    /// Print the JSON Schema of tuning.toml, for editors
+    Schema,
+}
+
+/// Where settings come from: the options that `serve` and `check` share.
+#[derive(Debug, Args)]
+struct SettingsArguments {
+    /// File of settings; without it ./tuning.toml when that is there
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
+
+    /// Address and port of the MCP endpoint: the same as --set server.listen=ADDRESS
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+
+    /// One setting, such as pool.threads=8 or limits.request_bytes_max=2MiB; may be repeated
+    ///
+    /// The value is read as TOML, and as plain text where that does not fit.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    sets: Vec<String>,
+
+    /// Allow addresses that other hosts can reach
+    ///
+    /// There is no authentication: everybody who reaches the address can call every tool.
+    #[arg(long)]
+    insecure_no_auth: bool,
+}
+
+impl SettingsArguments {
+    fn load(self) -> Result<Loaded, Faults> {
+        runtime::raise_descriptor_limit(); // before the host is read: what can be had is what counts
+        let sources = Sources {
+            file: self.tuning,
+            environment: std::env::vars_os().collect(),
+            sets: self.sets,
+            listen: self.listen,
+            insecure_no_auth: self.insecure_no_auth,
+        };
+        Loaded::from_sources(sources, Host::read())
+    }
+}
+
+/// The whole command line of `bigiron`, serving `server`: reads the process's arguments and does what they say.
+pub fn run(server: Builder) -> ExitCode {
+    let cli = Cli::parse();
+    match cli.verb.unwrap_or(Verb::Serve(cli.serve)) {
+        Verb::Serve(arguments) => serve::run(server, arguments),
+        Verb::Check(arguments) => check::run(server, arguments),
+        Verb::Schema => schema::run(),
+    }
+}
+
+/// Says on standard error what is wrong with the settings.
+fn refuse(faults: &Faults) -> ExitCode {
+    let count = match faults.count() {
+        1 => "one fault".to_owned(),
+        n => format!("{n} faults"),
+    };
+    // Nothing can be done about a standard error that is closed; the exit code says it too.
+    let _ = writeln!(io::stderr().lock(), "bigiron: {count} in the settings\n{faults}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+/// Writes to standard output. A reader that has left (`bigiron check | head`) is no failure.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr().lock(), "bigiron: cannot write to standard output: {e}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_work_with_and_without_the_verb() {
+        for line in ["bigiron --listen a --set b=c --stdio", "bigiron serve --listen a --set b=c --stdio"] {
+            let cli = Cli::try_parse_from(line.split(' ')).expect(line);
+            let Verb::Serve(serve) = cli.verb.unwrap_or(Verb::Serve(cli.serve)) else { panic!("{line}") };
+            assert_eq!(serve.settings.listen.as_deref(), Some("a"), "{line}");
+            assert_eq!(serve.settings.sets, ["b=c"], "{line}");
+            assert!(serve.stdio, "{line}");
+        }
+        for line in
+            ["bigiron --listen a check", "bigiron check --stdio", "bigiron schema --listen a", "bigiron --nonsense"]
+        {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Every setting in one value. Each part owns its section; this module only puts them side by side, loads them from
+//! their layers (`load`, `layers`), checks them (`ranges`, `relations`), and says what they came to on this host
+//! (`resolved`, `listing`). Which settings there are is asked of the structs (`known`, `schema`).
+
+mod address;
+mod fault;
+mod known;
+mod layers;
+mod listing;
+mod load;
+mod ranges;
+mod relations;
+mod resolved;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+pub use fault::{Fault, Faults};
+pub use layers::Origin;
+pub use listing::Setting;
+pub use load::{Loaded, Sources};
+pub use resolved::{Derived, Resolved};
+pub use schema::schema;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Every setting: the content of `tuning.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tuning {
+    /// Where bigiron listens and how it stops.
+    pub server: crate::server::Config,
+    /// Threads that move bytes.
+    pub runtime: crate::runtime::Config,
+    /// What the front door lets in, and for how long.
+    pub limits: crate::front::limits::Config,
+    /// Sessions of the older revisions.
+    pub sessions: crate::mcp::session::Config,
+    /// How lists are paged and kept.
+    pub lists: crate::mcp::catalogue::Config,
+    /// Threads for tools that burn CPU or block.
+    pub pool: crate::dispatch::pool::Config,
+    /// Results kept in memory.
+    pub cache: crate::dispatch::cache::Config,
+    /// The tools that ship with bigiron.
+    pub toolbox: crate::toolbox::Config,
+    /// What is written to standard error.
+    pub log: crate::telemetry::log::Config,
+    /// What differs for one tool, by its name.
+    pub tools: BTreeMap<String, crate::tool::Config>,
+}
+
+/// The candidate that is most like `word`, when one is like enough to be meant.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}

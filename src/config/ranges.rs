@@ -1,0 +1,147 @@
+//! The range of each number, with the reason for its ends. A 0 that means something is in the range; one that would
+//! only break things is not.
+
+use super::{
+    fault::{Fault, Faults},
+    relations::{View, named},
+};
+use crate::units::ByteSize;
+
+/// The range of a number (for a size, in bytes). `tools.*.KEY` stands for every tool's.
+pub(super) struct Range {
+    pub(super) path: &'static str,
+    pub(super) least: u64,
+    pub(super) most: u64,
+    /// What is lost below and above, in words that can stand after "because".
+    why: &'static str,
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+const DAY_S: u64 = 24 * 60 * 60;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+const fn range(path: &'static str, least: u64, most: u64, why: &'static str) -> Range {
+    Range { path, least, most, why }
+}
+
+const TIME: &str = "0 would cut everything off at once, and nobody waits longer than a day";
+const HARD_LIMIT: &str = "1 GiB is as much as one message may ever be; less than 1 KiB holds no ordinary one";
+
+/// Numbers that are not here may be anything that their type can hold.
+pub(super) const RANGES: &[Range] = &[
+    range("server.drain_grace_ms", 1, DAY_MS, TIME),
+    range(
+        "runtime.io_threads",
+        0,
+        1024,
+        "0 is one for each core, and more threads than cores only get in each other's way",
+    ),
+    range("limits.connections_max", 0, 1_000_000, "0 derives it, and one address serves no more"),
+    range("limits.concurrent_requests_max", 0, 1_000_000, "0 derives it, and a request needs a connection"),
+    range("limits.request_bytes_max", KIB, GIB, HARD_LIMIT),
+    range(
+        "limits.header_bytes_max",
+        8 * KIB,
+        64 * KIB,
+        "8 KiB is the smallest buffer that heads are read into, and one is held for each connection",
+    ),
+    range("limits.headers_max", 16, 1000, "clients and proxies send a dozen, and each costs time before any check"),
+    range("limits.header_timeout_ms", 1, DAY_MS, TIME),
+    range("limits.idle_timeout_ms", 1, DAY_MS, TIME),
+    range("limits.body_timeout_ms", 1, DAY_MS, TIME),
+    range(
+        "limits.body_bytes_per_s_min",
+        0,
+        MIB,
+        "0 asks for no rate, and honest clients on slow lines send less than 1 MiB in a second",
+    ),
+    range("limits.write_timeout_ms", 1, DAY_MS, TIME),
+    range("limits.request_timeout_ms", 1, DAY_MS, TIME),
+    range("limits.result_bytes_max", KIB, GIB, HARD_LIMIT),
+    range("limits.stream_buffer_bytes_max", KIB, GIB, HARD_LIMIT),
+    range(
+        "limits.json_depth_max",
+        4,
+        128,
+        "real arguments nest a few levels, and deeper ones than 128 are made to overflow stacks",
+    ),
+    range("limits.json_keys_max", 16, 1_000_000, "real objects have a few members, and millions are made to burn CPU"),
+    range(
+        "sessions.sessions_max",
+        1,
+        10_000_000,
+        "0 would shut clients of the older revisions out, and each session costs memory",
+    ),
+    range("sessions.per_caller_max", 1, 10_000_000, "0 would shut clients of the older revisions out"),
+    range(
+        "sessions.idle_timeout_s",
+        1,
+        30 * DAY_S,
+        "0 would end sessions before their second request, and abandoned ones hold memory",
+    ),
+    range(
+        "lists.page_entries_max",
+        1,
+        10_000,
+        "an empty page would make clients ask for ever, and a longer one is no page",
+    ),
+    range("lists.ttl_ms", 0, 365 * DAY_MS, "0 asks clients not to keep lists, and nobody keeps one longer than a year"),
+    range("pool.threads", 0, 1024, "0 is one for each core, and more threads than cores only get in each other's way"),
+    range("pool.threads_max", 0, 4096, "0 is twice pool.threads, and each thread costs a stack"),
+    range("pool.keep_alive_s", 1, DAY_S, "0 would start and end a thread for every job over the core threads"),
+    range(
+        "pool.queue_max",
+        1,
+        1_000_000,
+        "without a place in the queue a call could not be handed over, and each place costs memory",
+    ),
+    range("cache.entry_bytes_max", 0, GIB, HARD_LIMIT),
+    range(
+        "toolbox.output_bytes_max",
+        KIB,
+        64 * MIB,
+        "less than 1 KiB says nothing, and no agent reads more than 64 MiB",
+    ),
+    range("toolbox.file_bytes_max", 1, 4 * GIB, "0 would open no file, and each call holds a whole one in memory"),
+    range(
+        "toolbox.sql_connections_max",
+        1,
+        1024,
+        "0 would answer no query, and each connection holds files and memory",
+    ),
+    range("tools.*.timeout_ms", 1, DAY_MS, TIME),
+    range(
+        "tools.*.cache_ttl_s",
+        1,
+        365 * DAY_S,
+        "to keep no results, leave it out; nobody keeps one longer than a year",
+    ),
+];
+
+/// Refuses every number that is out of its range.
+pub(super) fn check(view: &View<'_>, faults: &mut Faults) {
+    for setting in view.settings.values() {
+        let general = match setting.section.split_once('.') {
+            Some((section, _)) => format!("{section}.*.{}", setting.key),
+            None => setting.path.clone(),
+        };
+        let Some(range) = RANGES.iter().find(|r| r.path == general) else { continue };
+        let is_size = setting.value.is_string();
+        let value = match setting.value.as_str() {
+            Some(text) => ByteSize::parse(text).map(|s| s.0).ok(),
+            None => setting.value.as_u64(),
+        };
+        let Some(value) = value else { continue };
+        let write = |n: u64| if is_size { format!("\"{}\"", ByteSize(n)) } else { n.to_string() };
+        let end = if value < range.least {
+            format!("the least is {}", write(range.least))
+        } else if value > range.most {
+            format!("the most is {}", write(range.most))
+        } else {
+            continue;
+        };
+        faults.push(Fault::new("", format!("{}: {end}, because {}", named(setting), range.why)));
+    }
+}

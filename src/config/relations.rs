@@ -1,0 +1,302 @@
+//! Whether settings make sense together, and on this host. Checked before the first byte, because each of these would
+//! otherwise show as a strange failure under load. Every fault names the settings, their values, and where those came
+//! from. The range of each number by itself is in `ranges`.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Tuning, address,
+    fault::{Fault, Faults, shown},
+    listing::Setting,
+    ranges,
+    resolved::Resolved,
+};
+use crate::runtime::Host;
+
+/// What the checks look at.
+pub(super) struct View<'a> {
+    pub(super) tuning: &'a Tuning,
+    pub(super) resolved: &'a Resolved,
+    pub(super) host: &'a Host,
+    /// By path, so that a file that is wrong in 100,000 places is refused as fast as it is read.
+    pub(super) settings: BTreeMap<&'a str, &'a Setting>,
+    pub(super) insecure_no_auth: bool,
+}
+
+/// A check: says what does not fit, if anything.
+type Check = fn(&View<'_>, &mut Faults);
+
+const CHECKS: &[Check] = &[
+    ranges::check,
+    timeouts_fit_into_the_grace,
+    listeners,
+    endpoint_path,
+    allowed_hosts_and_origins,
+    connections_have_descriptors,
+    memory_holds_what_may_be_in_flight,
+    body_rate_fits_the_body_time,
+    sessions_of_one_caller,
+    pool_threads,
+    cache_entry_fits_the_cache,
+    toolbox_output_fits_a_result,
+    toolbox_root,
+    log_level,
+    tools,
+];
+
+/// Runs every check.
+pub(super) fn check(view: &View<'_>) -> Result<(), Faults> {
+    let mut faults = Faults::default();
+    for check in CHECKS {
+        check(view, &mut faults);
+    }
+    faults.or(())
+}
+
+impl View<'_> {
+    /// `limits.request_timeout_ms = 60000 (tuning.toml:12)`, with what a 0 came to.
+    fn named(&self, path: &str) -> String {
+        self.settings.get(path).map_or_else(|| path.to_owned(), |setting| named(setting))
+    }
+
+    fn refuse(&self, faults: &mut Faults, path: &str, wrong: impl std::fmt::Display) {
+        faults.push(Fault::new("", format!("{}: {wrong}", self.named(path))));
+    }
+}
+
+pub(super) fn named(setting: &Setting) -> String {
+    let derived = setting.derived.map_or_else(String::new, |d| format!(", {} on this host", d.value));
+    format!("{} = {} ({}{derived})", shown(&setting.path), shown(&setting.toml()), setting.origin)
+}
+
+/// A stop that cuts off calls which were still within their time would lose work at every restart.
+fn timeouts_fit_into_the_grace(view: &View<'_>, faults: &mut Faults) {
+    let grace = view.tuning.server.drain_grace_ms;
+    let tools = view.tuning.tools.iter().map(|(name, tool)| (format!("tools.{name}.timeout_ms"), tool.timeout_ms));
+    let general = ("limits.request_timeout_ms".to_owned(), Some(view.tuning.limits.request_timeout_ms));
+    for (path, timeout) in std::iter::once(general).chain(tools) {
+        if timeout.is_some_and(|timeout| timeout > grace) {
+            let grace = view.named("server.drain_grace_ms");
+            view.refuse(faults, &path, format!(
+                "more than {grace}, so a stop would cut off calls that are still in time; lower the first or raise the second"
+            ));
+        }
+    }
+}
+
+/// bigiron has no authentication yet: whoever reaches a listener may call every tool. That only programs on this host
+/// reach it is the one protection, and giving it up takes a word on the command line.
+fn listeners(view: &View<'_>, faults: &mut Faults) {
+    let server = &view.tuning.server;
+    for (path, text) in [("server.listen", &server.listen), ("server.admin_listen", &server.admin_listen)] {
+        if path == "server.admin_listen" && text.is_empty() {
+            continue;
+        }
+        match address::listener(text) {
+            Err(wrong) => view.refuse(faults, path, wrong),
+            Ok(address) if !address::is_loopback(&address) && !view.insecure_no_auth => view.refuse(
+                faults,
+                path,
+                "other hosts can reach this address, and there is no authentication: everybody who reaches it could \
+                 call every tool. Listen on a loopback address (127.0.0.1 or [::1]) behind a proxy that authenticates, \
+                 or say --insecure-no-auth when this is meant",
+            ),
+            Ok(_) => {}
+        }
+    }
+    let (listen, admin) = (address::listener(&server.listen), address::listener(&server.admin_listen));
+    if let (Ok(listen), Ok(admin)) = (listen, admin)
+        && listen == admin
+        && listen.port() != 0
+    {
+        let other = view.named("server.listen");
+        view.refuse(
+            faults,
+            "server.admin_listen",
+            format!("the same as {other}; give it a port of its own, or \"\" to switch it off"),
+        );
+    }
+}
+
+fn endpoint_path(view: &View<'_>, faults: &mut Faults) {
+    if let Some(wrong) = address::path_fault(&view.tuning.server.path) {
+        view.refuse(faults, "server.path", wrong);
+    }
+}
+
+fn allowed_hosts_and_origins(view: &View<'_>, faults: &mut Faults) {
+    let server = &view.tuning.server;
+    let hosts = server.allowed_hosts.iter().map(|h| ("server.allowed_hosts", h, address::host_fault(h)));
+    let origins = server.allowed_origins.iter().map(|o| ("server.allowed_origins", o, address::origin_fault(o)));
+    for (path, text, wrong) in hosts.chain(origins) {
+        if let Some(wrong) = wrong {
+            view.refuse(faults, path, format!("\"{}\": {wrong}", shown(text)));
+        }
+    }
+}
+
+/// Over the limit on open files `accept` fails, and so does every tool that opens a file.
+fn connections_have_descriptors(view: &View<'_>, faults: &mut Faults) {
+    let room = view.host.descriptors_for_connections();
+    if view.resolved.connections_max as u64 > room.max(1) {
+        view.refuse(faults, "limits.connections_max", format!(
+            "this process may have {} files open, which leaves {room} for connections; lower it, or raise the limit on \
+             open files (ulimit -n, LimitNOFILE)",
+            view.host.descriptors_max,
+        ));
+    }
+}
+
+/// The kernel ends a process that takes too much memory, without a word to anybody. So that this cannot come from what
+/// clients send, what they may make bigiron hold has to fit.
+fn memory_holds_what_may_be_in_flight(view: &View<'_>, faults: &mut Faults) {
+    let (limits, resolved) = (&view.tuning.limits, view.resolved);
+    let bodies = (resolved.concurrent_requests_max as u64).saturating_mul(limits.request_bytes_max.0);
+    let heads = (resolved.connections_max as u64).saturating_mul(limits.header_bytes_max.0);
+    let cache = view.tuning.cache.bytes_max.0;
+    let sum = bodies.saturating_add(heads).saturating_add(cache);
+    let memory = view.host.memory_usable_bytes();
+    if sum > memory {
+        let n = |path: &str| view.named(path);
+        faults.push(Fault::new("", format!(
+            "{} + {} x {} + {} x {}: {} + {} + {} is more than the {} of memory that this host has for bigiron; lower \
+             one of them",
+            n("cache.bytes_max"),
+            n("limits.concurrent_requests_max"),
+            n("limits.request_bytes_max"),
+            n("limits.connections_max"),
+            n("limits.header_bytes_max"),
+            mebibytes(cache),
+            mebibytes(bodies),
+            mebibytes(heads),
+            mebibytes(memory),
+        )));
+    }
+}
+
+/// A body that keeps to the least rate must be able to arrive: time and rate together must not refuse what the size
+/// allows. (A rate of 0 asks for none.)
+fn body_rate_fits_the_body_time(view: &View<'_>, faults: &mut Faults) {
+    let limits = &view.tuning.limits;
+    let within_time = limits.body_bytes_per_s_min.saturating_mul(limits.body_timeout_ms) / 1000;
+    if within_time > limits.request_bytes_max.0 {
+        let (time, size) = (view.named("limits.body_timeout_ms"), view.named("limits.request_bytes_max"));
+        view.refuse(faults, "limits.body_bytes_per_s_min", format!(
+            "a body that keeps to this rate for {time} has more than {size}, so the time could never be met; lower the rate or the time",
+        ));
+    }
+}
+
+fn sessions_of_one_caller(view: &View<'_>, faults: &mut Faults) {
+    let sessions = &view.tuning.sessions;
+    if sessions.per_caller_max > sessions.sessions_max {
+        let all = view.named("sessions.sessions_max");
+        view.refuse(faults, "sessions.per_caller_max", format!("more than {all}, so it would limit nobody; lower it"));
+    }
+}
+
+fn pool_threads(view: &View<'_>, faults: &mut Faults) {
+    let pool = &view.tuning.pool;
+    if pool.threads != 0 && pool.threads_max != 0 && pool.threads > pool.threads_max {
+        let most = view.named("pool.threads_max");
+        view.refuse(
+            faults,
+            "pool.threads",
+            format!("more than {most}; lower the first, raise the second, or leave one at 0"),
+        );
+    }
+}
+
+fn cache_entry_fits_the_cache(view: &View<'_>, faults: &mut Faults) {
+    let cache = &view.tuning.cache;
+    // A cache of 0 bytes is one that is switched off.
+    if cache.bytes_max.0 != 0 && cache.entry_bytes_max > cache.bytes_max {
+        let whole = view.named("cache.bytes_max");
+        view.refuse(
+            faults,
+            "cache.entry_bytes_max",
+            format!("more than {whole}; one result cannot be larger than all of them"),
+        );
+    }
+}
+
+/// Otherwise a tool would stop at its own limit, say how to get the rest, and then be refused whole.
+fn toolbox_output_fits_a_result(view: &View<'_>, faults: &mut Faults) {
+    if view.tuning.toolbox.output_bytes_max > view.tuning.limits.result_bytes_max {
+        let result = view.named("limits.result_bytes_max");
+        view.refuse(
+            faults,
+            "toolbox.output_bytes_max",
+            format!("more than {result}, so its longest answers would be refused; lower it"),
+        );
+    }
+}
+
+fn toolbox_root(view: &View<'_>, faults: &mut Faults) {
+    let toolbox = &view.tuning.toolbox;
+    if !toolbox.enabled {
+        return;
+    }
+    let wrong = match std::fs::metadata(&toolbox.root) {
+        Ok(found) if found.is_dir() => return,
+        Ok(_) => "this is no folder".to_owned(),
+        Err(e) => format!("this folder cannot be read: {e}"),
+    };
+    view.refuse(
+        faults,
+        "toolbox.root",
+        format!("{wrong}; name the folder that the tools may read, or set toolbox.enabled = false"),
+    );
+}
+
+/// A word that is no level would be taken for the name of a module, and switch everything else off.
+fn log_level(view: &View<'_>, faults: &mut Faults) {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = &view.tuning.log.level;
+    let is_level = |word: &str| LEVELS.iter().any(|l| l.eq_ignore_ascii_case(word));
+    for directive in level.split(',').map(str::trim) {
+        let word = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+        if !is_level(word) {
+            let hint = super::nearest(&word.to_ascii_lowercase(), LEVELS.into_iter())
+                .map_or_else(String::new, |l| format!("; did you mean \"{l}\"?"));
+            view.refuse(faults, "log.level", format!(
+                "\"{}\" is no level{hint} The levels are {}; directives are written as \"info,bigiron::front=debug\"",
+                shown(word),
+                LEVELS.join(", "),
+            ));
+            return;
+        }
+    }
+    if let Err(e) = tracing_subscriber::EnvFilter::builder().parse(level) {
+        view.refuse(faults, "log.level", e);
+    }
+}
+
+/// Whether a tool of each name exists is asked when the tools are known.
+fn tools(view: &View<'_>, faults: &mut Faults) {
+    for (name, tool) in &view.tuning.tools {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+        if name.is_empty() || name.len() > 128 || !name.bytes().all(plain) {
+            faults.push(Fault::new(
+                "",
+                format!(
+                    "[tools.{}]: no tool can have this name: 1 to 128 letters, digits, '_', '-' and '.'",
+                    shown(name)
+                ),
+            ));
+        }
+        for (key, set) in
+            [("cache_scope", tool.cache_scope.is_some()), ("cache_not_read_only", tool.cache_not_read_only.is_some())]
+        {
+            if set && tool.cache_ttl_s.is_none() {
+                view.refuse(faults, &format!("tools.{name}.{key}"), format!(
+                    "this says nothing without tools.{name}.cache_ttl_s, because no result is kept; set that too, or remove this"
+                ));
+            }
+        }
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}

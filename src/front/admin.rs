@@ -1,0 +1,82 @@
+//! The admin listener: a few paths for operators and balancers, on a thread and a runtime of its own, so that it
+//! answers whatever the rest is doing. It shares the front door's checks of Host and Origin and nothing else.
+
+use std::{convert::Infallible, io, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
+
+use hyper::{Method, Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::{
+    front::{
+        body::Body,
+        checks::{Hosts, Origins, said_once},
+        headers::Headers,
+        reply::{self, Refused},
+    },
+    mcp::code::Refusal,
+    shutdown::Drain,
+};
+
+/// Connections at once: operators, a balancer, a scraper.
+const CONNECTIONS_MAX: usize = 128;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the admin listener answers from.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) hosts: Hosts,
+    pub(crate) drain: Arc<Drain>,
+}
+
+/// Starts the thread. It lives as long as the process.
+pub(crate) fn start(listener: StdListener, admin: Admin) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("admin".into()).spawn(move || {
+        if let Err(error) = runtime.block_on(serve(listener, Arc::new(admin))) {
+            tracing::error!(%error, "the admin listener ended");
+        }
+    })?;
+    Ok(())
+}
+
+async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return Ok(()) };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let admin = Arc::clone(&admin);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let response = admin.answer(&request).unwrap_or_else(Refused::into_response);
+                std::future::ready(Ok::<_, Infallible>(response))
+            });
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+            let _ = http.serve_connection(TokioIo::new(stream), service).await; // what a prober breaks off is no news
+            drop(permit);
+        });
+    }
+}
+
+impl Admin {
+    fn answer(&self, request: &Request<Incoming>) -> Result<Response<Body>, Refused> {
+        let headers = Headers::scan(request.headers());
+        said_once(&headers)?;
+        self.hosts.check(request.uri(), request.version(), &headers)?;
+        Origins::new(&[]).check(&headers, &self.hosts)?;
+        match (request.method(), request.uri().path()) {
+            (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
+            (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(!self.drain.is_started())),
+            _ => {
+                let message = "nothing is served at this path of the admin listener; it has /health and /ready";
+                Err(Refusal { status: 404, ..Refusal::invalid_request(message) }.into())
+            }
+        }
+    }
+}

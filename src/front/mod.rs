@@ -1,0 +1,145 @@
+//! The front door: HTTP. hyper stays here. Read [`Front::answer`] for the order in which a request is looked at; each
+//! check is a function in `checks`, and what any of them refuses leaves through `reply`.
+//!
+//! What a message means is `mcp`'s business; connections as such (timeouts, drain) are `connection`'s.
+
+pub(crate) mod admin;
+mod body;
+pub(crate) mod checks;
+pub(crate) mod connection;
+mod headers;
+mod intake;
+pub mod limits;
+mod reply;
+mod stream;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use hyper::{Method, Request, Response, body::Incoming, http::request::Parts};
+
+use crate::{
+    front::{
+        body::Body,
+        checks::{Hosts, Origins},
+        connection::Connection,
+        headers::Headers,
+        reply::Refused,
+    },
+    mcp::{
+        code::Refusal,
+        router::{Router, Step},
+    },
+};
+
+/// What the front door knows: its lists, its limits, and where messages go.
+#[derive(Debug)]
+pub(crate) struct Front {
+    pub(crate) path: String,
+    pub(crate) hosts: Hosts,
+    pub(crate) origins: Origins,
+    pub(crate) limits: limits::Config,
+    pub(crate) gate: Gate,
+    pub(crate) router: Router,
+}
+
+/// Counts requests being served, up to a limit.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    inside: AtomicUsize,
+    max: usize,
+}
+
+/// A place inside the gate, free again when dropped.
+#[derive(Debug)]
+struct Place(Arc<Connection>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.front.gate.inside.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { inside: AtomicUsize::new(0), max }
+    }
+
+    pub(crate) fn inside(&self) -> usize {
+        self.inside.load(Ordering::Relaxed)
+    }
+
+    fn enter(conn: &Arc<Connection>) -> Result<Place, Refusal> {
+        let gate = &conn.front.gate;
+        let place = Place(Arc::clone(conn)); // counted from here on, also when it is refused at once
+        if gate.inside.fetch_add(1, Ordering::AcqRel) < gate.max {
+            return Ok(place);
+        }
+        Err(Refusal::overloaded(1, format!("{} requests are being served, as many as may be at once", gate.max)))
+    }
+}
+
+/// Answers one request of a connection.
+pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+    let busy = conn.begin();
+    let (head, incoming) = request.into_parts();
+    let headers = Headers::scan(&head.headers);
+    let front = &conn.front;
+    let cors = front.origins.cors(&headers);
+    let answered = front.answer(&conn, &head, &headers, incoming, busy.now()).await;
+    let mut response = answered.unwrap_or_else(Refused::into_response);
+    if let Some(origin) = cors {
+        reply::allow_origin(&mut response, origin);
+    }
+    response.body_mut().hold(busy);
+    response
+}
+
+impl Front {
+    async fn answer(
+        &self,
+        conn: &Arc<Connection>,
+        head: &Parts,
+        headers: &Headers<'_>,
+        incoming: Incoming,
+        now: Instant,
+    ) -> Result<Response<Body>, Refused> {
+        // who may speak at all
+        checks::head_size(&head.uri, headers, &self.limits)?; //                  414, 431
+        checks::said_once(headers)?; //                                           400
+        self.hosts.check(&head.uri, head.version, headers)?; //                   400, 403
+        self.origins.check(headers, &self.hosts)?; //                             403
+        // what for
+        match (&head.method, head.uri.path()) {
+            (_, path) if path == self.path => {}
+            (&Method::GET | &Method::HEAD, "/health") => return Ok(reply::alive()),
+            (&Method::GET | &Method::HEAD, "/ready") => return Ok(reply::ready(!self.router.drain.is_started())),
+            _ => return Err(reply::no_such_path(&self.path)), //                  404
+        }
+        match head.method {
+            Method::POST => {}
+            Method::OPTIONS => return reply::preflight(headers, &self.origins), // 204, 403
+            Method::DELETE if checks::may_have_session(headers) => {
+                return Ok(reply::answer(self.router.end_session(&headers.head(conn.peer), now)));
+            }
+            _ => return Err(reply::no_such_method()), //                          405
+        }
+        // in which form, and how much of it
+        checks::content(headers)?; //                                             415
+        checks::accept(headers)?; //                                              406
+        let length = checks::length(headers, &self.limits)?; //                   400, 413
+        let place = Gate::enter(conn)?; //                                        503
+        // only now is the body read
+        let body = intake::read(incoming, length, &self.limits, now).await?; //   400, 408, 413
+        let step = self.router.message(&headers.head(conn.peer), None, &body, now);
+        match step {
+            Step::Done(answer) => Ok(reply::message(answer, headers.takes)),
+            Step::Call(call) => Ok(stream::run(conn, call, headers.takes, place).await),
+        }
+    }
+}

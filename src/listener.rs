@@ -1,0 +1,171 @@
+//! Sockets that listen, and the connections that came from them: a permit before each accept, a list for the drain to
+//! wake.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use crate::front::{
+    Front,
+    connection::{self, Connection},
+};
+
+/// Connections that the kernel completes before we accept them. The kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// How long to wait after an accept failed, which is almost always for want of descriptors: others must end first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Binds and listens, so that a port in use is found before anything runs.
+pub(crate) fn bind(addr: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?; // a restart must not wait for the old connections to be forgotten
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The open connections.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    open: Mutex<Open>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    by_number: HashMap<u64, Arc<Connection>>,
+}
+
+/// A place in the list; its drop takes the connection out.
+struct Listed {
+    connections: Arc<Connections>,
+    number: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.connections.open.lock().by_number.remove(&self.number);
+        self.connections.changed.notify_waiters();
+    }
+}
+
+impl Connections {
+    pub(crate) fn len(&self) -> usize {
+        self.open.lock().by_number.len()
+    }
+
+    /// Makes every connection look at the drain's state.
+    pub(crate) fn wake_all(&self) {
+        let open: Vec<_> = self.open.lock().by_number.values().cloned().collect();
+        open.iter().for_each(|connection| connection.wake());
+    }
+
+    /// Returns when no connection is open.
+    pub(crate) async fn none_left(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.len() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn list(self: &Arc<Self>, connection: &Arc<Connection>, permit: OwnedSemaphorePermit) -> Listed {
+        let mut open = self.open.lock();
+        let number = open.next;
+        open.next += 1;
+        open.by_number.insert(number, Arc::clone(connection));
+        drop(open);
+        Listed { connections: Arc::clone(self), number, _permit: permit }
+    }
+}
+
+/// Accepts until `stop` is told. At the limit on connections nothing is accepted: clients wait in the kernel's queue.
+pub(crate) async fn accept(
+    listener: StdListener,
+    front: Arc<Front>,
+    connections: Arc<Connections>,
+    connections_max: usize,
+    stop: Arc<Notify>,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let permits = Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)));
+    let stopped = stop.notified();
+    tokio::pin!(stopped);
+    loop {
+        let (permit, accepted) = tokio::select! {
+            biased;
+            () = &mut stopped => break,
+            next = next(&listener, &permits) => next,
+        };
+        match accepted {
+            Ok(accepted) => take(accepted, &front, &connections, permit),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    // What the kernel has completed already would be reset with the socket, though its client was told that it is
+    // connected: it is served, as far as there is room.
+    while let (Ok(permit), Ok(Ok(accepted))) =
+        (Arc::clone(&permits).try_acquire_owned(), timeout(Duration::ZERO, listener.accept()).await)
+    {
+        take(accepted, &front, &connections, permit);
+    }
+    Ok(())
+}
+
+/// Serves a connection in a task of its own.
+fn take(
+    (stream, peer): (TcpStream, SocketAddr),
+    front: &Arc<Front>,
+    connections: &Arc<Connections>,
+    permit: OwnedSemaphorePermit,
+) {
+    prepare(&stream, front);
+    let connection = Arc::new(Connection::new(Arc::clone(front), peer.ip(), Instant::now()));
+    let listed = connections.list(&connection, permit);
+    tokio::spawn(async move {
+        connection::run(connection, stream).await;
+        drop(listed);
+    });
+}
+
+async fn next(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> (OwnedSemaphorePermit, io::Result<(TcpStream, SocketAddr)>) {
+    loop {
+        // An error would mean that the semaphore was closed, which nobody does.
+        if let Ok(permit) = Arc::clone(permits).acquire_owned().await {
+            return (permit, listener.accept().await);
+        }
+    }
+}
+
+/// Answers go out at once, and a peer that is gone without a word is noticed by the kernel. Neither is worth refusing a
+/// connection for.
+fn prepare(stream: &TcpStream, front: &Front) {
+    let socket = SockRef::from(stream);
+    let prepared =
+        socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(front.limits.write_timeout())));
+    if let Err(error) = prepared {
+        tracing::debug!(%error, "a connection keeps the socket options of the system");
+    }
+}

@@ -1,0 +1,119 @@
+//! From failures to statuses and codes: the one table. Everything that refuses a message makes a [`Refusal`] here.
+//! Codes are those of JSON-RPC and of the 2026-07-28 revision; our own (-31xxx) lie outside the reserved range.
+
+use serde_json::{Value, json};
+
+use crate::{
+    call::{ClientCapabilities, Reply},
+    error::CallError,
+    mcp::{MODERN_VERSION, wire::WireFault},
+};
+
+pub(crate) const PARSE_ERROR: i32 = -32700;
+pub(crate) const INVALID_REQUEST: i32 = -32600;
+pub(crate) const METHOD_NOT_FOUND: i32 = -32601;
+pub(crate) const INVALID_PARAMS: i32 = -32602;
+pub(crate) const INTERNAL_ERROR: i32 = -32603;
+pub(crate) const HEADER_MISMATCH: i32 = -32020;
+pub(crate) const MISSING_CAPABILITY: i32 = -32021;
+pub(crate) const UNSUPPORTED_VERSION: i32 = -32022;
+/// No room or stopping.
+pub(crate) const OVERLOADED: i32 = -31503;
+/// The deadline passed before the call started.
+pub(crate) const DEADLINE_BEFORE_START: i32 = -31504;
+
+/// Which family of rules a request follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Era {
+    /// 2026-07-28: stateless.
+    Modern,
+    /// 2024-11-05 to 2025-11-25: sessions.
+    Legacy,
+}
+
+/// A request that gets no result: what the client is told.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) code: i32,
+    pub(crate) message: String,
+    pub(crate) data: Option<Value>,
+    pub(crate) retry_after_s: Option<u32>,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: u16, code: i32, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), data: None, retry_after_s: None }
+    }
+
+    /// 400 for a message that breaks the protocol.
+    pub(crate) fn invalid_request(message: impl Into<String>) -> Self {
+        Self::new(400, INVALID_REQUEST, message)
+    }
+
+    /// 400 for headers that are missing or contradict the body.
+    pub(crate) fn header_mismatch(message: impl Into<String>) -> Self {
+        Self::new(400, HEADER_MISMATCH, message)
+    }
+
+    /// 400 for a revision that requests cannot use on their own.
+    pub(crate) fn unsupported_version(requested: &str) -> Self {
+        let mut refusal = Self::new(400, UNSUPPORTED_VERSION, "this protocol version is not supported");
+        refusal.data = Some(json!({ "supported": [MODERN_VERSION], "requested": requested }));
+        refusal
+    }
+
+    pub(crate) fn method_not_found(era: Era, method: &str) -> Self {
+        let method: String = method.chars().take(64).collect();
+        let status = if era == Era::Modern { 404 } else { 200 };
+        Self::new(status, METHOD_NOT_FOUND, format!("method not found: {method}"))
+    }
+
+    /// Parameters that a known method does not take. `broken` says that the message breaks the protocol itself.
+    pub(crate) fn invalid_params(broken: bool, message: impl Into<String>) -> Self {
+        Self::new(if broken { 400 } else { 200 }, INVALID_PARAMS, message)
+    }
+
+    /// 503 with the time to wait.
+    pub(crate) fn overloaded(retry_after_s: u32, message: impl Into<String>) -> Self {
+        Self { retry_after_s: Some(retry_after_s), ..Self::new(503, OVERLOADED, message) }
+    }
+}
+
+impl From<WireFault> for Refusal {
+    fn from(fault: WireFault) -> Self {
+        match fault {
+            WireFault::Parse(message) => Self::new(400, PARSE_ERROR, message),
+            WireFault::InvalidRequest(message) => Self::invalid_request(message),
+            WireFault::InvalidParams(message) => Self::invalid_params(true, message),
+        }
+    }
+}
+
+/// What a failed call becomes: a result that the agent reads, or a refusal that the client's code reads. `None` for a
+/// call that was taken back, to which nothing may be said.
+pub(crate) fn of_call(error: &CallError, era: Era) -> Option<Result<Reply, Refusal>> {
+    let message = error.to_string();
+    let modern = era == Era::Modern;
+    Some(match error {
+        CallError::Tool(_) | CallError::TimedOut { .. } => Ok(Reply::error(&message)),
+        CallError::InvalidParams(_) | CallError::UnknownTool(_) => Err(Refusal::invalid_params(false, message)),
+        CallError::MissingCapability(missing) => {
+            let mut refusal = Refusal::new(if modern { 400 } else { 200 }, MISSING_CAPABILITY, message);
+            refusal.data = Some(json!({ "requiredCapabilities": capabilities_object(*missing) }));
+            Err(refusal)
+        }
+        CallError::Internal => Err(Refusal::new(200, INTERNAL_ERROR, message)),
+        CallError::Overloaded { retry_after_s } => Err(Refusal::overloaded(*retry_after_s, message)),
+        CallError::Draining => Err(Refusal::overloaded(1, message)),
+        CallError::DeadlineBeforeStart => {
+            Err(Refusal { retry_after_s: Some(1), ..Refusal::new(503, DEADLINE_BEFORE_START, message) })
+        }
+        CallError::Cancelled => return None,
+    })
+}
+
+fn capabilities_object(capabilities: ClientCapabilities) -> Value {
+    let names = ClientCapabilities::NAMES.iter().filter(|(_, flag)| capabilities.contains(*flag));
+    Value::Object(names.map(|(name, _)| ((*name).to_owned(), json!({}))).collect())
+}

@@ -1,0 +1,136 @@
+//! The rules of 2024-11-05 to 2025-11-25: `initialize` opens a session, and every later request names it.
+
+use std::{sync::Arc, time::Instant};
+
+use parking_lot::Mutex;
+
+use crate::{
+    call::{Caller, ClientCapabilities},
+    mcp::{
+        LEGACY_VERSIONS,
+        code::{Era, Refusal},
+        encode::OwnedId,
+        head::{Field, Head},
+        session::{Full, Session, Sessions},
+        wire::{Envelope, IdField, Shape, Text},
+    },
+};
+
+/// The session of a transport that is itself one: a pair of pipes.
+#[derive(Debug)]
+pub(crate) struct OwnSession {
+    opened: Mutex<Option<Arc<Session>>>,
+    /// Where requests without a session are noted, so that they can be cancelled too.
+    unopened: Arc<Session>,
+}
+
+impl Default for OwnSession {
+    fn default() -> Self {
+        let unopened = Sessions::detached(ClientCapabilities::default());
+        Self { opened: Mutex::default(), unopened }
+    }
+}
+
+impl OwnSession {
+    /// Where calls of an era are noted while they run.
+    pub(crate) fn scope(&self, era: Era) -> Option<Arc<Session>> {
+        match era {
+            Era::Modern => Some(Arc::clone(&self.unopened)),
+            Era::Legacy => self.opened.lock().clone(),
+        }
+    }
+
+    /// Cancels a running call of either era.
+    pub(crate) fn cancel(&self, id: &OwnedId) {
+        self.unopened.cancel(id);
+        if let Some(session) = self.scope(Era::Legacy) {
+            session.cancel(id);
+        }
+    }
+}
+
+/// What an `initialize` comes to.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) version: &'static str,
+    /// The new session's id, where the transport needs one.
+    pub(crate) session_id: Option<String>,
+}
+
+/// Opens a session. The version is the client's when we have it, else our newest.
+pub(crate) fn initialize(
+    envelope: &Envelope<'_>,
+    head: &Head<'_>,
+    sessions: &Sessions,
+    own: Option<&OwnSession>,
+    caller: &Caller,
+    now: Instant,
+) -> Result<Opened, Refusal> {
+    let params = &envelope.params;
+    let Text::Is(asked) = &params.protocol_version else {
+        return Err(Refusal::invalid_params(false, "params.protocolVersion is missing or not text"));
+    };
+    let version = LEGACY_VERSIONS.iter().find(|v| *v == asked).unwrap_or(&LEGACY_VERSIONS[0]);
+    let client = params.capabilities.unwrap_or_default();
+    let again = || Refusal::invalid_request("this session is initialized already; it keeps its first parameters");
+    if let Some(own) = own {
+        let mut own = own.opened.lock();
+        if own.is_some() {
+            return Err(Refusal { status: 200, ..again() });
+        }
+        *own = Some(Sessions::detached(client));
+        return Ok(Opened { version, session_id: None });
+    }
+    // An id that is not ours is ignored: ids are made here and nowhere else.
+    if head.session_id.text().is_some_and(|id| sessions.get(id, caller, now).is_some()) {
+        return Err(again());
+    }
+    let opened = sessions.open(client, caller.clone(), head.peer, now);
+    let session_id = opened.map_err(|full| match full {
+        Full::Caller => Refusal {
+            status: 429,
+            ..Refusal::overloaded(60, "this caller has as many sessions as one may have; end some with DELETE")
+        },
+        Full::Server => Refusal::overloaded(60, "the server has as many sessions as it may have"),
+    })?;
+    Ok(Opened { version, session_id: Some(session_id) })
+}
+
+/// The session that a request names.
+pub(crate) fn session(
+    head: &Head<'_>,
+    sessions: &Sessions,
+    own: Option<&OwnSession>,
+    caller: &Caller,
+    now: Instant,
+) -> Result<Arc<Session>, Refusal> {
+    if let Some(own) = own {
+        return own.scope(Era::Legacy).ok_or_else(|| Refusal {
+            status: 200,
+            ..Refusal::invalid_request(
+                "not initialized; send \"initialize\" first, or a request of 2026-07-28 with its _meta",
+            )
+        });
+    }
+    match head.session_id {
+        Field::Absent => Err(Refusal::invalid_request(
+            "the header Mcp-Session-Id is missing; send \"initialize\" first, or a request of 2026-07-28 with its _meta",
+        )),
+        Field::Repeated => Err(Refusal::invalid_request("the header Mcp-Session-Id stands more than once")),
+        field => field.text().and_then(|id| sessions.get(id, caller, now)).ok_or_else(|| Refusal {
+            status: 404,
+            ..Refusal::invalid_request("no such session; it has ended, so send \"initialize\" again")
+        }),
+    }
+}
+
+/// What must hold for every message in a session.
+pub(crate) fn check(envelope: &Envelope<'_>) -> Result<(), Refusal> {
+    if !matches!(envelope.params.shape, Shape::Object | Shape::Absent) {
+        return Err(Refusal::invalid_params(true, "params must be an object"));
+    }
+    if envelope.params.meta.progress_token == IdField::Wrong {
+        return Err(Refusal::invalid_params(true, "params._meta.progressToken must be text or an integer"));
+    }
+    Ok(())
+}

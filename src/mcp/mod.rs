@@ -1,0 +1,27 @@
+//! The protocol, pure: bytes and values in, values out. No sockets here, and `now` is an argument.
+//!
+//! In the order of a message's way: `wire` reads it (by `reader`), `modern` says which rules it follows, `modern` and
+//! `legacy` check it by them, `router` sends it to its handler (`calling`, for tools), `encode` writes the answer. `session` holds what the
+//! older revisions remember, `catalogue` the answers that do not depend on the call, `code` the one table from
+//! failures to statuses and codes.
+
+pub(crate) mod calling;
+pub mod catalogue;
+pub(crate) mod code;
+pub(crate) mod encode;
+pub(crate) mod head;
+pub(crate) mod legacy;
+mod modern;
+mod reader;
+pub(crate) mod router;
+pub mod session;
+pub(crate) mod wire;
+
+/// The revision without sessions.
+pub const MODERN_VERSION: &str = "2026-07-28";
+/// The revisions with sessions, newest first.
+pub const LEGACY_VERSIONS: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
+
+pub(crate) const META_PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+pub(crate) const META_CLIENT_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub(crate) const META_LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";

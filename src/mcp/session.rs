@@ -1,0 +1,349 @@
+//! What the older revisions remember between requests: sessions, as records in a sharded map. A session costs its
+//! record; nothing runs for it. It belongs to the caller who opened it: for anybody else it is as if it were not there.
+
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use parking_lot::Mutex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::{
+    call::{Caller, ClientCapabilities},
+    mcp::encode::OwnedId,
+    outbox::LogLevel,
+};
+
+/// Shards of the map: enough that threads seldom meet at one lock.
+const SHARDS: usize = 64;
+/// Random bytes in an id; 192 bits cannot be guessed.
+const ID_BYTES: usize = 24;
+
+/// `[sessions]`: limits of the revisions up to 2025-11-25, which have sessions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Sessions at once.
+    pub sessions_max: usize,
+    /// Sessions at once of one caller; without authentication, of one address.
+    pub per_caller_max: usize,
+    /// Time after its last use when a session ends, in seconds.
+    pub idle_timeout_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { sessions_max: 100_000, per_caller_max: 10_000, idle_timeout_s: 3600 }
+    }
+}
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) client: ClientCapabilities,
+    caller: Caller,
+    peer: Option<IpAddr>,
+    /// Seconds since the map was made.
+    last_used_s: AtomicU32,
+    log_level: Mutex<Option<LogLevel>>,
+    /// Calls that may still be cancelled, which are those not answered at once.
+    in_flight: Mutex<Vec<(OwnedId, Arc<Notify>)>>,
+}
+
+impl Session {
+    pub(crate) fn log_level(&self) -> Option<LogLevel> {
+        *self.log_level.lock()
+    }
+
+    pub(crate) fn set_log_level(&self, level: LogLevel) {
+        *self.log_level.lock() = Some(level);
+    }
+
+    /// Notes a call as running; `None` when one with this id is.
+    pub(crate) fn begin(self: &Arc<Self>, id: OwnedId) -> Option<InFlight> {
+        let cancelled = Arc::new(Notify::new());
+        let mut in_flight = self.in_flight.lock();
+        if in_flight.iter().any(|(other, _)| *other == id) {
+            return None;
+        }
+        in_flight.push((id.clone(), Arc::clone(&cancelled)));
+        drop(in_flight);
+        Some(InFlight { session: Arc::clone(self), id, cancelled })
+    }
+
+    /// Cancels a running call; does nothing when there is none with this id.
+    pub(crate) fn cancel(&self, id: &OwnedId) {
+        let in_flight = self.in_flight.lock();
+        if let Some((_, cancelled)) = in_flight.iter().find(|(other, _)| other == id) {
+            cancelled.notify_one();
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.in_flight.lock().is_empty()
+    }
+}
+
+/// A call that is running in a session; its end is the guard's drop.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    session: Arc<Session>,
+    id: OwnedId,
+    cancelled: Arc<Notify>,
+}
+
+impl InFlight {
+    /// Returns when the caller takes the call back.
+    pub(crate) async fn cancelled(&self) {
+        self.cancelled.notified().await;
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut in_flight = self.session.in_flight.lock();
+        if let Some(at) = in_flight.iter().position(|(id, _)| *id == self.id) {
+            in_flight.swap_remove(at);
+        }
+    }
+}
+
+/// Why no session was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// This caller has all that one caller may have.
+    Caller,
+    /// The server has all that it may have.
+    Server,
+}
+
+type Shard = Mutex<HashMap<Box<str>, Arc<Session>>>;
+
+/// All sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    config: Config,
+    started: Instant,
+    hasher: RandomState,
+    shards: Box<[Shard]>,
+    count: AtomicUsize,
+    per_peer: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Sessions {
+    pub(crate) fn new(config: Config, now: Instant) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self {
+            config,
+            started: now,
+            hasher: RandomState::new(),
+            shards,
+            count: AtomicUsize::new(0),
+            per_peer: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// A session outside the map, for a transport that is itself one.
+    pub(crate) fn detached(client: ClientCapabilities) -> Arc<Session> {
+        Arc::new(Session {
+            client,
+            caller: Caller::ANONYMOUS,
+            peer: None,
+            last_used_s: AtomicU32::new(0),
+            log_level: Mutex::default(),
+            in_flight: Mutex::default(),
+        })
+    }
+
+    /// Opens a session and returns its id.
+    pub(crate) fn open(
+        &self,
+        client: ClientCapabilities,
+        caller: Caller,
+        peer: Option<IpAddr>,
+        now: Instant,
+    ) -> Result<String, Full> {
+        let below = |n: usize| (n < self.config.sessions_max).then_some(n + 1);
+        self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).map_err(|_| Full::Server)?;
+        if let Some(peer) = peer {
+            let mut per_peer = self.per_peer.lock();
+            let count = per_peer.entry(peer).or_default();
+            if *count >= self.config.per_caller_max {
+                self.count.fetch_sub(1, Ordering::AcqRel);
+                return Err(Full::Caller);
+            }
+            *count += 1;
+        }
+        let id = new_id();
+        let session = Session {
+            client,
+            caller,
+            peer,
+            last_used_s: AtomicU32::new(self.seconds(now)),
+            log_level: Mutex::default(),
+            in_flight: Mutex::default(),
+        };
+        self.shard(&id).lock().insert(id.as_str().into(), Arc::new(session));
+        Ok(id)
+    }
+
+    /// The caller's session of this id, noted as used at `now`.
+    pub(crate) fn get(&self, id: &str, caller: &Caller, now: Instant) -> Option<Arc<Session>> {
+        if id.len() != ID_CHARS {
+            return None;
+        }
+        let session = self.shard(id).lock().get(id).filter(|s| s.caller == *caller).cloned()?;
+        let seconds = self.seconds(now);
+        if self.is_over(&session, seconds) {
+            self.remove(id);
+            return None;
+        }
+        session.last_used_s.store(seconds, Ordering::Relaxed);
+        Some(session)
+    }
+
+    /// Ends the caller's session of this id; false when there is none.
+    pub(crate) fn close(&self, id: &str, caller: &Caller, now: Instant) -> bool {
+        self.get(id, caller, now).is_some() && self.remove(id)
+    }
+
+    /// Ends what has been idle for too long. Takes each shard's lock for itself and for a short time.
+    pub(crate) fn sweep(&self, now: Instant) -> usize {
+        let seconds = self.seconds(now);
+        let mut ended = 0;
+        for shard in &self.shards {
+            let mut over = Vec::new();
+            shard.lock().retain(|_, session| {
+                let keep = !self.is_over(session, seconds);
+                if !keep {
+                    over.push(Arc::clone(session));
+                }
+                keep
+            });
+            ended += over.len();
+            over.iter().for_each(|session| self.uncount(session));
+        }
+        ended
+    }
+
+    fn is_over(&self, session: &Session, seconds: u32) -> bool {
+        let idle_s = seconds.saturating_sub(session.last_used_s.load(Ordering::Relaxed));
+        u64::from(idle_s) > self.config.idle_timeout_s && !session.is_busy()
+    }
+
+    fn remove(&self, id: &str) -> bool {
+        let removed = self.shard(id).lock().remove(id);
+        removed.is_some_and(|session| {
+            self.uncount(&session);
+            true
+        })
+    }
+
+    fn uncount(&self, session: &Session) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+        let Some(peer) = session.peer else { return };
+        let mut per_peer = self.per_peer.lock();
+        if let Some(count) = per_peer.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                per_peer.remove(&peer);
+            }
+        }
+    }
+
+    fn shard(&self, id: &str) -> &Shard {
+        #[allow(clippy::cast_possible_truncation)] // any bits will do
+        let hash = self.hasher.hash_one(id) as usize;
+        &self.shards[hash % SHARDS]
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        u32::try_from(now.saturating_duration_since(self.started).as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+const ID_CHARS: usize = ID_BYTES * 2;
+
+/// Random, in hex: visible ASCII, as the header demands.
+fn new_id() -> String {
+    let mut bytes = [0; ID_BYTES];
+    // Without randomness there are no ids that cannot be guessed; to stop is the only right answer. It cannot happen
+    // after the start on Linux, where the start draws its first numbers.
+    getrandom::fill(&mut bytes).expect("the operating system gives random numbers");
+    let mut id = String::with_capacity(ID_CHARS);
+    for byte in bytes {
+        let _ = write!(id, "{byte:02x}");
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn sessions(config: Config) -> (Sessions, Instant) {
+        let now = Instant::now();
+        (Sessions::new(config, now), now)
+    }
+
+    fn open(sessions: &Sessions, peer: u8, now: Instant) -> Result<String, Full> {
+        let peer = IpAddr::from([127, 0, 0, peer]);
+        sessions.open(ClientCapabilities::default(), Caller::ANONYMOUS, Some(peer), now)
+    }
+
+    #[test]
+    fn caps_hold_and_are_given_back() {
+        let (sessions, now) = sessions(Config { sessions_max: 3, per_caller_max: 2, idle_timeout_s: 60 });
+        let first = open(&sessions, 1, now).expect("room");
+        open(&sessions, 1, now).expect("room");
+        assert_eq!(open(&sessions, 1, now), Err(Full::Caller));
+        open(&sessions, 2, now).expect("room");
+        assert_eq!(open(&sessions, 3, now), Err(Full::Server));
+        assert!(sessions.close(&first, &Caller::ANONYMOUS, now));
+        assert!(!sessions.close(&first, &Caller::ANONYMOUS, now));
+        open(&sessions, 1, now).expect("room again");
+        assert_eq!(sessions.len(), 3);
+    }
+
+    #[test]
+    fn idle_sessions_end_and_running_calls_count_as_use() {
+        let (sessions, now) = sessions(Config { idle_timeout_s: 60, ..Config::default() });
+        let idle = open(&sessions, 1, now).expect("room");
+        let busy = open(&sessions, 1, now).expect("room");
+        let call = sessions.get(&busy, &Caller::ANONYMOUS, now).expect("open").begin(OwnedId::Number(1));
+        let later = now + Duration::from_secs(61);
+        assert_eq!(sessions.sweep(now), 0);
+        assert_eq!(sessions.sweep(later), 1);
+        assert!(sessions.get(&idle, &Caller::ANONYMOUS, later).is_none());
+        drop(call);
+        assert!(sessions.get(&busy, &Caller::ANONYMOUS, now + Duration::from_secs(200)).is_none());
+        assert_eq!(sessions.len(), 0);
+    }
+
+    #[test]
+    fn one_id_runs_once_at_a_time() {
+        let session = Sessions::detached(ClientCapabilities::default());
+        let call = session.begin(OwnedId::Number(1));
+        assert!(call.is_some());
+        assert!(session.begin(OwnedId::Number(1)).is_none());
+        assert!(session.begin(OwnedId::Text("\"1\"".into())).is_some());
+        drop(call);
+        assert!(session.begin(OwnedId::Number(1)).is_some());
+    }
+}

@@ -1,0 +1,198 @@
+//! What a tool says before it is done: progress and log messages, held until the connection takes them. Made only
+//! for a call whose client asked to hear something, so a plain call pays nothing. Bounded: progress is one slot where
+//! the newest wins, log messages are counted in bytes and dropped over the limit. How a message looks on the wire is
+//! `mcp`'s business.
+
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll, Waker},
+};
+
+use parking_lot::Mutex;
+use serde_json::Value;
+
+/// Severity of a log message to the client, from RFC 5424.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)] // the names are the standard's own
+pub enum LogLevel {
+    Debug,
+    Info,
+    Notice,
+    Warning,
+    Error,
+    Critical,
+    Alert,
+    Emergency,
+}
+
+impl LogLevel {
+    const NAMES: [(&str, Self); 8] = [
+        ("debug", Self::Debug),
+        ("info", Self::Info),
+        ("notice", Self::Notice),
+        ("warning", Self::Warning),
+        ("error", Self::Error),
+        ("critical", Self::Critical),
+        ("alert", Self::Alert),
+        ("emergency", Self::Emergency),
+    ];
+
+    /// Reads the name that the level has on the wire.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, level)| *level)
+    }
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize].0
+    }
+}
+
+/// One thing that a tool said.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Message {
+    /// How far it is.
+    Progress { progress: f64, total: Option<f64>, message: Option<String> },
+    /// A log message.
+    Log { level: LogLevel, data: Value },
+}
+
+/// The messages of one call on their way to the client.
+#[derive(Debug)]
+pub struct Outbox {
+    wants_progress: bool,
+    log_level: Option<LogLevel>,
+    bytes_max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    progress: Option<Message>,
+    progress_last: Option<f64>,
+    logs: VecDeque<(Message, usize)>,
+    log_bytes: usize,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+impl Outbox {
+    pub(crate) fn new(wants_progress: bool, log_level: Option<LogLevel>, bytes_max: usize) -> Self {
+        Self { wants_progress, log_level, bytes_max, state: Mutex::default() }
+    }
+
+    pub(crate) fn wants_progress(&self) -> bool {
+        self.wants_progress
+    }
+
+    pub(crate) fn wants_log(&self, level: LogLevel) -> bool {
+        self.log_level.is_some_and(|least| level >= least)
+    }
+
+    pub(crate) fn progress(&self, progress: f64, total: Option<f64>, message: &str) {
+        if !self.wants_progress || !progress.is_finite() || total.is_some_and(|t| !t.is_finite()) {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.closed || state.progress_last.is_some_and(|last| progress <= last) {
+            return; // the protocol wants it to grow, and nothing after the end
+        }
+        state.progress_last = Some(progress);
+        let message = (!message.is_empty()).then(|| message.to_owned());
+        state.progress = Some(Message::Progress { progress, total, message });
+        wake(state);
+    }
+
+    pub(crate) fn log(&self, level: LogLevel, data: Value) {
+        let size = 64 + value_size(&data);
+        let mut state = self.state.lock();
+        if state.closed || state.log_bytes + size > self.bytes_max {
+            return;
+        }
+        state.log_bytes += size;
+        state.logs.push_back((Message::Log { level, data }, size));
+        wake(state);
+    }
+
+    /// The next message. `progress_due` is whether enough time has passed since the last progress report.
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>, progress_due: bool) -> Poll<Message> {
+        let mut state = self.state.lock();
+        if let Some(message) = pop(&mut state, progress_due) {
+            return Poll::Ready(message);
+        }
+        if !state.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// What is left when the call is over. Nothing is taken in after this.
+    pub(crate) fn close(&self) -> Vec<Message> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        std::iter::from_fn(|| pop(&mut state, true)).collect()
+    }
+}
+
+fn pop(state: &mut State, progress_due: bool) -> Option<Message> {
+    if let Some((message, size)) = state.logs.pop_front() {
+        state.log_bytes -= size;
+        return Some(message);
+    }
+    if progress_due { state.progress.take() } else { None }
+}
+
+/// Wakes the reader after the lock is gone, since waking may run code of the runtime.
+fn wake(mut state: parking_lot::MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// About how many bytes a value takes as JSON.
+fn value_size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.iter().map(|v| value_size(v) + 1).sum::<usize>() + 2,
+        Value::Object(members) => members.iter().map(|(k, v)| k.len() + value_size(v) + 4).sum::<usize>() + 2,
+        _ => 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(outbox: &Outbox, due: bool) -> Option<Message> {
+        match outbox.poll_next(&mut Context::from_waker(Waker::noop()), due) {
+            Poll::Ready(message) => Some(message),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn the_newest_progress_wins_and_only_growth_counts() {
+        let outbox = Outbox::new(true, None, 1024);
+        for progress in [1.0, 3.0, 2.0, 3.0, f64::NAN] {
+            outbox.progress(progress, None, "");
+        }
+        assert_eq!(next(&outbox, false), None);
+        assert_eq!(next(&outbox, true), Some(Message::Progress { progress: 3.0, total: None, message: None }));
+        assert_eq!(next(&outbox, true), None);
+    }
+
+    #[test]
+    fn logs_are_filtered_bounded_and_over_at_the_end() {
+        let outbox = Outbox::new(false, Some(LogLevel::Warning), 200);
+        assert!(!outbox.wants_log(LogLevel::Info));
+        assert!(outbox.wants_log(LogLevel::Error));
+        for n in 0..10 {
+            outbox.log(LogLevel::Error, Value::from(n));
+        }
+        assert_eq!(outbox.close().len(), 2, "200 bytes hold two messages of 72");
+        outbox.log(LogLevel::Error, Value::Null);
+        assert!(outbox.close().is_empty());
+    }
+}

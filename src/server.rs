@@ -1,0 +1,507 @@
+//! Builds every part once, in order; runs; drains. The only file that sees the whole.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::Notify,
+    time::timeout,
+};
+
+use crate::{
+    config::{Loaded, Tuning},
+    dispatch::{
+        Dispatch,
+        pool::{Pool, Sizes},
+    },
+    front::{
+        Front, Gate,
+        admin::{self, Admin},
+        checks::{Hosts, Origins},
+    },
+    listener::{self, Connections},
+    mcp::{
+        catalogue::Catalogue,
+        router::{Identity, Router},
+        session::Sessions,
+        wire::ShapeLimits,
+    },
+    runtime::Host,
+    shutdown::{Drain, Signals},
+    stdio, telemetry,
+    tool::{Registry, Tool},
+    toolbox,
+};
+
+/// Between the signal and the end of accepting: what was sent before is on its way, and is served.
+const LAST_REQUESTS: Duration = Duration::from_millis(100);
+/// After the grace: time for the errors that end the last calls to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How many tools the start names; the rest are counted.
+const TOOLS_NAMED_MAX: usize = 12;
+
+/// `[server]`: where bigiron listens and how it stops.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address and port of the MCP endpoint.
+    pub listen: String,
+    /// Address and port of the admin listener; empty switches it off.
+    pub admin_listen: String,
+    /// Path of the MCP endpoint.
+    pub path: String,
+    /// Host names that clients may use in the Host header, besides the loopback names and the listening address.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of browser pages that may call, such as "https://app.example.com". No page may by default.
+    pub allowed_origins: Vec<String>,
+    /// How long calls in flight may go on after the first SIGTERM, in milliseconds.
+    pub drain_grace_ms: u64,
+    /// Text for the agent about this server, sent with server/discover and initialize; empty sends none.
+    pub instructions: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:5000".into(),
+            admin_listen: "127.0.0.1:5001".into(),
+            path: "/mcp".into(),
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            drain_grace_ms: 30_000,
+            instructions: String::new(),
+        }
+    }
+}
+
+/// A server of your own tools. Start with [`Server::builder`].
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// A server without tools and with the built-in settings.
+    pub fn builder() -> Builder {
+        Builder { tools: Vec::new(), toolbox: false, identity: None }
+    }
+}
+
+/// A server being put together.
+#[derive(Debug)]
+pub struct Builder {
+    tools: Vec<Tool>,
+    toolbox: bool,
+    identity: Option<Identity>,
+}
+
+/// Why a server did not start.
+#[derive(Debug)]
+pub struct StartError {
+    message: String,
+    /// The settings are at fault, and starting again will not help.
+    is_config: bool,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl StartError {
+    fn config(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), is_config: true }
+    }
+
+    fn host(what: &str, error: impl fmt::Display) -> Self {
+        Self { message: format!("{what}: {error}"), is_config: false }
+    }
+
+    /// Says it on standard error and returns the exit code that says the same: 78 (`EX_CONFIG`) for settings, 1 for the
+    /// host.
+    pub fn tell(&self) -> ExitCode {
+        // If standard error is closed, the exit code still says it.
+        let _ = writeln!(io::stderr().lock(), "bigiron: {self}");
+        ExitCode::from(if self.is_config { 78 } else { 1 })
+    }
+}
+
+impl Builder {
+    /// The name and version that clients are told. Without it they are bigiron's own.
+    #[must_use]
+    pub fn identity(mut self, name: impl Into<String>, version: impl Into<String>) -> Self {
+        self.identity = Some(Identity { name: name.into(), version: version.into() });
+        self
+    }
+
+    /// Adds a tool whose function returns when it is done; see [`Tool::new`].
+    #[must_use]
+    pub fn tool<A, R>(
+        self,
+        name: &'static str,
+        description: &'static str,
+        lane: crate::call::Lane,
+        run: impl Fn(A, crate::call::Ctx) -> R + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: serde::de::DeserializeOwned + JsonSchema,
+        R: crate::tool::IntoReply,
+    {
+        self.with(Tool::new(name, description, lane, run))
+    }
+
+    /// Adds a tool whose function returns a future; see [`Tool::new_async`].
+    #[must_use]
+    pub fn async_tool<A, R, F>(
+        self,
+        name: &'static str,
+        description: &'static str,
+        run: impl Fn(A, crate::call::Ctx) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: serde::de::DeserializeOwned + JsonSchema,
+        R: crate::tool::IntoReply,
+        F: Future<Output = R> + Send + 'static,
+    {
+        self.with(Tool::new_async(name, description, run))
+    }
+
+    /// Adds a tool.
+    #[must_use]
+    pub fn with(mut self, tool: Tool) -> Self {
+        self.tools.push(tool);
+        self
+    }
+
+    /// Adds the tools that ship with bigiron, as far as the settings have them on.
+    #[must_use]
+    pub fn toolbox(mut self) -> Self {
+        self.toolbox = true;
+        self
+    }
+
+    /// Starts on threads of its own and returns.
+    ///
+    /// # Errors
+    /// When settings are wrong, a tool is, or the host does not give what is needed.
+    pub fn start(self, tuning: Tuning) -> Result<Running, StartError> {
+        let loaded = Loaded::from_program(tuning, Host::read(), false).map_err(StartError::config)?;
+        self.start_with(&loaded)
+    }
+
+    /// The same, with settings that were loaded and checked before.
+    ///
+    /// # Errors
+    /// When a tool or its settings are wrong, or the host does not give what is needed.
+    pub fn start_with(self, loaded: &Loaded) -> Result<Running, StartError> {
+        let config = &loaded.tuning.server;
+        let socket = listener::bind(loaded.listen)
+            .map_err(|e| StartError::host(&format!("cannot listen on server.listen = \"{}\"", config.listen), e))?;
+        let admin_socket = loaded.admin_listen.map(listener::bind).transpose().map_err(|e| {
+            StartError::host(&format!("cannot listen on server.admin_listen = \"{}\"", config.admin_listen), e)
+        })?;
+        let address = |socket: &std::net::TcpListener| {
+            socket.local_addr().map_err(|e| StartError::host("cannot read an own address", e))
+        };
+        let addr = address(&socket)?;
+        let admin_addr = admin_socket.as_ref().map(address).transpose()?;
+
+        let drain = Arc::<Drain>::default();
+        let front = Arc::new(self.front(loaded, addr, Arc::clone(&drain))?);
+        let runtime = io_runtime(loaded.resolved.io_threads)?;
+        if let Some(socket) = admin_socket {
+            let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
+            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain) })
+                .map_err(|e| StartError::host("cannot start the admin listener", e))?;
+        }
+        let (connections, stop) = (Arc::<Connections>::default(), Arc::<Notify>::default());
+        let accept = listener::accept(
+            socket,
+            Arc::clone(&front),
+            Arc::clone(&connections),
+            loaded.resolved.connections_max,
+            Arc::clone(&stop),
+        );
+        runtime.spawn(async move {
+            if let Err(error) = accept.await {
+                tracing::error!(%error, "the listener ended");
+            }
+        });
+        runtime.spawn(sweep(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
+        let grace = Duration::from_millis(config.drain_grace_ms);
+        let io = runtime.handle().clone();
+        let _io_threads = IoThreads(Some(runtime));
+        Ok(Running { io, _io_threads, front, connections, stop, drain, addr, admin_addr, grace })
+    }
+
+    fn front(self, loaded: &Loaded, addr: SocketAddr, drain: Arc<Drain>) -> Result<Front, StartError> {
+        let tuning = &loaded.tuning;
+        Ok(Front {
+            path: tuning.server.path.clone(),
+            hosts: Hosts::new(&addr_host(addr), &tuning.server.allowed_hosts),
+            origins: Origins::new(&tuning.server.allowed_origins),
+            limits: tuning.limits.clone(),
+            gate: Gate::new(loaded.resolved.concurrent_requests_max),
+            router: self.router(loaded, drain)?,
+        })
+    }
+
+    /// Checks the tools and their settings, as far as that goes without starting anything.
+    ///
+    /// # Errors
+    /// What would stop a start.
+    pub fn check(mut self, loaded: &Loaded) -> Result<(), StartError> {
+        self.registry(loaded).map(drop)
+    }
+
+    fn registry(&mut self, loaded: &Loaded) -> Result<Registry, StartError> {
+        let tuning = &loaded.tuning;
+        let mut tools = std::mem::take(&mut self.tools);
+        if self.toolbox && tuning.toolbox.enabled {
+            tools.extend(toolbox::tools(&tuning.toolbox).map_err(StartError::config)?);
+        }
+        loaded.check_tools(tools.iter().map(Tool::name)).map_err(StartError::config)?;
+        Registry::new(tools, &tuning.tools, tuning.limits.request_timeout_ms).map_err(|fault| {
+            let path = format!("tools.{}", fault.name);
+            StartError::config(loaded.fault(&path, format!("tool {:?}: {}", fault.name, fault.message)))
+        })
+    }
+
+    fn router(mut self, loaded: &Loaded, drain: Arc<Drain>) -> Result<Router, StartError> {
+        let (tuning, resolved) = (&loaded.tuning, &loaded.resolved);
+        let registry = self.registry(loaded)?;
+        let catalogue = Catalogue::new(tuning.lists.clone(), &tuning.server.instructions, &registry.snapshot());
+        let sizes = Sizes {
+            threads: resolved.pool_threads,
+            threads_max: resolved.pool_threads_max,
+            io_threads: resolved.io_threads,
+        };
+        let pool = Pool::start(&tuning.pool, sizes).map_err(|e| StartError::host("the worker pool", e))?;
+        let limits = &tuning.limits;
+        let dispatch = Dispatch::new(registry, &tuning.cache, pool, limits.result_bytes_max.as_usize());
+        let shape = ShapeLimits { depth_max: limits.json_depth_max, keys_max: limits.json_keys_max };
+        let identity = self.identity.unwrap_or_else(|| Identity {
+            name: env!("CARGO_PKG_NAME").into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        });
+        let sessions = Sessions::new(tuning.sessions.clone(), std::time::Instant::now());
+        let stream_buffer = limits.stream_buffer_bytes_max.as_usize();
+        Ok(Router::new(dispatch, sessions, catalogue, identity, (shape, stream_buffer), drain))
+    }
+
+    /// Serves by settings that were loaded: over HTTP until a signal stops it, or over standard input and output until
+    /// the input ends. Logs, and returns the process's exit code.
+    pub fn serve(self, loaded: &Loaded, stdio: bool) -> ExitCode {
+        if let Err(message) = telemetry::log::init(&loaded.tuning.log) {
+            return StartError::config(message).tell();
+        }
+        telemetry::log::log_panics();
+        let served = if stdio { self.serve_stdio(loaded) } else { self.serve_http(loaded) };
+        served.unwrap_or_else(|error| error.tell())
+    }
+
+    fn serve_http(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
+        let running = self.start_with(loaded)?;
+        let signals = {
+            let _inside = running.io.enter();
+            Signals::listen().map_err(|e| StartError::host("cannot listen for signals", e))?
+        };
+        running.announce(loaded);
+        Ok(running.until_signal(signals))
+    }
+
+    fn serve_stdio(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
+        let router = Arc::new(self.router(loaded, Arc::default())?);
+        let runtime = io_runtime(loaded.resolved.io_threads)?;
+        tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
+        let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+        let line_bytes_max = loaded.tuning.limits.request_bytes_max.as_usize();
+        let calls_max = loaded.resolved.concurrent_requests_max;
+        let served = runtime.block_on(async {
+            let mut signals = Signals::listen()?;
+            tokio::select! {
+                served = stdio::serve(router, input, output, line_bytes_max, calls_max) => served.map(|()| 0),
+                (_, code) = signals.next() => Ok(code),
+            }
+        });
+        runtime.shutdown_background(); // a read from standard input cannot be called back
+        served.map(ExitCode::from).map_err(|e| StartError::host("standard input or output", e))
+    }
+}
+
+/// A server that runs. Dropping it without [`Running::stop`] leaves calls in flight unanswered.
+#[derive(Debug)]
+pub struct Running {
+    io: Handle,
+    _io_threads: IoThreads,
+    front: Arc<Front>,
+    connections: Arc<Connections>,
+    stop: Arc<Notify>,
+    drain: Arc<Drain>,
+    addr: SocketAddr,
+    admin_addr: Option<SocketAddr>,
+    grace: Duration,
+}
+
+/// The I/O threads. Their end waits for nobody: a tool that hangs in one must not hold the stop.
+#[derive(Debug)]
+struct IoThreads(Option<Runtime>);
+
+impl Drop for IoThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// How a server stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Calls that were still running at the end of the grace, each answered with an error.
+    pub cut: u64,
+}
+
+impl Running {
+    /// The address of the MCP endpoint.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The address of the admin listener.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
+    }
+
+    /// Requests being served at this moment.
+    pub fn in_flight(&self) -> usize {
+        self.front.gate.inside()
+    }
+
+    /// Connections open at this moment.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Sessions open at this moment.
+    pub fn sessions(&self) -> usize {
+        self.front.router.sessions.len()
+    }
+
+    /// Stops: takes nothing new in, finishes what is in flight within the grace, answers the rest with an error.
+    pub fn stop(self) -> Stopped {
+        self.io.block_on(self.drained());
+        Stopped { cut: self.drain.cut() }
+    }
+
+    /// Everything that happens between the wish to stop and the last byte, in order.
+    async fn drained(&self) {
+        self.drain.start(); // /ready says so
+        tokio::time::sleep(LAST_REQUESTS).await;
+        self.stop.notify_one(); // nothing new is accepted
+        self.drain.hang_up(); // connections end with the request that they are at
+        self.connections.wake_all();
+        if timeout(self.grace, self.connections.none_left()).await.is_ok() {
+            return;
+        }
+        self.drain.end(); // what still runs is answered with an error
+        self.connections.wake_all();
+        if timeout(LAST_WORDS, self.connections.none_left()).await.is_err() {
+            tracing::warn!(connections = self.connections.len(), "some connections did not take their last answer");
+        }
+    }
+
+    fn until_signal(self, mut signals: Signals) -> ExitCode {
+        let second = self.io.block_on(async {
+            let (signal, _) = signals.next().await;
+            tracing::info!(signal, in_flight = self.in_flight(), grace_ms = self.grace.as_millis() as u64, "draining");
+            tokio::select! {
+                () = self.drained() => None,
+                second = signals.next() => Some(second),
+            }
+        });
+        if let Some((signal, code)) = second {
+            tracing::warn!(signal, in_flight = self.in_flight(), "stopped at once by a second signal");
+            return ExitCode::from(code);
+        }
+        match self.drain.cut() {
+            0 => tracing::info!("stopped; every call was answered"),
+            cut => tracing::warn!(cut, "stopped; some calls outlasted the grace and were answered with an error"),
+        }
+        ExitCode::SUCCESS
+    }
+
+    /// What a start says.
+    fn announce(&self, loaded: &Loaded) {
+        let config = &loaded.tuning.server;
+        let url = format!("http://{}{}", self.addr, config.path);
+        tracing::info!(url, tools = tool_names(&self.front.router), "serving MCP");
+        if loaded.tuning.toolbox.enabled {
+            tracing::info!(root = loaded.tuning.toolbox.root, "the toolbox reads this folder and nothing outside it");
+        }
+        if let Some(addr) = self.admin_addr {
+            tracing::info!(health = format!("http://{addr}/health"), ready = format!("http://{addr}/ready"), "admin");
+        }
+        let resolved = &loaded.resolved;
+        tracing::info!(
+            cores = loaded.host.cores,
+            io_threads = resolved.io_threads,
+            pool_threads = resolved.pool_threads,
+            pool_threads_max = resolved.pool_threads_max,
+            connections_max = resolved.connections_max,
+            concurrent_requests_max = resolved.concurrent_requests_max,
+            "derived from this host and the settings; `check` says how"
+        );
+        if loaded.insecure_no_auth {
+            tracing::warn!("no authentication: everybody who reaches the address can call every tool");
+        }
+    }
+}
+
+fn tool_names(router: &Router) -> String {
+    let tools = router.dispatch.tools();
+    let named: Vec<_> = tools.ordered().iter().take(TOOLS_NAMED_MAX).map(|t| t.tool.name()).collect();
+    match tools.ordered().len() - named.len() {
+        0 => named.join(" "),
+        more => format!("{} and {more} more", named.join(" ")),
+    }
+}
+
+/// Ends sessions that nobody uses, often enough that none lives an eighth longer than it may.
+async fn sweep(front: Arc<Front>, idle_timeout_s: u64) {
+    let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 60));
+    loop {
+        tokio::time::sleep(pause).await;
+        let ended = front.router.sessions.sweep(std::time::Instant::now());
+        if ended > 0 {
+            tracing::debug!(ended, "idle sessions ended");
+        }
+    }
+}
+
+fn io_runtime(threads: usize) -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("io")
+        .enable_all()
+        .build()
+        .map_err(|e| StartError::host("cannot start the I/O threads", e))
+}
+
+/// An address as a Host header names it, without the port.
+fn addr_host(addr: SocketAddr) -> String {
+    match addr {
+        SocketAddr::V4(addr) => addr.ip().to_string(),
+        SocketAddr::V6(addr) => format!("[{}]", addr.ip()),
+    }
+}

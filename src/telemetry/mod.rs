@@ -1,0 +1,3 @@
+//! What bigiron says of itself. The log today; metrics and traces will stand beside it.
+
+pub mod log;

@@ -1,0 +1,120 @@
+//! Where an answer comes from: a [`Tool`] is a name, what it says of itself, a lane and something to run.
+//! `native` makes tools from functions; `registry` holds them all; `schema` checks arguments. Where and whether a
+//! tool runs is `dispatch`'s business.
+
+mod native;
+pub(crate) mod registry;
+mod schema;
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+pub use native::{IntoReply, Json};
+pub(crate) use registry::Registry;
+pub(crate) use schema::HeaderParam;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    call::{Ctx, Lane, Reply},
+    error::CallError,
+};
+
+/// `[tools.NAME]`: what differs for one tool. Absent keys take the general setting.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Whether the tool is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Time for the tool to answer, in milliseconds; absent is `limits.request_timeout_ms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// How long a result is kept, in seconds; absent keeps none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_ttl_s: Option<u64>,
+    /// Who shares kept results: `caller` (default) or `public`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_scope: Option<CacheScope>,
+    /// Allows keeping results of a tool that does not say that it is read-only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_not_read_only: Option<bool>,
+}
+
+/// Who shares kept results of a tool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheScope {
+    /// Each caller has its own.
+    #[default]
+    Caller,
+    /// All callers share them.
+    Public,
+}
+
+pub(crate) type Outcome = Result<Reply, CallError>;
+pub(crate) type Running = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// What a tool runs, by the kind of its function.
+#[derive(Clone)]
+pub(crate) enum Run {
+    /// Returns when it is done: lanes Inline and Pool.
+    Sync(Arc<dyn Fn(Value, Ctx) -> Outcome + Send + Sync>),
+    /// Returns a future: lane Async.
+    Async(Arc<dyn Fn(Value, Ctx) -> Running + Send + Sync>),
+}
+
+/// A tool: what it says of itself, where it runs, and what it runs.
+#[derive(Clone)]
+pub struct Tool {
+    pub(crate) definition: rmcp::model::Tool,
+    pub(crate) lane: Lane,
+    pub(crate) run: Run,
+}
+
+impl fmt::Debug for Tool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tool").field("name", &self.definition.name).field("lane", &self.lane).finish_non_exhaustive()
+    }
+}
+
+impl Tool {
+    /// The name that clients call it by.
+    pub fn name(&self) -> &str {
+        &self.definition.name
+    }
+
+    /// A name for people.
+    #[must_use]
+    pub fn title(mut self, title: impl Into<String>) -> Self {
+        self.definition.title = Some(title.into());
+        self
+    }
+
+    /// Says that the tool changes nothing, so that clients may call it freely and its results may be kept.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        self.annotate(|a| a.read_only(true).destructive(false))
+    }
+
+    /// Says that calling twice does what calling once does.
+    #[must_use]
+    pub fn idempotent(self) -> Self {
+        self.annotate(|a| a.idempotent(true))
+    }
+
+    /// Says that the tool reaches nothing outside this host.
+    #[must_use]
+    pub fn closed_world(self) -> Self {
+        self.annotate(|a| a.open_world(false))
+    }
+
+    fn annotate(mut self, with: impl FnOnce(rmcp::model::ToolAnnotations) -> rmcp::model::ToolAnnotations) -> Self {
+        self.definition.annotations = Some(with(self.definition.annotations.take().unwrap_or_default()));
+        self
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.definition.annotations.as_ref().and_then(|a| a.read_only_hint).unwrap_or(false)
+    }
+}

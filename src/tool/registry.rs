@@ -1,0 +1,146 @@
+//! All tools, as an immutable snapshot that is swapped whole: a call that started goes on with the tools it saw. What
+//! can be worked out once for a tool is worked out here, when the snapshot is made.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::tool::{
+    CacheScope, Config, Tool,
+    schema::{ArgumentSchema, HeaderParam, header_params},
+};
+
+/// A tool as it is served: the tool, its settings resolved, and what was made of it once.
+#[derive(Debug)]
+pub(crate) struct ServedTool {
+    pub(crate) tool: Tool,
+    /// Its entry in `tools/list`, as JSON.
+    pub(crate) definition_json: Bytes,
+    /// Tells this definition from any other, for keys.
+    pub(crate) definition_digest: [u8; 32],
+    pub(crate) arguments: ArgumentSchema,
+    /// The arguments that clients repeat in `Mcp-Param-*` headers.
+    pub(crate) header_params: Vec<HeaderParam>,
+    pub(crate) timeout_ms: u64,
+    pub(crate) cache: Option<CachePolicy>,
+}
+
+/// How long a tool's results are kept, and for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CachePolicy {
+    pub(crate) ttl_s: u64,
+    pub(crate) scope: CacheScope,
+}
+
+/// The tools at one moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    by_name: HashMap<Arc<str>, Arc<ServedTool>>,
+    /// In the order of their names, which is the order of `tools/list`.
+    ordered: Vec<Arc<ServedTool>>,
+}
+
+impl Snapshot {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<ServedTool>> {
+        self.by_name.get(name)
+    }
+
+    pub(crate) fn ordered(&self) -> &[Arc<ServedTool>] {
+        &self.ordered
+    }
+}
+
+/// Holds the snapshot.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    current: ArcSwap<Snapshot>,
+}
+
+impl Registry {
+    /// Serves `tools`, each with its settings from `configs`.
+    ///
+    /// # Errors
+    /// Two tools of one name, a name or schema that clients would refuse, or a cache for a tool that may change
+    /// something: says which and what would be right.
+    pub(crate) fn new(
+        tools: Vec<Tool>,
+        configs: &BTreeMap<String, Config>,
+        request_timeout_ms: u64,
+    ) -> Result<Self, ToolFault> {
+        Ok(Self { current: ArcSwap::from_pointee(snapshot(tools, configs, request_timeout_ms)?) })
+    }
+
+    pub(crate) fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+}
+
+/// A tool that cannot be served, and why.
+#[derive(Debug)]
+pub(crate) struct ToolFault {
+    pub(crate) name: String,
+    pub(crate) message: String,
+}
+
+fn snapshot(
+    tools: Vec<Tool>,
+    configs: &BTreeMap<String, Config>,
+    request_timeout_ms: u64,
+) -> Result<Snapshot, ToolFault> {
+    let mut ordered = Vec::with_capacity(tools.len());
+    for tool in tools {
+        let config = configs.get(tool.name()).cloned().unwrap_or_default();
+        if config.enabled == Some(false) {
+            continue;
+        }
+        let name = tool.name().to_owned();
+        let served = serve(tool, &config, request_timeout_ms).map_err(|message| ToolFault { name, message })?;
+        ordered.push(Arc::new(served));
+    }
+    ordered.sort_by(|a, b| a.tool.name().cmp(b.tool.name()));
+    if let Some(pair) = ordered.windows(2).find(|pair| pair[0].tool.name() == pair[1].tool.name()) {
+        let name = pair[0].tool.name().to_owned();
+        return Err(ToolFault { name, message: "two tools have this name; names must differ".into() });
+    }
+    let by_name = ordered.iter().map(|t| (Arc::from(t.tool.name()), Arc::clone(t))).collect();
+    Ok(Snapshot { by_name, ordered })
+}
+
+fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedTool, String> {
+    let name = tool.name().to_owned();
+    check_name(&name)?;
+    let cache = match config.cache_ttl_s {
+        None | Some(0) => None,
+        Some(_) if !tool.is_read_only() && config.cache_not_read_only != Some(true) => {
+            return Err(format!(
+                "cache_ttl_s is set, but {name} does not say that it is read-only; remove it, or set \
+                 cache_not_read_only = true when a kept result does no harm"
+            ));
+        }
+        Some(ttl_s) => Some(CachePolicy { ttl_s, scope: config.cache_scope.unwrap_or_default() }),
+    };
+    let definition_json = serde_json::to_vec(&tool.definition).map_err(|e| format!("{e}"))?;
+    Ok(ServedTool {
+        arguments: ArgumentSchema::compile(&tool.definition.input_schema)?,
+        header_params: header_params(&tool.definition.input_schema)?,
+        timeout_ms: config.timeout_ms.unwrap_or(request_timeout_ms),
+        definition_digest: Sha256::digest(&definition_json).into(),
+        definition_json: definition_json.into(),
+        cache,
+        tool,
+    })
+}
+
+/// Names that every client accepts: 1 to 64 of `A-Z a-z 0-9 _ . / -`.
+fn check_name(name: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"_./-".contains(&b);
+    if (1..=64).contains(&name.len()) && name.bytes().all(good) {
+        return Ok(());
+    }
+    Err(format!("{name:?} is no name for a tool: use 1 to 64 letters, digits, '_', '.', '/' or '-'"))
+}

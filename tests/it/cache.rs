@@ -1,0 +1,99 @@
+//! Kept results, seen from outside: what is kept, for whom, and that many equal calls run once.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bigiron::{Ctx, Lane, Server, Tool, server::Running, tool::Config};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::support::{Session, call, eventually, start};
+
+#[derive(Deserialize, JsonSchema)]
+struct Argument {
+    n: i64,
+    #[serde(default)]
+    fail: bool,
+}
+
+/// A tool that says how often it ran, kept for a minute.
+fn counting(delay: Duration) -> (Running, Arc<AtomicU32>) {
+    let runs = Arc::<AtomicU32>::default();
+    let count = Arc::clone(&runs);
+    let tool = Tool::new("count", "Counts its runs", Lane::Pool, move |argument: Argument, _: Ctx| {
+        let run = count.fetch_add(1, Ordering::SeqCst) + 1;
+        thread::sleep(delay);
+        if argument.fail { Err(format!("run {run} failed")) } else { Ok(format!("run {run} for {}", argument.n)) }
+    });
+    let running = start(Server::builder().with(tool.read_only()), |tuning| {
+        tuning.tools.insert("count".into(), Config { cache_ttl_s: Some(60), ..Config::default() });
+    });
+    (running, runs)
+}
+
+#[test]
+fn a_result_is_kept_and_says_so() {
+    let (running, runs) = counting(Duration::ZERO);
+    let miss = call(running.addr(), "count", json!({ "n": 1 })).json();
+    assert_eq!(miss["result"]["_meta"]["bigiron/cache"], json!({ "status": "miss" }));
+    // The order of keys and the spelling of the request do not matter; the era does not either.
+    let hit = call(running.addr(), "count", json!({ "fail": false, "n": 1 })).json();
+    assert_eq!(hit["result"]["content"][0]["text"], "run 2 for 1", "a default that is written out is another call");
+    let hit = call(running.addr(), "count", json!({ "n": 1, "fail": false })).json();
+    assert_eq!(hit["result"]["_meta"]["bigiron/cache"]["status"], "hit");
+    assert_eq!(hit["result"]["content"][0]["text"], "run 2 for 1");
+    let mut session = Session::open(running.addr(), "2025-11-25");
+    let hit = session.request("x", "tools/call", json!({ "name": "count", "arguments": { "n": 1 } })).json();
+    assert_eq!(hit["result"]["content"][0]["text"], "run 1 for 1");
+    assert_eq!(hit["result"]["_meta"]["bigiron/cache"]["status"], "hit");
+    assert_eq!(hit["id"], "x");
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+    running.stop();
+}
+
+#[test]
+fn failures_are_not_kept() {
+    let (running, runs) = counting(Duration::ZERO);
+    for run in 1..=3 {
+        let answer = call(running.addr(), "count", json!({ "n": 1, "fail": true }));
+        assert_eq!(answer.text(), format!("run {run} failed"));
+        assert!(answer.json()["result"]["_meta"].get("bigiron/cache").is_none());
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), 3);
+    running.stop();
+}
+
+#[test]
+fn many_equal_calls_at_once_run_once() {
+    let (running, runs) = counting(Duration::from_millis(200));
+    let addr = running.addr();
+    let calls: Vec<_> = (0..40).map(|_| thread::spawn(move || call(addr, "count", json!({ "n": 5 })).text())).collect();
+    eventually("they are there", || runs.load(Ordering::SeqCst) > 0);
+    for call in calls {
+        assert_eq!(call.join().unwrap(), "run 1 for 5");
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+    running.stop();
+}
+
+#[test]
+fn a_tool_that_may_change_something_is_not_cached_by_accident() {
+    let tool = || Tool::new("count", "Not said to be read-only", Lane::Inline, |_: Argument, _: Ctx| "x");
+    let mut tuning = bigiron::config::Tuning::default();
+    tuning.server.listen = "127.0.0.1:0".into();
+    tuning.server.admin_listen = String::new();
+    tuning.tools.insert("count".into(), Config { cache_ttl_s: Some(60), ..Config::default() });
+    let error = Server::builder().with(tool()).start(tuning.clone()).map(|r| r.stop()).expect_err("refused");
+    assert!(error.to_string().contains("read-only"), "{error}");
+    tuning
+        .tools
+        .insert("count".into(), Config { cache_ttl_s: Some(60), cache_not_read_only: Some(true), ..Config::default() });
+    Server::builder().with(tool()).start(tuning).expect("allowed by the operator").stop();
+}

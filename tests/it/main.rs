@@ -1,0 +1,14 @@
+//! Whole-server tests: one binary, so that it links once, and a file for each promise.
+
+#![allow(clippy::unwrap_used)] // a test that meets the unexpected should stop
+#![allow(clippy::disallowed_types)] // a Condvar wants the standard mutex
+
+mod cache; // what is kept, for whom, and that equal calls run once
+mod calls; // progress, logs, panics, cancelling, sessions
+mod cli; // the command line: exit codes, messages
+mod clients; // the official clients
+
+mod pool; // full, hung, abandoned
+mod shutdown; // drain, grace, second signal
+mod stdio; // standard input and output
+mod support; // what the others share

@@ -1,0 +1,98 @@
+//! `serve --stdio`: one message a line, both eras, and nothing on standard output that is not a message.
+
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::support::modern;
+
+/// Runs the program with these lines as its input, and returns its messages and exit code.
+fn converse(lines: &[Vec<u8>]) -> (Vec<Value>, Option<i32>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bigiron"))
+        .args(["serve", "--stdio"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let mut input = child.stdin.take().expect("piped");
+    for line in lines {
+        input.write_all(line).expect("it reads");
+        input.write_all(b"\n").expect("it reads");
+    }
+    drop(input);
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let messages = text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}")));
+    (messages.collect(), output.status.code())
+}
+
+fn line(message: &Value) -> Vec<u8> {
+    message.to_string().into_bytes()
+}
+
+fn by_id<'a>(messages: &'a [Value], id: &Value) -> &'a Value {
+    messages.iter().find(|m| m["id"] == *id).unwrap_or_else(|| panic!("no answer to {id}: {messages:?}"))
+}
+
+#[test]
+fn both_eras_side_by_side() {
+    let initialize =
+        json!({ "protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
+    let (messages, code) = converse(&[
+        line(&json!({ "jsonrpc": "2.0", "id": "early", "method": "ping" })),
+        line(&json!({ "jsonrpc": "2.0", "id": "none", "method": "tools/list" })),
+        line(&json!({ "jsonrpc": "2.0", "id": "i", "method": "initialize", "params": initialize })),
+        line(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })),
+        line(
+            &json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "echo", "arguments": { "message": "a" } } }),
+        ),
+        line(&modern(2, "tools/call", json!({ "name": "echo", "arguments": { "message": "b" } }))),
+        line(&modern(3, "server/discover", json!({}))),
+        line(&modern(4, "tools/call", json!({ "name": "burn", "arguments": { "ms": 1 } }))),
+    ]);
+    assert_eq!(code, Some(0), "the end of the input is a clean stop");
+    assert_eq!(by_id(&messages, &json!("early"))["result"], json!({}));
+    assert_eq!(by_id(&messages, &json!("none"))["error"]["code"], -32600);
+    assert_eq!(by_id(&messages, &json!("i"))["result"]["protocolVersion"], "2025-03-26");
+    assert_eq!(by_id(&messages, &json!(1))["result"]["content"][0]["text"], "a");
+    let modern = &by_id(&messages, &json!(2))["result"];
+    assert_eq!((&modern["content"][0]["text"], &modern["resultType"]), (&json!("b"), &json!("complete")));
+    assert_eq!(by_id(&messages, &json!(3))["result"]["supportedVersions"], json!(["2026-07-28"]));
+    assert_eq!(by_id(&messages, &json!(4))["result"]["structuredContent"]["burned_ms"], 1);
+    assert_eq!(messages.len(), 7, "notifications have no answer");
+}
+
+#[test]
+fn bad_lines_are_answered_and_the_next_one_works() {
+    let long = [br#"{"jsonrpc":"2.0","id":1,"method":""#.to_vec(), vec![b'x'; 3 << 20], br#""}"#.to_vec()].concat();
+    let (messages, code) = converse(&[
+        b"{".to_vec(),
+        b"".to_vec(),
+        b"\xff\xfe".to_vec(),
+        long,
+        [b"\xEF\xBB\xBF".to_vec(), line(&modern("ok", "tools/list", json!({})))].concat(),
+    ]);
+    assert_eq!(code, Some(0));
+    let codes: Vec<_> = messages.iter().filter_map(|m| m["error"]["code"].as_i64()).collect();
+    assert_eq!(codes, [-32700, -32700, -32600]);
+    assert!(by_id(&messages, &json!("ok"))["result"]["tools"].is_array());
+}
+
+#[test]
+fn a_call_is_cancelled_in_either_era() {
+    let cancel = |id: Value| {
+        line(&json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id } }))
+    };
+    let (messages, code) = converse(&[
+        line(&modern(1, "tools/call", json!({ "name": "burn", "arguments": { "ms": 60_000 } }))),
+        cancel(json!(1)),
+        line(&modern(2, "tools/list", json!({}))),
+    ]);
+    assert_eq!(code, Some(0), "the end did not wait for the call that was taken back");
+    assert_eq!(messages.len(), 1, "{messages:?}");
+}

@@ -1,0 +1,376 @@
+//! What the tests share: a real `bigiron` process on free ports, a server in this process, and a small HTTP client that
+//! checks on every answer what nobody asked about.
+
+use std::{
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use bigiron::{
+    config::Tuning,
+    server::{Builder, Running},
+};
+use serde_json::{Value, json};
+
+/// No test waits longer than this for something that should happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A `bigiron` process. Killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) addr: SocketAddr,
+    pub(crate) admin_addr: SocketAddr,
+    log: mpsc::Receiver<String>,
+}
+
+impl Process {
+    /// Starts `bigiron serve` on free ports in the project's folder, and waits until it says that it serves.
+    pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_in(Path::new(env!("CARGO_MANIFEST_DIR")), args)
+    }
+
+    pub(crate) fn start_in(folder: &Path, args: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bigiron"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--set", "server.admin_listen=127.0.0.1:0"])
+            .args(["--set", "log.format=json"])
+            .args(args)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let stderr = child.stderr.take().expect("piped");
+        let (lines, log) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let (mut addr, mut admin_addr) = (None, None);
+        while addr.is_none() || admin_addr.is_none() {
+            let line = log.recv_timeout(PATIENCE).expect("the start says where it serves");
+            let line: Value = serde_json::from_str(&line).expect("a log line is JSON");
+            let host = |key: &str| line[key].as_str()?.strip_prefix("http://")?.split('/').next()?.parse().ok();
+            addr = addr.or_else(|| host("url"));
+            admin_addr = admin_addr.or_else(|| host("health"));
+        }
+        let (addr, admin_addr) = (addr.expect("found"), admin_addr.expect("found"));
+        Self { child, addr, admin_addr, log }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status();
+        assert!(sent.expect("kill (package procps) is there").success());
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child of ours") {
+                return status;
+            }
+            assert!(Instant::now() < until, "the process does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The log lines that came since the last look.
+    pub(crate) fn log_lines(&self) -> Vec<String> {
+        self.log.try_iter().collect()
+    }
+
+    /// Waits for a log line that has this text in it.
+    pub(crate) fn log_line_with(&self, text: &str) -> String {
+        loop {
+            let line = self.log.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no log line with {text:?}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a server in this process, on free ports.
+pub(crate) fn start(server: Builder, tune: impl FnOnce(&mut Tuning)) -> Running {
+    let mut tuning = Tuning::default();
+    tuning.server.listen = "127.0.0.1:0".into();
+    tuning.server.admin_listen = "127.0.0.1:0".into();
+    tune(&mut tuning);
+    server.start(tuning).expect("the server starts")
+}
+
+/// Waits until `done`.
+pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < until, "this never happened: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A response, read to its end.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("not JSON ({e}): {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The messages of an event stream.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let text = std::str::from_utf8(&self.body).expect("UTF-8");
+        let events = text.split_terminator("\n\n").filter_map(|event| {
+            assert_eq!(event.lines().count(), 1, "an event is one line: {event:?}");
+            event.strip_prefix("data: ")
+        });
+        events.map(|data| serde_json::from_str(data).expect("an event is JSON")).collect()
+    }
+
+    /// The code of a JSON-RPC error.
+    pub(crate) fn code(&self) -> Option<i64> {
+        self.json()["error"]["code"].as_i64()
+    }
+
+    /// The first text of a tool's result.
+    pub(crate) fn text(&self) -> String {
+        self.json()["result"]["content"][0]["text"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// A connection that is kept open between requests.
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&addr, PATIENCE).expect("connects");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_nodelay(true).expect("nodelay");
+        Self { stream: BufReader::new(stream) }
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).expect("sends");
+    }
+
+    /// Ends the sending side only.
+    pub(crate) fn half_close(&mut self) {
+        self.stream.get_mut().shutdown(Shutdown::Write).expect("shuts down");
+    }
+
+    /// The next response; `None` when the connection ends before one.
+    pub(crate) fn receive(&mut self) -> Option<Response> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let status =
+            line.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("status line {line:?}"));
+        let mut headers = Vec::new();
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line).expect("a header");
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+        let mut response = Response { status, headers, body: Vec::new() };
+        if response.header("transfer-encoding").is_some() {
+            response.body = self.chunks();
+        } else if let Some(length) = response.header("content-length").map(str::to_owned) {
+            response.body = vec![0; length.parse().expect("a length")];
+            self.stream.read_exact(&mut response.body).expect("the whole body");
+        }
+        check(&response);
+        Some(response)
+    }
+
+    fn chunks(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).expect("a chunk");
+            let size = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("chunk size {line:?}"));
+            let mut chunk = vec![0; size + 2];
+            self.stream.read_exact(&mut chunk).expect("a whole chunk");
+            if size == 0 {
+                return body;
+            }
+            body.extend_from_slice(&chunk[..size]);
+        }
+    }
+
+    /// Whether the server has closed the connection. Waits for it; one that stays open and silent is not closed.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        match self.stream.read(&mut [0]) {
+            Ok(n) => n == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    }
+
+    /// Waits for no longer than this, for bytes in either direction.
+    pub(crate) fn set_patience(&self, patience: Duration) {
+        self.stream.get_ref().set_read_timeout(Some(patience)).expect("a timeout");
+        self.stream.get_ref().set_write_timeout(Some(patience)).expect("a timeout");
+    }
+
+    /// Sends what the server may not take: whether it took it all.
+    pub(crate) fn offer(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// Takes in little, so that a large response cannot be written at once.
+    pub(crate) fn narrow(&self) {
+        rustix::net::sockopt::set_socket_recv_buffer_size(self.stream.get_ref(), 4096).expect("a small buffer");
+    }
+
+    /// Ends the connection with a reset, as a crash or a firewall does.
+    pub(crate) fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO)).expect("no lingering");
+    }
+
+    /// One request and its response.
+    pub(crate) fn post(&mut self, headers: &[(&str, &str)], body: &Value) -> Response {
+        self.send(&post_bytes(headers, body.to_string().as_bytes()));
+        self.receive().expect("an answer")
+    }
+}
+
+/// What holds for every answer, whatever it is about.
+fn check(response: &Response) {
+    let json = response.header("content-type") == Some("application/json");
+    if response.status >= 400 && !response.body.is_empty() {
+        assert!(json, "a refusal is JSON: {response:?}");
+    }
+    if json {
+        let value = response.json();
+        if value.get("jsonrpc").is_some() {
+            assert!(value.get("result").is_some() != value.get("error").is_some(), "one of result and error: {value}");
+            assert!(value.get("id") != Some(&Value::Null), "an id is never null: {value}");
+        }
+    }
+    if response.status == 202 || response.status == 204 {
+        assert!(response.body.is_empty(), "{response:?}");
+    }
+}
+
+/// The bytes of a POST with the usual headers and those given; a given one replaces the usual one, and an empty value
+/// leaves it out.
+pub(crate) fn post_bytes(headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let length = body.len().to_string();
+    let usual = [
+        ("Host", "127.0.0.1"),
+        ("Content-Type", "application/json"),
+        ("Accept", "application/json, text/event-stream"),
+        ("Content-Length", length.as_str()),
+    ];
+    let mut text = "POST /mcp HTTP/1.1\r\n".to_owned();
+    let kept = usual.iter().filter(|(name, _)| !headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)));
+    for (name, value) in kept.chain(headers).filter(|(_, value)| !value.is_empty()) {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("\r\n");
+    [text.as_bytes(), body].concat()
+}
+
+/// The `_meta` of a request of 2026-07-28.
+pub(crate) fn meta() -> Value {
+    json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": { "name": "tests", "version": "1" },
+        "io.modelcontextprotocol/clientCapabilities": {}
+    })
+}
+
+/// A request of 2026-07-28.
+pub(crate) fn modern(id: impl Into<Value>, method: &str, mut params: Value) -> Value {
+    if params.get("_meta").is_none() {
+        params["_meta"] = meta();
+    }
+    json!({ "jsonrpc": "2.0", "id": id.into(), "method": method, "params": params })
+}
+
+/// Its headers.
+pub(crate) fn modern_headers<'a>(method: &'a str, name: &'a str) -> [(&'a str, &'a str); 3] {
+    [("MCP-Protocol-Version", "2026-07-28"), ("Mcp-Method", method), ("Mcp-Name", name)]
+}
+
+/// Calls a tool on a new connection, in the way of 2026-07-28.
+pub(crate) fn call(addr: SocketAddr, tool: &str, arguments: Value) -> Response {
+    let request = modern(1, "tools/call", json!({ "name": tool, "arguments": arguments }));
+    Client::connect(addr).post(&modern_headers("tools/call", tool), &request)
+}
+
+/// GET on a new connection.
+pub(crate) fn get(addr: SocketAddr, path: &str) -> Response {
+    let mut client = Client::connect(addr);
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").as_bytes());
+    client.receive().expect("an answer")
+}
+
+/// A session of an older revision on one connection.
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) id: String,
+}
+
+impl Session {
+    pub(crate) fn open(addr: SocketAddr, version: &str) -> Self {
+        let mut client = Client::connect(addr);
+        let params = json!({ "protocolVersion": version, "capabilities": {}, "clientInfo": { "name": "tests", "version": "1" } });
+        let request = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params });
+        let response = client.post(&[], &request);
+        assert_eq!(response.status, 200, "{response:?}");
+        let id = response.header("mcp-session-id").expect("a session id").to_owned();
+        let mut session = Self { client, id };
+        assert_eq!(session.notify("notifications/initialized", json!({})).status, 202);
+        session
+    }
+
+    pub(crate) fn request(&mut self, id: impl Into<Value>, method: &str, params: Value) -> Response {
+        let request = json!({ "jsonrpc": "2.0", "id": id.into(), "method": method, "params": params });
+        self.client.post(&[("Mcp-Session-Id", &self.id)], &request)
+    }
+
+    pub(crate) fn notify(&mut self, method: &str, params: Value) -> Response {
+        let request = json!({ "jsonrpc": "2.0", "method": method, "params": params });
+        self.client.post(&[("Mcp-Session-Id", &self.id)], &request)
+    }
+
+    /// Ends it, as a client that is done does.
+    pub(crate) fn end(mut self) {
+        let request = format!("DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nMcp-Session-Id: {}\r\n\r\n", self.id);
+        self.client.send(request.as_bytes());
+        assert_eq!(self.client.receive().expect("an answer").status, 204);
+    }
+}
