@@ -1,4 +1,85 @@
-//! bigiron: an MCP server for one large host.
+//! bigiron is an MCP server for one large host: a library to serve your own tools, and the program `bigiron` that
+//! serves the toolbox. It is tuned for the host the way a database is, by one file of settings.
+//!
+//! ```no_run
+//! use bigiron::{Ctx, Lane, Server};
+//!
+//! #[derive(serde::Deserialize, schemars::JsonSchema)]
+//! struct Name {
+//!     /// Who is greeted.
+//!     name: String,
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let server = Server::builder()
+//!         .tool("greet", "Greets by name", Lane::Inline, |who: Name, _: Ctx| format!("Hello, {}!", who.name));
+//!     bigiron::cli::run(server) // the same command line as `bigiron` itself
+//! }
+//! ```
+//!
+//! # The way of a request
+//!
+//! ```text
+//!  bytes -> listener -> front -> mcp -> dispatch -> tool -> toolbox, or a function of yours
+//!                         |       |        |
+//!                       checks  rules    cache, pool
+//!                         |
+//!          admin (its own thread and runtime)          stdio -> mcp (the same way, without HTTP)
+//! ```
+//!
+//! Replies are return values, so the arrows run one way. What a tool says before it is done leaves through an `outbox`
+//! that was made for the call; a tool sees a sender, never a connection.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | the command line, a file for each verb |
+//! | [`config`] | all settings in one value: layers, faults with their places, relations |
+//! | [`server`] | builds every part once, in order; runs; drains. The only file that sees the whole |
+//! | [`runtime`] | from the host to numbers: cores, cgroup, descriptors |
+//! | `shutdown` | the words of a stop: signals in, latches out |
+//! | `listener` | sockets; a permit before each accept |
+//! | [`front`] | HTTP: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
+//! | `stdio` | the same messages over a pair of pipes |
+//! | [`mcp`] | the protocol, pure: bytes and values in, values out |
+//! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), pool (home of crossbeam), deadlines |
+//! | [`tool`] | what a tool is; the registry, an immutable snapshot |
+//! | [`toolbox`] | the tools that ship with the binary, confined to one folder |
+//! | [`telemetry`] | the log |
+//! | [`call`], [`error`], [`outbox`], [`units`] | the shared words |
+//!
+//! # Which module may use which
+//!
+//! | module | uses, besides the shared words | and not |
+//! |---|---|---|
+//! | call, error, units, outbox | each other | anything else of ours |
+//! | tool, toolbox | each other | dispatch, mcp, front |
+//! | dispatch | tool | mcp, front |
+//! | mcp | dispatch, shutdown | front, tool |
+//! | front, stdio | mcp, shutdown | dispatch, tool |
+//! | listener | front | the rest |
+//! | config | the `Config` of each part, runtime | what the parts do |
+//! | server, cli | everything | |
+//!
+//! A part's settings live in that part, and no part but `server` and `cli` uses `config`.
+//!
+//! # Threads
+//!
+//! | threads | how many | what they do |
+//! |---|---|---|
+//! | `io` | `runtime.io_threads` | move bytes, parse, answer lists, run `Inline` and `Async` tools |
+//! | `pool-core`, `pool-extra` | `pool.threads` to `pool.threads_max` | run `Pool` tools |
+//! | `admin` | 1 | `/health` and `/ready`, whatever the others do |
+//!
+//! # What always holds
+//!
+//! - There is no task, no channel and no lock that all cores share in the way of a call that one message answers and
+//!   that runs `Inline`.
+//! - Nothing is unbounded: every queue, map, buffer, body and wait has a limit with a name, and an answer for when it is
+//!   met.
+//! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.
+//! - Dropping a call's future cancels the call. There is no other way to cancel.
+//! - A tool that panics or hangs costs its own call an error.
+//! - No lock is held across an await.
 
 pub mod call;
 pub mod cli;

@@ -61,7 +61,7 @@ pub struct Config {
     pub path: String,
     /// Host names that clients may use in the Host header, besides the loopback names and the listening address.
     pub allowed_hosts: Vec<String>,
-    /// Origins of browser pages that may call, such as "https://app.example.com". No page may by default.
+    /// Origins of browser pages that may call, such as `https://app.example.com`. No page may by default.
     pub allowed_origins: Vec<String>,
     /// How long calls in flight may go on after the first SIGTERM, in milliseconds.
     pub drain_grace_ms: u64,

@@ -1,4 +1,4 @@
-//! The front door: HTTP. hyper stays here. Read [`Front::answer`] for the order in which a request is looked at; each
+//! The front door: HTTP. hyper stays here. Read `Front::answer` for the order in which a request is looked at; each
 //! check is a function in `checks`, and what any of them refuses leaves through `reply`.
 //!
 //! What a message means is `mcp`'s business; connections as such (timeouts, drain) are `connection`'s.

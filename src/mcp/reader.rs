@@ -1,7 +1,7 @@
 //! How `wire` reads: serde visitors over serde_json, for the objects that the protocol knows, for arguments, and for
 //! everything that is only walked over. No rule of the protocol is here, only how to look without trusting.
 
-use std::{borrow::Cow, cell::RefCell, fmt};
+use std::{borrow::Cow, cell::RefCell, collections::HashSet, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, value::RawValue};
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// The longest id, in bytes of its JSON text; it is echoed and logged.
+/// The longest id, in bytes between its quotes; it is echoed and logged.
 const ID_BYTES_MAX: usize = 1024;
 /// A number written with a fraction or exponent is taken as an id up to here: beyond, doubles skip integers.
 const EXACT_DOUBLE_MAX: f64 = 9_007_199_254_740_992.0;
@@ -63,26 +63,25 @@ impl Reader {
     }
 }
 
-/// An object that the protocol knows. Reads the value of one key; returns whether the key had been read before.
+/// An object that the protocol knows: reads the value of one key.
 trait Object<'de> {
-    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<bool, A::Error>;
+    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error>;
 }
 
 impl<'de> Object<'de> for Envelope<'de> {
-    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<bool, A::Error> {
+    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
         match key {
             "jsonrpc" => {
                 let mut version = Text::Absent;
                 value.text(&mut version)?;
                 self.version_ok = version.get() == Some("2.0");
-                Ok(false)
+                Ok(())
             }
             "id" => value.id(&mut self.id),
             "method" => value.text(&mut self.method),
             "params" => {
-                let seen = self.params.shape != Shape::Absent;
                 self.params.shape = value.object(&mut self.params)?;
-                Ok(seen)
+                Ok(())
             }
             "result" | "error" => {
                 self.is_response = true;
@@ -94,18 +93,16 @@ impl<'de> Object<'de> for Envelope<'de> {
 }
 
 impl<'de> Object<'de> for Params<'de> {
-    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<bool, A::Error> {
+    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
         match key {
             "name" => value.text(&mut self.name),
             "arguments" => {
-                let seen = self.arguments.is_some();
                 self.arguments = Some(value.members.next_value_seed(Build { reader: value.reader, depth: 0 })?);
-                Ok(seen)
+                Ok(())
             }
             "_meta" => {
-                let seen = self.meta.shape != Shape::Absent;
                 self.meta.shape = value.object(&mut self.meta)?;
-                Ok(seen)
+                Ok(())
             }
             "uri" => value.text(&mut self.uri),
             "cursor" => value.text(&mut self.cursor),
@@ -119,7 +116,7 @@ impl<'de> Object<'de> for Params<'de> {
 }
 
 impl<'de> Object<'de> for Meta<'de> {
-    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<bool, A::Error> {
+    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
         match key {
             META_PROTOCOL_VERSION => value.text(&mut self.protocol_version),
             META_CLIENT_CAPABILITIES => value.capabilities(&mut self.client_capabilities),
@@ -131,7 +128,7 @@ impl<'de> Object<'de> for Meta<'de> {
 }
 
 impl<'de> Object<'de> for ClientCapabilities {
-    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<bool, A::Error> {
+    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
         if let Some((_, flag)) = Self::NAMES.iter().find(|(name, _)| *name == key) {
             *self = self.and(*flag);
         }
@@ -146,36 +143,30 @@ struct Slot<'m, A> {
 }
 
 impl<'de, A: MapAccess<'de>> Slot<'_, A> {
-    fn skip(self) -> Result<bool, A::Error> {
-        self.members.next_value_seed(Walk { reader: self.reader, depth: 0 })?;
-        Ok(false)
+    fn skip(self) -> Result<(), A::Error> {
+        self.members.next_value_seed(Walk { reader: self.reader, depth: 0 }).map(drop)
     }
 
-    fn text(self, into: &mut Text<'de>) -> Result<bool, A::Error> {
-        let seen = *into != Text::Absent;
+    fn text(self, into: &mut Text<'de>) -> Result<(), A::Error> {
         let value = self.members.next_value_seed(Walk { reader: self.reader, depth: 0 })?;
         *into = value.map_or(Text::Wrong, Text::Is);
-        Ok(seen)
+        Ok(())
     }
 
-    fn id(self, into: &mut IdField<'de>) -> Result<bool, A::Error> {
-        let seen = *into != IdField::Absent;
+    fn id(self, into: &mut IdField<'de>) -> Result<(), A::Error> {
         let raw = self.members.next_value::<&'de RawValue>()?.get();
         *into = read_id(raw).map_err(A::Error::custom)?.map_or(IdField::Wrong, IdField::Is);
-        Ok(seen)
+        Ok(())
     }
 
     fn object<T: Object<'de>>(self, into: &mut T) -> Result<Shape, A::Error> {
         self.members.next_value_seed(ObjectSeed { reader: self.reader, into })
     }
 
-    fn capabilities(self, into: &mut Option<ClientCapabilities>) -> Result<bool, A::Error> {
-        let seen = into.is_some();
+    fn capabilities(self, into: &mut Option<ClientCapabilities>) -> Result<(), A::Error> {
         let mut found = ClientCapabilities::default();
-        if self.object(&mut found)? == Shape::Object {
-            *into = Some(found);
-        }
-        Ok(seen)
+        *into = (self.object(&mut found)? == Shape::Object).then_some(found);
+        Ok(())
     }
 }
 
@@ -185,7 +176,7 @@ fn read_id(raw: &str) -> Result<Option<Id<'_>>, serde_json::Error> {
         Some(b'"') => {
             // Raw text was only scanned; this finds lone surrogates.
             serde_json::from_str::<Cow<'_, str>>(raw)?;
-            Ok((raw.len() <= ID_BYTES_MAX).then_some(Id::Text(raw)))
+            Ok((raw.len() <= ID_BYTES_MAX + 2).then_some(Id::Text(raw)))
         }
         Some(b'-' | b'0'..=b'9') => {
             if let Ok(number) = raw.parse() {
@@ -240,15 +231,13 @@ impl<'de, T: Object<'de>> Visitor<'de> for ObjectSeed<'_, T> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Shape, A::Error> {
         let reader = self.reader;
-        let mut keys = 0;
+        let mut keys = Keys::default();
         while let Some(key) = members.next_key_seed(Key)? {
-            keys += 1;
-            if self.into.member(&key, Slot { members: &mut members, reader })? {
-                reader.duplicate(&key);
-            }
+            self.into.member(&key, Slot { members: &mut members, reader })?;
+            keys.add(key, reader);
         }
-        if keys > KNOWN_KEYS_FREE {
-            reader.count_keys(keys);
+        if keys.count > KNOWN_KEYS_FREE {
+            reader.count_keys(keys.count);
         }
         Ok(Shape::Object)
     }
@@ -256,6 +245,32 @@ impl<'de, T: Object<'de>> Visitor<'de> for ObjectSeed<'_, T> {
 
 /// Members that an object of the protocol itself may have whatever `limits.json_keys_max` says.
 const KNOWN_KEYS_FREE: usize = 64;
+
+/// The keys of one object, to find one that stands twice. The first few, which are all that most objects have, are
+/// compared one by one and cost no memory.
+#[derive(Default)]
+struct Keys<'de> {
+    few: [Cow<'de, str>; FEW_KEYS],
+    many: HashSet<Cow<'de, str>>,
+    count: usize,
+}
+
+const FEW_KEYS: usize = 8;
+
+impl<'de> Keys<'de> {
+    fn add(&mut self, key: Cow<'de, str>, reader: &Reader) {
+        let few = self.count.min(FEW_KEYS);
+        let twice = self.few[..few].contains(&key) || (self.count > FEW_KEYS && self.many.contains(&key));
+        if twice {
+            reader.duplicate(&key);
+        }
+        match self.few.get_mut(self.count) {
+            Some(place) => *place = key,
+            None => drop(self.many.insert(key)),
+        }
+        self.count += 1;
+    }
+}
 
 /// A key, borrowed when it has no escapes.
 struct Key;
@@ -320,11 +335,11 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let inner = Self { depth: self.reader.deeper(self.depth)?, ..self };
-        let mut keys = 0;
-        while members.next_key_seed(Key)?.is_some() {
-            keys += 1;
-            self.reader.count_keys(keys);
+        let mut keys = Keys::default();
+        while let Some(key) = members.next_key_seed(Key)? {
             members.next_value_seed(inner)?;
+            keys.add(key, self.reader);
+            self.reader.count_keys(keys.count);
         }
         Ok(None)
     }

@@ -117,12 +117,10 @@ impl Router {
     }
 
     fn modern(&self, envelope: Envelope<'_>, head: &Head<'_>, own: Option<&OwnSession>, now: Instant) -> Handled {
-        let Some(id) = envelope.request_id() else {
-            if envelope.is_response {
-                return Err(Refusal::invalid_request("this revision has no requests to the client, so no responses"));
-            }
-            return Ok(Step::Done(Answer::accepted()));
-        };
+        if envelope.is_response {
+            return Err(Refusal::invalid_request("this revision has no requests to the client, so no responses"));
+        }
+        let Some(id) = envelope.request_id() else { return Ok(Step::Done(Answer::accepted())) };
         modern::check(&envelope, head)?;
         let Text::Is(method) = &envelope.method else { return Err(Refusal::invalid_request("\"method\" is missing")) };
         match method.as_ref() {

@@ -225,6 +225,9 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":{},"_meta":{}}}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"a","io.modelcontextprotocol/protocolVersion":"b"}}}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"x","params":{"arguments":{"a":1,"a":2}}}"#,
+            r#"{"jsonrpc":"1.0","jsonrpc":"2.0","id":1,"method":"x"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":{"x":1,"x":2}}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"x","z":{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8,"i":9,"j":10,"i":11}}"#,
         ] {
             assert!(matches!(fault(text), Some(WireFault::InvalidRequest(_))), "{text}: {:?}", fault(text));
         }
@@ -232,7 +235,7 @@ mod tests {
 
     #[test]
     fn ids_are_echoed_digit_for_digit_or_refused() {
-        let long = format!("\"{}\"", "x".repeat(1022));
+        let long = format!("\"{}\"", "x".repeat(1024));
         for (id, echoed) in [
             ("0", "0"),
             ("-1", "-1"),
@@ -249,7 +252,7 @@ mod tests {
             assert_eq!(fault, None, "{id}");
             assert_eq!(envelope.request_id().map(|id| id.to_string()).as_deref(), Some(echoed), "{id}");
         }
-        let longer = format!("\"{}\"", "x".repeat(1023));
+        let longer = format!("\"{}\"", "x".repeat(1025));
         for id in ["null", "true", "{}", "[]", "1.5", "9223372036854775808", "1e30", "-9223372036854775809", &longer] {
             assert!(matches!(fault(&with_id(id)), Some(WireFault::InvalidRequest(_))), "{id}");
         }

@@ -8,7 +8,9 @@ mod calls; // progress, logs, panics, cancelling, sessions
 mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
 
+mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod pool; // full, hung, abandoned
+mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
 mod support; // what the others share
