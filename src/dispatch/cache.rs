@@ -109,17 +109,14 @@ impl Cache {
         self.entries.get(key).await.map(|entry| hit(&entry))
     }
 
-    /// A kept result, or that of `run`, which is then kept for `ttl_s`. Of equal calls at once one runs and the others
-    /// wait for it; when its caller leaves, one of those runs instead.
-    pub(crate) async fn get_or_run(
+    /// The result of `run`, which is then kept for `ttl_s`. Of equal calls at once one runs and the others wait for it;
+    /// when its caller leaves, one of those runs instead.
+    pub(crate) async fn run(
         &self,
         key: CacheKey,
         ttl_s: u64,
         run: impl Future<Output = Outcome>,
     ) -> Result<Answered, CallError> {
-        if let Some(entry) = self.entries.get(&key).await {
-            return Ok(hit(&entry));
-        }
         let entry_bytes_max = self.entry_bytes_max;
         let keep = async move {
             match run.await {
@@ -194,8 +191,8 @@ mod tests {
         };
         let key = key(&json!({}));
         let (a, b) = tokio::join!(
-            cache.get_or_run(key.clone(), 60, run(Ok(Reply::text("x")))),
-            cache.get_or_run(key.clone(), 60, run(Ok(Reply::text("x")))),
+            cache.run(key.clone(), 60, run(Ok(Reply::text("x")))),
+            cache.run(key.clone(), 60, run(Ok(Reply::text("x")))),
         );
         assert_eq!((a.map(|a| a.served), b.map(|b| b.served)), (Ok(Served::Miss), Ok(Served::Miss)));
         assert_eq!(runs.load(Ordering::Relaxed), 1);
@@ -204,7 +201,7 @@ mod tests {
 
         for outcome in [Ok(Reply::error("no")), Err(CallError::Internal), Ok(Reply::text(&"x".repeat(2 << 20)))] {
             let key = CacheKey::new(&tool(), &json!({"n": 1}), CacheScope::Caller, &Caller::ANONYMOUS);
-            let answered = cache.get_or_run(key.clone(), 60, run(outcome.clone())).await;
+            let answered = cache.run(key.clone(), 60, run(outcome.clone())).await;
             assert_eq!(answered.map(|a| a.reply), outcome);
             assert!(cache.get(&key).await.is_none());
         }
@@ -214,10 +211,10 @@ mod tests {
     async fn when_the_leader_leaves_another_runs() {
         let cache = Cache::new(&Config::default());
         let key = key(&json!({}));
-        let leader = cache.get_or_run(key.clone(), 60, std::future::pending());
+        let leader = cache.run(key.clone(), 60, std::future::pending());
         let mut leader = Box::pin(leader);
         assert!(futures_poll(leader.as_mut()).await.is_none());
-        let follower = cache.get_or_run(key.clone(), 60, async { Ok(Reply::text("mine")) });
+        let follower = cache.run(key.clone(), 60, async { Ok(Reply::text("mine")) });
         let mut follower = Box::pin(follower);
         assert!(futures_poll(follower.as_mut()).await.is_none());
         drop(leader);

@@ -66,19 +66,45 @@ impl Dispatch {
         if let Some(fault) = tool.arguments.fault(&arguments) {
             return Err(CallError::Tool(fault));
         }
-        let Some(policy) = tool.cache else {
-            let reply = self.runner.run(tool, arguments, ctx).await?;
-            return Ok(Answered { reply, served: Served::Fresh });
-        };
-        let key = CacheKey::new(tool, &arguments, policy.scope, ctx.caller());
-        if ctx.outbox.is_some() {
-            // What a client watches is its own run: not shared with others, and not kept.
+        if let Some(policy) = tool.cache {
+            let key = CacheKey::new(tool, &arguments, policy.scope, ctx.caller());
             if let Some(hit) = self.cache.get(&key).await {
                 return Ok(hit);
             }
-            let reply = self.runner.run(tool, arguments, ctx).await?;
-            return Ok(Answered { reply, served: Served::Fresh });
+            // What a client watches is its own run: not shared with others, and not kept.
+            if ctx.outbox.is_none() {
+                // Boxed, since this future is large and every connection has room for the largest.
+                let run = Box::pin(self.cache.run(key, policy.ttl_s, self.runner.run(tool, arguments, ctx)));
+                return run.await;
+            }
         }
-        self.cache.get_or_run(key, policy.ttl_s, self.runner.run(tool, arguments, ctx)).await
+        let reply = self.runner.run(tool, arguments, ctx).await?;
+        Ok(Answered { reply, served: Served::Fresh })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Instant};
+
+    use super::*;
+    use crate::{
+        call::{Caller, ClientCapabilities, Deadline, Lane},
+        tool::Tool,
+    };
+
+    /// Every idle connection keeps room for the largest future of a request, so a large one costs a large host dearly.
+    #[test]
+    fn a_call_takes_little_room() {
+        let tool = Tool::new("t", "d", Lane::Inline, |(): (), _| "x");
+        let registry = Registry::new(vec![tool], &BTreeMap::new(), 1000).expect("a registry");
+        let tool = Arc::clone(registry.snapshot().get("t").expect("the tool"));
+        let sizes = pool::Sizes { threads: 1, threads_max: 1, io_threads: 1 };
+        let pool = Pool::start(&pool::Config::default(), sizes).expect("a pool");
+        let dispatch = Dispatch::new(registry, &cache::Config::default(), pool, 1000);
+        let deadline = Deadline::after(Instant::now(), 1000);
+        let ctx = Ctx::new(Caller::ANONYMOUS, deadline, ClientCapabilities::default());
+        let call = dispatch.call(&tool, Value::Null, ctx);
+        assert!(size_of_val(&call) <= 2048, "{} bytes", size_of_val(&call));
     }
 }
