@@ -1,6 +1,6 @@
 //! The protocol, pure: bytes and values in, values out. No sockets here, and `now` is an argument.
 //!
-//! In the order of a message's way: `wire` reads it (by `reader`), `modern` says which rules it follows, `modern` and
+//! In the order of a message's way: `wire` reads it (by `reader` and `strict`), `modern` says which rules it follows, `modern` and
 //! `legacy` check it by them, `router` sends it to its handler (`calling`, for tools), `encode` writes the answer. `session` holds what the
 //! older revisions remember, `catalogue` the answers that do not depend on the call, `code` the one table from
 //! failures to statuses and codes.
@@ -15,6 +15,7 @@ mod modern;
 mod reader;
 pub(crate) mod router;
 pub mod session;
+mod strict;
 pub(crate) mod wire;
 
 /// The revision without sessions.

@@ -1,0 +1,170 @@
+//! A server that runs: what can be asked of it, how it announces itself, and its stop, from the wish to the last byte.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::Notify,
+    time::timeout,
+};
+
+use crate::{
+    config::Loaded,
+    front::Front,
+    listener::Connections,
+    mcp::router::Router,
+    shutdown::{Drain, Signals},
+};
+
+/// Between the signal and the end of accepting: what was sent before is on its way, and is served.
+const LAST_REQUESTS: Duration = Duration::from_millis(100);
+/// After the grace: time for the errors that end the last calls to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How many tools the start names; the rest are counted.
+const TOOLS_NAMED_MAX: usize = 12;
+
+/// A server that runs. Dropping it without [`Running::stop`] leaves calls in flight unanswered.
+#[derive(Debug)]
+pub struct Running {
+    pub(super) io: Handle,
+    pub(super) _io_threads: IoThreads,
+    pub(super) front: Arc<Front>,
+    pub(super) connections: Arc<Connections>,
+    pub(super) stop: Arc<Notify>,
+    pub(super) drain: Arc<Drain>,
+    pub(super) addr: SocketAddr,
+    pub(super) admin_addr: Option<SocketAddr>,
+    pub(super) grace: Duration,
+}
+
+/// The I/O threads. Their end waits for nobody: a tool that hangs in one must not hold the stop.
+#[derive(Debug)]
+pub(super) struct IoThreads(Option<Runtime>);
+
+impl IoThreads {
+    pub(super) fn new(runtime: Runtime) -> Self {
+        Self(Some(runtime))
+    }
+}
+
+impl Drop for IoThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// How a server stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Calls that were still running at the end of the grace, each answered with an error.
+    pub cut: u64,
+}
+
+impl Running {
+    /// The address of the MCP endpoint.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The address of the admin listener.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
+    }
+
+    /// Requests being served at this moment.
+    pub fn in_flight(&self) -> usize {
+        self.front.gate.inside()
+    }
+
+    /// Connections open at this moment.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Sessions open at this moment.
+    pub fn sessions(&self) -> usize {
+        self.front.router.sessions.len()
+    }
+
+    /// Stops: takes nothing new in, finishes what is in flight within the grace, answers the rest with an error.
+    pub fn stop(self) -> Stopped {
+        self.io.block_on(self.drained());
+        Stopped { cut: self.drain.cut() }
+    }
+
+    /// Everything that happens between the wish to stop and the last byte, in order.
+    async fn drained(&self) {
+        self.drain.start(); // /ready says so
+        tokio::time::sleep(LAST_REQUESTS).await;
+        self.stop.notify_one(); // nothing new is accepted
+        self.drain.hang_up(); // connections end with the request that they are at
+        self.connections.wake_all();
+        if timeout(self.grace, self.connections.none_left()).await.is_ok() {
+            return;
+        }
+        self.drain.end(); // what still runs is answered with an error
+        self.connections.wake_all();
+        if timeout(LAST_WORDS, self.connections.none_left()).await.is_err() {
+            tracing::warn!(connections = self.connections.len(), "some connections did not take their last answer");
+        }
+    }
+
+    /// Runs until a signal says to stop, and stops.
+    pub(super) fn until_signal(self, mut signals: Signals) -> ExitCode {
+        let second = self.io.block_on(async {
+            let (signal, _) = signals.next().await;
+            tracing::info!(signal, in_flight = self.in_flight(), grace_ms = self.grace.as_millis() as u64, "draining");
+            tokio::select! {
+                () = self.drained() => None,
+                second = signals.next() => Some(second),
+            }
+        });
+        if let Some((signal, code)) = second {
+            tracing::warn!(signal, in_flight = self.in_flight(), "stopped at once by a second signal");
+            return ExitCode::from(code);
+        }
+        match self.drain.cut() {
+            0 => tracing::info!("stopped; every call was answered"),
+            cut => tracing::warn!(cut, "stopped; some calls outlasted the grace and were answered with an error"),
+        }
+        ExitCode::SUCCESS
+    }
+
+    /// What a start says.
+    pub(super) fn announce(&self, loaded: &Loaded) {
+        let config = &loaded.tuning.server;
+        let url = format!("http://{}{}", self.addr, config.path);
+        tracing::info!(url, tools = tool_names(&self.front.router), "serving MCP");
+        if loaded.tuning.toolbox.enabled {
+            tracing::info!(root = loaded.tuning.toolbox.root, "the toolbox reads this folder and nothing outside it");
+        }
+        if let Some(addr) = self.admin_addr {
+            tracing::info!(health = format!("http://{addr}/health"), ready = format!("http://{addr}/ready"), "admin");
+        }
+        let resolved = &loaded.resolved;
+        tracing::info!(
+            cores = loaded.host.cores,
+            io_threads = resolved.io_threads,
+            pool_threads = resolved.pool_threads,
+            pool_threads_max = resolved.pool_threads_max,
+            connections_max = resolved.connections_max,
+            concurrent_requests_max = resolved.concurrent_requests_max,
+            "derived from this host and the settings; `check` says how"
+        );
+        if loaded.insecure_no_auth {
+            tracing::warn!("no authentication: everybody who reaches the address can call every tool");
+        }
+    }
+}
+
+/// The names of the first few tools, for the log.
+pub(super) fn tool_names(router: &Router) -> String {
+    let tools = router.dispatch.tools();
+    let named: Vec<_> = tools.ordered().iter().take(TOOLS_NAMED_MAX).map(|t| t.tool.name()).collect();
+    match tools.ordered().len() - named.len() {
+        0 => named.join(" "),
+        more => format!("{} and {more} more", named.join(" ")),
+    }
+}
