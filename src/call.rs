@@ -162,7 +162,8 @@ impl Ctx {
     }
 
     /// Whether to stop: the client has left or took the call back, or the deadline has passed. A loop on a worker
-    /// thread asks this every few milliseconds; an async tool need not, since its future is dropped.
+    /// thread asks this every few milliseconds; an async tool need not, since its future is dropped. What a tool on a
+    /// worker thread returns after that is not used.
     pub fn is_cancelled(&self) -> bool {
         self.ticket.as_ref().is_some_and(Ticket::is_given_up) || self.deadline.passed(Instant::now())
     }

@@ -7,7 +7,7 @@ use std::{io, sync::Arc, time::Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
 };
 
 use crate::mcp::{
@@ -22,20 +22,32 @@ use crate::mcp::{
 const LINES_MAX: usize = 64;
 const READ_BYTES: usize = 16 * 1024;
 
-/// Serves until the input ends and all calls are answered.
+/// Serves until the input ends, or `stop` is told, and all calls are answered.
 pub(crate) async fn serve(
     router: Arc<Router>,
     mut input: impl AsyncRead + Unpin,
     output: impl AsyncWrite + Unpin + Send + 'static,
     line_bytes_max: usize,
     calls_max: usize,
+    stop: &Notify,
 ) -> io::Result<()> {
     let (lines, to_write) = mpsc::channel(LINES_MAX);
     let writer = tokio::spawn(write_lines(output, to_write));
     let session = OwnSession::default();
     let places = Arc::new(Semaphore::new(calls_max.min(Semaphore::MAX_PERMITS)));
     let mut reader = Lines { buffer: BytesMut::new(), searched: 0, skipping: false, line_bytes_max };
-    while let Some(line) = reader.next(&mut input).await? {
+    let stopped = stop.notified();
+    tokio::pin!(stopped);
+    loop {
+        let line = tokio::select! {
+            biased;
+            () = &mut stopped => None,
+            line = reader.next(&mut input) => line?,
+        };
+        let Some(line) = line else { break };
+        if lines.is_closed() {
+            break; // nobody reads any more
+        }
         let step = match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => continue,
             Line::Whole(line) => router.message(&head(), Some(&session), &line, Instant::now()),

@@ -1,5 +1,5 @@
 //! The command line: one file for each verb. Reads arguments and prints; what the verbs do is done elsewhere.
-//! Exit codes: 0, 2 for a command line that is wrong (clap's), 78 for settings that are (`EX_CONFIG`).
+//! Exit codes are those that `AFTER_HELP` names.
 
 mod check;
 mod schema;
@@ -32,7 +32,8 @@ Settings come from, each over the one before:
   --listen
 `bigiron check` prints every setting with where it came from.
 
-Exit codes: 0 after a clean stop, 2 for a wrong command line, 78 for wrong settings.";
+Exit codes: 0 after a clean stop, 1 when the host does not give what is needed (a port in use), 2 for a wrong command
+line, 78 for wrong settings, 143 or 130 after a second signal.";
 
 /// The MCP server for when one server has to hold.
 ///

@@ -134,7 +134,6 @@ impl Known {
         self.sections.iter().find(|(_, keys)| keys.contains_key(key)).map(|(section, _)| format!("{section}.{key}"))
     }
 
-    #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = (Path, &Kind)> {
         let own = self.sections.iter().flat_map(|(section, keys)| {
             keys.iter().map(|(key, kind)| (Path { section: section.clone(), tool: None, key: key.clone() }, kind))

@@ -162,9 +162,17 @@ impl Layers {
         variables.sort(); // the same faults in the same order, whatever the environment's order is
         for (name, value) in variables {
             let Some(name) = name.to_str() else { continue };
-            let Some(setting) = name.strip_prefix(ENVIRONMENT_PREFIX).filter(|rest| rest.contains(SEPARATOR)) else {
+            let Some(setting) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+            if !setting.contains(SEPARATOR) {
+                // Others may set such names too (Kubernetes does), so only one that must be meant for us is refused.
+                let meant = |path: &Path| format!("{}_{}", path.section, path.key).eq_ignore_ascii_case(setting);
+                if let Some((path, _)) = self.known.all().find(|(path, _)| meant(path)) {
+                    let (section, key) = (path.section.to_ascii_uppercase(), path.key.to_ascii_uppercase());
+                    let message = format!("section and key are joined by two underscores: BIGIRON_{section}__{key}");
+                    self.faults.push(Fault::new(format!("environment {}", shown(name)), message));
+                }
                 continue;
-            };
+            }
             let at = format!("environment {}", shown(name));
             let Some((section, rest)) = setting.split_once(SEPARATOR) else { continue };
             let lowered = format!("{}{SEPARATOR}{rest}", section.to_ascii_lowercase());

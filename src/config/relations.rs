@@ -258,9 +258,9 @@ fn log_level(view: &View<'_>, faults: &mut Faults) {
         let word = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
         if !is_level(word) {
             let hint = super::nearest(&word.to_ascii_lowercase(), LEVELS.into_iter())
-                .map_or_else(String::new, |l| format!("; did you mean \"{l}\"?"));
+                .map_or_else(String::new, |l| format!("; did you mean \"{l}\""));
             view.refuse(faults, "log.level", format!(
-                "\"{}\" is no level{hint} The levels are {}; directives are written as \"info,bigiron::front=debug\"",
+                "\"{}\" is no level{hint}; the levels are {}; directives are written as \"info,bigiron::front=debug\"",
                 shown(word),
                 LEVELS.join(", "),
             ));

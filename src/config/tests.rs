@@ -261,8 +261,8 @@ fn what_cannot_work_together_is_refused_with_places() {
         (&["server.allowed_origins=['*']"], &["every page of every site could call"]),
         (&["server.allowed_origins=['https://a.example/x']"], &["\"https://a.example/x\": expected an origin"]),
         (&["server.allowed_hosts=['http://a.example']"], &["\"http://a.example\": expected a host name"]),
-        (&["log.level=inof"], &["\"inof\" is no level; did you mean \"info\"?"]),
-        (&["log.level=info,hyper=dbug"], &["\"dbug\" is no level; did you mean \"debug\"?"]),
+        (&["log.level=inof"], &["\"inof\" is no level; did you mean \"info\""]),
+        (&["log.level=info,hyper=dbug"], &["\"dbug\" is no level; did you mean \"debug\""]),
         (
             &["tools.x.cache_scope=public"],
             &["tools.x.cache_scope = \"public\" (--set): this says nothing without tools.x.cache_ttl_s"],

@@ -7,6 +7,7 @@
 use std::{
     fmt,
     future::Future,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -118,8 +119,11 @@ impl Cache {
         run: impl Future<Output = Outcome>,
     ) -> Result<Answered, CallError> {
         let entry_bytes_max = self.entry_bytes_max;
-        let keep = async move {
-            match run.await {
+        let mut run = pin!(run);
+        let mut led = false;
+        let keep = async {
+            led = true;
+            match run.as_mut().await {
                 Ok(reply) if !reply.is_error() && reply.len() <= entry_bytes_max => {
                     Ok(Entry { reply, made_at: Instant::now(), ttl: Duration::from_secs(ttl_s) })
                 }
@@ -130,8 +134,15 @@ impl Cache {
             Ok(entry) => return Ok(Answered { reply: entry.reply, served: Served::Miss }),
             Err(not_kept) => not_kept.0.clone(),
         };
+        // What befell the call that ran (its deadline, its client) is no answer to those that waited for it.
+        let outcome = if led || is_of_the_tool(&outcome) { outcome } else { run.await };
         outcome.map(|reply| Answered { reply, served: Served::Fresh })
     }
+}
+
+/// Whether an equal call would come to the same.
+fn is_of_the_tool(outcome: &Outcome) -> bool {
+    matches!(outcome, Ok(_) | Err(CallError::Tool(_) | CallError::InvalidParams(_)))
 }
 
 /// An outcome that goes to those who wait for it and is then forgotten.

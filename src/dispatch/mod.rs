@@ -16,6 +16,7 @@ use crate::{
     call::{Ctx, Reply},
     dispatch::{
         cache::{Cache, CacheKey},
+        deadline::until,
         run::Runner,
     },
     error::CallError,
@@ -74,8 +75,11 @@ impl Dispatch {
             // What a client watches is its own run: not shared with others, and not kept.
             if ctx.outbox.is_none() {
                 // Boxed, since this future is large and every connection has room for the largest.
-                let run = Box::pin(self.cache.run(key, policy.ttl_s, self.runner.run(tool, arguments, ctx)));
-                return run.await;
+                let deadline = ctx.deadline();
+                let run = self.cache.run(key, policy.ttl_s, self.runner.run(tool, arguments, ctx));
+                // Who waits for another's run has a deadline too.
+                let answered = until(deadline, Box::pin(run)).await;
+                return answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }));
             }
         }
         let reply = self.runner.run(tool, arguments, ctx).await?;

@@ -48,7 +48,8 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFull {
-    /// The submitting I/O thread runs the job itself, unless it is the last free one; then as `wait`.
+    /// The submitting I/O thread runs the job itself, unless it is the last free one; then as `wait`. A call that runs
+    /// so cannot be ended before its tool returns.
     #[default]
     CallerRuns,
     /// The call waits for room, up to its deadline.
@@ -113,7 +114,10 @@ impl Job {
         let outcome = if ctx.deadline().passed(Instant::now()) {
             Err(CallError::DeadlineBeforeStart)
         } else {
-            run_sync(&tool, arguments, ctx)
+            let deadline = ctx.deadline();
+            let outcome = run_sync(&tool, arguments, ctx);
+            // A tool that stopped because it was told to returns what it has, which is not the answer.
+            if deadline.passed(Instant::now()) { Err(timed_out(&tool, deadline)) } else { outcome }
         };
         // An error means that nobody waits any more.
         let _ = answer.send(outcome);

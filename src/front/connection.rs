@@ -59,14 +59,6 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 pub(crate) struct Busy {
     conn: Arc<Connection>,
-    now: Instant,
-}
-
-impl Busy {
-    /// When the request's first bytes came.
-    pub(crate) fn now(&self) -> Instant {
-        self.now
-    }
 }
 
 impl Drop for Busy {
@@ -96,6 +88,10 @@ impl HangUp {
     fn is_due(self, now: Instant) -> bool {
         matches!(self, Self::At(at) if now >= at)
     }
+
+    fn or_before(self, other: Instant) -> Instant {
+        if let Self::At(at) = self { at.min(other) } else { other }
+    }
 }
 
 impl Connection {
@@ -123,10 +119,8 @@ impl Connection {
     /// A request's head has come.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Relaxed);
-        let began = self.head_began.swap(NEVER, Relaxed);
-        // Nothing was read for a request that came in one piece with the one before.
-        let now = if began == NEVER { Instant::now() } else { self.moment(began) };
-        Busy { conn: Arc::clone(self), now }
+        self.head_began.store(NEVER, Relaxed);
+        Busy { conn: Arc::clone(self) }
     }
 
     fn note(&self, now: Instant) -> u64 {
@@ -211,7 +205,7 @@ pub(crate) async fn run(conn: Arc<Connection>, stream: TcpStream) {
             }
             match conn.verdict(now) {
                 Verdict::Close(reason) => return Poll::Ready(Err(format!("closed: {reason}"))),
-                Verdict::LookAgain(at) => timer.as_mut().reset(at.into()),
+                Verdict::LookAgain(at) => timer.as_mut().reset(hang_up.or_before(at).into()),
             }
         }
     });

@@ -4,6 +4,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering},
     task::Poll,
     time::{Duration, Instant},
 };
@@ -22,14 +23,52 @@ const RATE_GRACE: Duration = Duration::from_secs(5);
 /// How often a slow body is looked at.
 const RATE_LOOK: Duration = Duration::from_secs(1);
 
+/// Bytes of bodies that are not whole yet, over all connections. They have no place inside the gate, so that slow senders
+/// cannot keep others out; what they can take instead is this.
+#[derive(Debug)]
+pub(crate) struct Bodies {
+    held: AtomicUsize,
+    max: usize,
+}
+
+impl Bodies {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { held: AtomicUsize::new(0), max }
+    }
+}
+
+/// What one body has of it, given back on drop.
+struct Held<'a> {
+    bodies: &'a Bodies,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    fn add(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.bytes += bytes;
+        if self.bodies.held.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.bodies.max {
+            return Ok(());
+        }
+        Err(Refusal::overloaded(1, "too many large bodies are coming in at once"))
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.bodies.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// The whole body. `length` is what Content-Length said, checked before.
 pub(crate) async fn read(
     mut incoming: Incoming,
     length: Option<usize>,
     limits: &Config,
-    now: Instant,
+    bodies: &Bodies,
 ) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
+    let mut held = Held { bodies, bytes: 0 };
+    let mut began: Option<Instant> = None;
     let mut watch: Option<Pin<Box<Sleep>>> = None;
     loop {
         let received = whole.len();
@@ -38,6 +77,7 @@ pub(crate) async fn read(
                 return Poll::Ready(Ok(frame));
             }
             // Most bodies are there at once; only those that are not get a timer.
+            let now = *began.get_or_insert_with(Instant::now);
             let watch = watch.get_or_insert_with(|| Box::pin(sleep_until((now + RATE_LOOK).into())));
             while watch.as_mut().poll(cx).is_ready() {
                 let waited = now.elapsed();
@@ -63,9 +103,7 @@ pub(crate) async fn read(
                 if received == 0 && Some(data.len()) == length {
                     return Ok(data); // the usual case: one piece, nothing copied
                 }
-                if received == 0 {
-                    whole.reserve(length.unwrap_or(data.len()));
-                }
+                held.add(data.len())?;
                 whole.extend_from_slice(&data);
             }
         }

@@ -8,7 +8,7 @@ mod body;
 pub(crate) mod checks;
 pub(crate) mod connection;
 mod headers;
-mod intake;
+pub(crate) mod intake;
 pub mod limits;
 mod reply;
 mod stream;
@@ -29,6 +29,7 @@ use crate::{
         checks::{Hosts, Origins},
         connection::Connection,
         headers::Headers,
+        intake::Bodies,
         reply::Refused,
     },
     mcp::{
@@ -45,11 +46,13 @@ pub(crate) struct Front {
     pub(crate) origins: Origins,
     pub(crate) limits: limits::Config,
     pub(crate) gate: Gate,
+    pub(crate) bodies: Bodies,
     pub(crate) router: Router,
 }
 
-/// Counts requests being served, up to a limit.
+/// Counts requests being served, up to a limit. On cache lines of its own: every request writes here.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Gate {
     inside: AtomicUsize,
     max: usize,
@@ -74,13 +77,22 @@ impl Gate {
         self.inside.load(Ordering::Relaxed)
     }
 
+    /// Refuses when there is no place, without taking one.
+    fn check(&self) -> Result<(), Refusal> {
+        if self.inside() < self.max { Ok(()) } else { Err(self.full()) }
+    }
+
+    fn full(&self) -> Refusal {
+        Refusal::overloaded(1, format!("{} requests are being served, as many as may be at once", self.max))
+    }
+
     fn enter(conn: &Arc<Connection>) -> Result<Place, Refusal> {
         let gate = &conn.front.gate;
         let place = Place(Arc::clone(conn)); // counted from here on, also when it is refused at once
         if gate.inside.fetch_add(1, Ordering::AcqRel) < gate.max {
             return Ok(place);
         }
-        Err(Refusal::overloaded(1, format!("{} requests are being served, as many as may be at once", gate.max)))
+        Err(gate.full())
     }
 }
 
@@ -91,7 +103,7 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
     let headers = Headers::scan(&head.headers);
     let front = &conn.front;
     let cors = front.origins.cors(&headers);
-    let answered = front.answer(&conn, &head, &headers, incoming, busy.now()).await;
+    let answered = front.answer(&conn, &head, &headers, incoming).await;
     let mut response = answered.unwrap_or_else(Refused::into_response);
     if let Some(origin) = cors {
         reply::allow_origin(&mut response, origin);
@@ -107,7 +119,6 @@ impl Front {
         head: &Parts,
         headers: &Headers<'_>,
         incoming: Incoming,
-        now: Instant,
     ) -> Result<Response<Body>, Refused> {
         // who may speak at all
         checks::head_size(&head.uri, headers, &self.limits)?; //                  414, 431
@@ -125,7 +136,7 @@ impl Front {
             Method::POST => {}
             Method::OPTIONS => return reply::preflight(headers, &self.origins), // 204, 403
             Method::DELETE if checks::may_have_session(headers) => {
-                return Ok(reply::answer(self.router.end_session(&headers.head(conn.peer), now)));
+                return Ok(reply::answer(self.router.end_session(&headers.head(conn.peer), Instant::now())));
             }
             _ => return Err(reply::no_such_method()), //                          405
         }
@@ -133,9 +144,11 @@ impl Front {
         checks::content(headers)?; //                                             415
         checks::accept(headers)?; //                                              406
         let length = checks::length(headers, &self.limits)?; //                   400, 413
+        self.gate.check()?; //                                                    503
+        // only now is the body read, and only when it is here does it take a place
+        let body = intake::read(incoming, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503
         let place = Gate::enter(conn)?; //                                        503
-        // only now is the body read
-        let body = intake::read(incoming, length, &self.limits, now).await?; //   400, 408, 413
+        let now = Instant::now(); // deadlines count from here
         let step = self.router.message(&headers.head(conn.peer), None, &body, now);
         match step {
             Step::Done(answer) => Ok(reply::message(answer, headers.takes)),

@@ -31,6 +31,9 @@ use crate::{
 /// The least time between two progress reports to one client; of those that come faster the newest is sent.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(10);
 
+/// So much is sent before more is taken out of the outbox: a tool may fill it as fast as it is emptied.
+const EVENT_BYTES_SENT: usize = 16 * 1024;
+
 type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// Runs a call and answers in the form that it needs.
@@ -119,6 +122,9 @@ impl CallStream {
                         self.pace.restart();
                     }
                     push_event(&mut events, &self.voice.encode(&message));
+                    if events.len() >= EVENT_BYTES_SENT {
+                        return Poll::Ready(Spoken { events, end: None });
+                    }
                 }
                 Poll::Pending if events.is_empty() => return Poll::Pending,
                 Poll::Pending => return Poll::Ready(Spoken { events, end: None }),

@@ -17,6 +17,8 @@ pub(crate) const INTERNAL_ERROR: i32 = -32603;
 pub(crate) const HEADER_MISMATCH: i32 = -32020;
 pub(crate) const MISSING_CAPABILITY: i32 = -32021;
 pub(crate) const UNSUPPORTED_VERSION: i32 = -32022;
+/// One caller asks for more than one may have.
+pub(crate) const RATE_LIMITED: i32 = -31429;
 /// No room or stopping.
 pub(crate) const OVERLOADED: i32 = -31503;
 /// The deadline passed before the call started.

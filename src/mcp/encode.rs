@@ -91,24 +91,18 @@ impl Encoder {
     /// A tool's answer.
     pub(crate) fn reply(&self, id: Id<'_>, era: Era, answered: &Answered) -> Payload {
         let Answered { reply, served } = answered;
-        let tail = if reply.meta.is_none() && *served == Served::Fresh {
-            match era {
-                Era::Modern => self.modern_tail.clone(),
-                Era::Legacy => Bytes::from_static(b"}}"),
-            }
-        } else {
-            self.tail_with(era, reply, *served)
-        };
-        surround(id, era, &reply.fields, tail)
+        if reply.meta.is_none() && *served == Served::Fresh {
+            return self.fixed(id, era, &reply.fields);
+        }
+        surround(id, era, &reply.fields, &self.tail_with(era, reply, *served))
     }
 
     /// Members of a result that are the same for everybody, with the given ones after the `resultType`.
     pub(crate) fn fixed(&self, id: Id<'_>, era: Era, members: &Bytes) -> Payload {
-        let tail = match era {
-            Era::Modern => self.modern_tail.clone(),
-            Era::Legacy => Bytes::from_static(b"}}"),
-        };
-        surround(id, era, members, tail)
+        match era {
+            Era::Modern => surround(id, era, members, &self.modern_tail),
+            Era::Legacy => surround(id, era, members, &Bytes::from_static(b"}}")),
+        }
     }
 
     fn tail_with(&self, era: Era, reply: &Reply, served: Served) -> Bytes {
@@ -136,7 +130,7 @@ impl Encoder {
 }
 
 /// A whole response with `members` as its result.
-fn surround(id: Id<'_>, era: Era, members: &Bytes, tail: Bytes) -> Payload {
+fn surround(id: Id<'_>, era: Era, members: &Bytes, tail: &Bytes) -> Payload {
     let small = members.len() <= COPY_BYTES_MAX;
     let mut out = Vec::with_capacity(96 + if small { members.len() + tail.len() } else { 0 });
     out.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
@@ -147,10 +141,10 @@ fn surround(id: Id<'_>, era: Era, members: &Bytes, tail: Bytes) -> Payload {
     });
     if small {
         out.extend_from_slice(members);
-        out.extend_from_slice(&tail);
+        out.extend_from_slice(tail);
         return out.into();
     }
-    Payload { parts: [out.into(), members.clone(), tail] }
+    Payload { parts: [out.into(), members.clone(), tail.clone()] }
 }
 
 /// A response whose result is `{}`, as the older revisions have it.

@@ -88,8 +88,14 @@ pub(crate) fn param_disagreement(param: &HeaderParam, field: Field<'_>, argument
         None | Some(Value::Null) => disagreement(&param.header, field, None),
         Some(Value::String(text)) => disagreement(&param.header, field, Some(text)),
         Some(Value::Number(number)) => {
-            let same = field.text().and_then(|t| t.trim().parse::<f64>().ok()) == number.as_f64();
-            if same && number.as_f64().is_some() {
+            let text = field.text().map(str::trim);
+            let whole = text.and_then(|t| t.parse::<i64>().ok());
+            // As integers where both are, since doubles skip some; else `42.0` is 42.
+            let same = match (whole, number.as_i64()) {
+                (Some(header), Some(body)) => header == body,
+                _ => text.and_then(|t| t.parse::<f64>().ok()) == number.as_f64(),
+            };
+            if same && text.is_some() {
                 return None;
             }
             disagreement(&param.header, field, Some(&number.to_string()))

@@ -8,7 +8,7 @@ use crate::{
     call::{Caller, ClientCapabilities},
     mcp::{
         LEGACY_VERSIONS,
-        code::{Era, Refusal},
+        code::{Era, RATE_LIMITED, Refusal},
         encode::OwnedId,
         head::{Field, Head},
         session::{Full, Session, Sessions},
@@ -89,6 +89,7 @@ pub(crate) fn initialize(
     let session_id = opened.map_err(|full| match full {
         Full::Caller => Refusal {
             status: 429,
+            code: RATE_LIMITED,
             ..Refusal::overloaded(60, "this caller has as many sessions as one may have; end some with DELETE")
         },
         Full::Server => Refusal::overloaded(60, "the server has as many sessions as it may have"),

@@ -47,7 +47,15 @@ pub(crate) fn check(envelope: &Envelope<'_>, head: &Head<'_>) -> Result<(), Refu
     if !matches!(params.shape, Shape::Object | Shape::Absent) {
         return Err(Refusal::invalid_params(true, "params must be an object"));
     }
-    let Some(version) = meta.protocol_version.get() else { return Err(missing("protocolVersion")) };
+    let Some(version) = meta.protocol_version.get() else {
+        return Err(match head.protocol_version.text() {
+            // Neither a modern request nor one of a revision that we know.
+            Some(header) if header != MODERN_VERSION && meta.shape == Shape::Absent => {
+                Refusal::unsupported_version(header)
+            }
+            _ => missing("protocolVersion"),
+        });
+    };
     if meta.client_capabilities.is_none() {
         return Err(missing("clientCapabilities"));
     }

@@ -23,13 +23,17 @@ const EXACT_DOUBLE_MAX: f64 = 9_007_199_254_740_992.0;
 /// Reads a whole document into `envelope` and says what shape it had.
 pub(super) fn read<'a>(bytes: &'a [u8], limits: ShapeLimits, envelope: &mut Envelope<'a>) -> Result<Shape, WireFault> {
     let reader = Reader::new(limits);
-    let mut json = serde_json::Deserializer::from_slice(bytes);
+    // Checked once for the whole message, which costs less than once for each text in it.
+    let text = std::str::from_utf8(bytes).map_err(|error| WireFault::Parse(format!("not JSON: not UTF-8: {error}")))?;
+    let mut json = serde_json::Deserializer::from_str(text);
     json.disable_recursion_limit(); // depth is counted here, wherever there is recursion
     let shape = ObjectSeed { reader: &reader, into: envelope }
         .deserialize(&mut json)
-        .and_then(|shape| json.end().map(|()| shape))
-        .map_err(|error| WireFault::Parse(format!("not JSON: {error}")))?;
-    reader.into_fault().map_or(Ok(shape), Err)
+        .and_then(|shape| json.end().map(|()| shape));
+    match shape {
+        Err(error) if !reader.gave_up() => Err(WireFault::Parse(format!("not JSON: {error}"))),
+        shape => reader.into_fault().map_or_else(|| Ok(shape.unwrap_or_default()), Err),
+    }
 }
 
 /// An object that the protocol knows: reads the value of one key.

@@ -1,27 +1,58 @@
 //! Reading JSON without trusting it: values that are only walked over, and values that a tool will read, both with depth
 //! and breadth counted and no key standing twice. What a value means is not known here.
 
-use std::{borrow::Cow, cell::RefCell, collections::HashSet, fmt};
+use std::{
+    borrow::Cow,
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    fmt,
+};
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::mcp::wire::{ShapeLimits, WireFault};
 
+/// Memory that the arguments of one call may take as values. They come from a body of limited size, but an object of
+/// eight bytes takes 600 in memory.
+const BUILT_BYTES_MAX: usize = 32 << 20;
+/// What the smallest map with a member takes: a node has room for eleven.
+const MAP_BYTES: usize = 640;
+
 /// What all visitors share: the limits, and the first fault that is not one of syntax. Reading goes on after such a
 /// fault, because a syntax fault further on is the truer answer, and the id may still come.
 pub(super) struct Reader {
     limits: ShapeLimits,
     fault: RefCell<Option<WireFault>>,
+    /// What the values built so far take in memory.
+    built_bytes: Cell<usize>,
 }
 
 impl Reader {
     pub(super) fn new(limits: ShapeLimits) -> Self {
-        Self { limits, fault: RefCell::new(None) }
+        Self { limits, fault: RefCell::new(None), built_bytes: Cell::new(0) }
     }
 
     pub(super) fn into_fault(self) -> Option<WireFault> {
         self.fault.into_inner()
+    }
+
+    /// Counts what a value takes; fails when all of them take too much, since a short text can make a large value.
+    fn charge<E: serde::de::Error>(&self, bytes: usize) -> Result<(), E> {
+        let built = self.built_bytes.get() + bytes;
+        self.built_bytes.set(built);
+        if built <= BUILT_BYTES_MAX {
+            return Ok(());
+        }
+        let max_mib = BUILT_BYTES_MAX >> 20;
+        let message = format!("the arguments take more than {max_mib} MiB of memory; send less at once");
+        *self.fault.borrow_mut() = Some(WireFault::InvalidParams(message));
+        Err(E::custom("too large in memory"))
+    }
+
+    /// Whether reading ended because of a limit and not of a fault in the JSON.
+    pub(super) fn gave_up(&self) -> bool {
+        self.built_bytes.get() > BUILT_BYTES_MAX
     }
 
     fn blame(&self, fault: impl FnOnce() -> WireFault) {
@@ -221,7 +252,8 @@ impl<'de> Visitor<'de> for Build<'_> {
         Ok(Value::Null)
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        self.reader.charge(value.len())?;
         Ok(Value::String(value.to_owned()))
     }
 
@@ -229,6 +261,7 @@ impl<'de> Visitor<'de> for Build<'_> {
         let inner = Self { depth: self.reader.deeper(self.depth)?, ..self };
         let mut array = Vec::new();
         while let Some(item) = items.next_element_seed(inner)? {
+            self.reader.charge(2 * size_of::<Value>())?; // a vector may have twice the room that it needs
             array.push(item);
         }
         Ok(Value::Array(array))
@@ -237,8 +270,10 @@ impl<'de> Visitor<'de> for Build<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let inner = Self { depth: self.reader.deeper(self.depth)?, ..self };
         let mut object = Map::new();
+        self.reader.charge(MAP_BYTES)?;
         while let Some(key) = members.next_key_seed(Key)? {
             let value = members.next_value_seed(inner)?;
+            self.reader.charge(key.len() + 2 * (size_of::<String>() + size_of::<Value>()))?;
             match object.entry(key.into_owned()) {
                 serde_json::map::Entry::Vacant(place) => {
                     place.insert(value);

@@ -273,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn a_short_text_does_not_make_a_large_value() {
+        let call = |items: usize, item: &str| {
+            let items = vec![item; items].join(",");
+            let text = format!(r#"{{"jsonrpc":"2.0","id":1,"params":{{"arguments":{{"a":[{items}]}}}},"method":"x"}}"#);
+            read(text.as_bytes(), LIMITS).1
+        };
+        assert_eq!(call(100_000, "1"), None);
+        assert_eq!(call(10_000, r#"{"a":1}"#), None);
+        for (items, item) in [(150_000, r#"{"":0}"#), (600_000, "[]"), (2_000_000, "0")] {
+            assert!(matches!(call(items, item), Some(WireFault::InvalidParams(_))), "{items} of {item}");
+        }
+    }
+
+    #[test]
     fn limits_hold_at_the_limit_and_not_beyond() {
         let limits = ShapeLimits { depth_max: 3, keys_max: 2 };
         let call = |arguments: &str| {

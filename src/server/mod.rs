@@ -13,9 +13,9 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::{runtime::Runtime, sync::Notify};
+use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 
-use self::running::{IoThreads, tool_names};
+use self::running::{IoThreads, announce_root, tool_names};
 pub use self::running::{Running, Stopped};
 use crate::{
     config::{Loaded, Tuning},
@@ -27,6 +27,7 @@ use crate::{
         Front, Gate,
         admin::{self, Admin},
         checks::{Hosts, Origins},
+        intake::Bodies,
     },
     listener::{self, Connections},
     mcp::{
@@ -225,16 +226,19 @@ impl Builder {
             loaded.resolved.connections_max,
             Arc::clone(&stop),
         );
+        let accept_ended = Arc::<Notify>::default();
+        let ended = Arc::clone(&accept_ended);
         runtime.spawn(async move {
             if let Err(error) = accept.await {
                 tracing::error!(%error, "the listener ended");
             }
+            ended.notify_one();
         });
         runtime.spawn(sweep(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
         let grace = Duration::from_millis(config.drain_grace_ms);
         let io = runtime.handle().clone();
         let _io_threads = IoThreads::new(runtime);
-        Ok(Running { io, _io_threads, front, connections, stop, drain, addr, admin_addr, grace })
+        Ok(Running { io, _io_threads, front, connections, stop, accept_ended, drain, addr, admin_addr, grace })
     }
 
     fn front(self, loaded: &Loaded, addr: SocketAddr, drain: Arc<Drain>) -> Result<Front, StartError> {
@@ -245,6 +249,9 @@ impl Builder {
             origins: Origins::new(&tuning.server.allowed_origins),
             limits: tuning.limits.clone(),
             gate: Gate::new(loaded.resolved.concurrent_requests_max),
+            bodies: Bodies::new(
+                loaded.resolved.concurrent_requests_max.saturating_mul(tuning.limits.request_bytes_max.as_usize()),
+            ),
             router: self.router(loaded, drain)?,
         })
     }
@@ -255,6 +262,12 @@ impl Builder {
     /// What would stop a start.
     pub fn check(mut self, loaded: &Loaded) -> Result<(), StartError> {
         self.registry(loaded).map(drop)
+    }
+
+    /// The folder that the toolbox reads, when there is one.
+    fn toolbox_root(&self, loaded: &Loaded) -> Option<String> {
+        let toolbox = &loaded.tuning.toolbox;
+        (self.toolbox && toolbox.enabled).then(|| toolbox.root.clone())
     }
 
     fn registry(&mut self, loaded: &Loaded) -> Result<Registry, StartError> {
@@ -304,26 +317,40 @@ impl Builder {
     }
 
     fn serve_http(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
+        let root = self.toolbox_root(loaded);
         let running = self.start_with(loaded)?;
         let signals = {
             let _inside = running.io.enter();
             Signals::listen().map_err(|e| StartError::host("cannot listen for signals", e))?
         };
-        running.announce(loaded);
+        running.announce(loaded, root.as_deref());
         Ok(running.until_signal(signals))
     }
 
     fn serve_stdio(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
+        let root = self.toolbox_root(loaded);
         let router = Arc::new(self.router(loaded, Arc::default())?);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
         tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
+        if let Some(root) = root {
+            announce_root(&root);
+        }
         let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
         let line_bytes_max = loaded.tuning.limits.request_bytes_max.as_usize();
         let calls_max = loaded.resolved.concurrent_requests_max;
+        let grace = Duration::from_millis(loaded.tuning.server.drain_grace_ms);
         let served = runtime.block_on(async {
             let mut signals = Signals::listen()?;
+            let stop = Notify::new();
+            let served = stdio::serve(router, input, output, line_bytes_max, calls_max, &stop);
+            tokio::pin!(served);
             tokio::select! {
-                served = stdio::serve(router, input, output, line_bytes_max, calls_max) => served.map(|()| 0),
+                served = &mut served => return served.map(|()| 0),
+                (signal, _) = signals.next() => tracing::info!(signal, "draining"),
+            }
+            stop.notify_one(); // nothing more is read; what runs is answered
+            tokio::select! {
+                served = timeout(grace, served) => served.unwrap_or(Ok(())).map(|()| 0),
                 (_, code) = signals.next() => Ok(code),
             }
         });

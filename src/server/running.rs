@@ -31,6 +31,7 @@ pub struct Running {
     pub(super) front: Arc<Front>,
     pub(super) connections: Arc<Connections>,
     pub(super) stop: Arc<Notify>,
+    pub(super) accept_ended: Arc<Notify>,
     pub(super) drain: Arc<Drain>,
     pub(super) addr: SocketAddr,
     pub(super) admin_addr: Option<SocketAddr>,
@@ -99,6 +100,8 @@ impl Running {
         self.drain.start(); // /ready says so
         tokio::time::sleep(LAST_REQUESTS).await;
         self.stop.notify_one(); // nothing new is accepted
+        // A failure to end in time would only mean that a connection just accepted is not waited for.
+        let _ = timeout(LAST_WORDS, self.accept_ended.notified()).await;
         self.drain.hang_up(); // connections end with the request that they are at
         self.connections.wake_all();
         if timeout(self.grace, self.connections.none_left()).await.is_ok() {
@@ -133,12 +136,12 @@ impl Running {
     }
 
     /// What a start says.
-    pub(super) fn announce(&self, loaded: &Loaded) {
+    pub(super) fn announce(&self, loaded: &Loaded, toolbox_root: Option<&str>) {
         let config = &loaded.tuning.server;
         let url = format!("http://{}{}", self.addr, config.path);
         tracing::info!(url, tools = tool_names(&self.front.router), "serving MCP");
-        if loaded.tuning.toolbox.enabled {
-            tracing::info!(root = loaded.tuning.toolbox.root, "the toolbox reads this folder and nothing outside it");
+        if let Some(root) = toolbox_root {
+            announce_root(root);
         }
         if let Some(addr) = self.admin_addr {
             tracing::info!(health = format!("http://{addr}/health"), ready = format!("http://{addr}/ready"), "admin");
@@ -157,6 +160,12 @@ impl Running {
             tracing::warn!("no authentication: everybody who reaches the address can call every tool");
         }
     }
+}
+
+/// Says which folder the toolbox reads, by its whole name.
+pub(super) fn announce_root(root: &str) {
+    let whole = std::fs::canonicalize(root).map_or_else(|_| root.to_owned(), |path| path.display().to_string());
+    tracing::info!(root = whole, "the toolbox reads this folder and nothing outside it");
 }
 
 /// The names of the first few tools, for the log.

@@ -10,14 +10,16 @@ use serde_json::{Map, Value};
 const SCHEMA_DEPTH_MAX: usize = 64;
 /// Size of one compiled pattern.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
-/// How many faults an answer names; the first few are what an agent can act on.
-const FAULTS_TOLD_MAX: usize = 3;
 /// How much of a fault's text is told: it may quote the argument itself.
 const FAULT_CHARS_MAX: usize = 300;
 
 /// An input schema, compiled.
 #[derive(Debug)]
-pub(crate) struct ArgumentSchema(Validator);
+pub(crate) struct ArgumentSchema {
+    validator: Validator,
+    /// The names of the arguments, for who gives a wrong one.
+    names: String,
+}
 
 /// Refuses every reference that leaves the schema.
 struct Nowhere;
@@ -37,25 +39,37 @@ impl ArgumentSchema {
                 PatternOptions::regex().size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX),
             )
             .build(&Value::Object(schema.clone()))
-            .map(Self)
+            .map(|validator| Self { validator, names: names(schema) })
             .map_err(|error| format!("its input schema does not compile: {error} (at {})", error.instance_path()))
     }
 
     /// Says what is wrong with `arguments`, for the agent to mend; `None` when nothing is.
     pub(crate) fn fault(&self, arguments: &Value) -> Option<String> {
-        if self.0.is_valid(arguments) {
+        if self.validator.is_valid(arguments) {
             return None;
         }
-        let mut text = String::from("the arguments are not valid: ");
-        for (n, error) in self.0.iter_errors(arguments).take(FAULTS_TOLD_MAX).enumerate() {
-            let path = error.instance_path().to_string();
-            let place = if path.is_empty() { "the object" } else { path.as_str() };
-            let fault = error.to_string();
-            let told: String = fault.chars().take(FAULT_CHARS_MAX).collect();
-            let _ = write!(text, "{}{place}: {told}", if n == 0 { "" } else { "; " });
+        // The first fault only: to find them all takes as long as the caller makes it.
+        let error = self.validator.validate(arguments).err()?;
+        let path = error.instance_path().to_string();
+        let place = if path.is_empty() { "the object" } else { path.as_str() };
+        let told: String = error.to_string().chars().take(FAULT_CHARS_MAX).collect();
+        let mut text = format!("the arguments are not valid: {place}: {told}");
+        if !self.names.is_empty() {
+            let _ = write!(text, ". The tool takes: {}", self.names);
         }
         Some(text)
     }
+}
+
+/// The names of the arguments, those first that must be given.
+fn names(schema: &Map<String, Value>) -> String {
+    let required: Vec<&str> =
+        schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let properties = schema.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    let mut names: Vec<&str> = properties.map(String::as_str).collect();
+    names.sort_by_key(|name| !required.contains(name));
+    let named = |name: &&str| if required.contains(name) { format!("{name} (required)") } else { (*name).to_owned() };
+    names.iter().map(named).collect::<Vec<_>>().join(", ")
 }
 
 /// An argument that clients repeat in a header: `Mcp-Param-{header}` says what stands at `path`.
@@ -182,7 +196,7 @@ mod tests {
         let schema = ArgumentSchema::compile(&object(schema)).expect("compiles");
         assert_eq!(schema.fault(&json!({"n": 1})), None);
         let fault = schema.fault(&json!({"n": "x"})).expect("a fault");
-        assert!(fault.contains("/n"), "{fault}");
+        assert!(fault.contains("/n") && fault.ends_with("The tool takes: n (required)"), "{fault}");
         assert!(schema.fault(&json!({})).expect("a fault").contains("\"n\" is a required property"));
     }
 

@@ -146,7 +146,9 @@ impl Root {
             Errno::NOENT => match self.similar(path) {
                 Some(similar) => format!("there is no file {shown}; did you mean {similar:?}?"),
                 None => {
-                    format!("there is no file {shown}; search_text finds paths, and paths start at the served folder")
+                    format!(
+                        "there is no file {shown}; paths start at the served folder; search_text tells the paths of files by what is in them"
+                    )
                 }
             },
             Errno::NOTDIR => format!("a part of {shown} before the last is a file, not a folder; check the path"),

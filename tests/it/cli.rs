@@ -256,3 +256,13 @@ fn settings_can_come_through_a_pipe() {
     let output = child.wait_with_output().expect("bigiron ends");
     assert!(String::from_utf8_lossy(&output.stdout).contains("/dev/stdin:2"), "{output:?}");
 }
+
+#[test]
+fn a_variable_with_one_underscore_too_few_is_not_passed_over() {
+    let place = Place::new();
+    let mut command = place.command(&["check"]);
+    command.env("BIGIRON_LIMITS_REQUEST_TIMEOUT_MS", "8000").env("BIGIRON_PORT_5000_TCP", "a name of somebody else's");
+    let ran = ran(command);
+    assert_eq!(ran.code, Some(78));
+    assert!(ran.err.contains("one fault") && ran.err.contains("BIGIRON_LIMITS__REQUEST_TIMEOUT_MS"), "{}", ran.err);
+}

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use bigiron::{Ctx, Lane, Server, config::Tuning, dispatch::pool::OnFull, server::Running};
+use bigiron::{Ctx, Lane, Server, Tool, config::Tuning, dispatch::pool::OnFull, server::Running, tool::Config};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -200,5 +200,29 @@ fn with_every_thread_in_a_hung_tool_the_rest_answers() {
     }
     assert_eq!(call(running.addr(), "echo", json!({})).text(), "hello");
     gate.open();
+    running.stop();
+}
+
+#[test]
+fn what_a_tool_returns_after_its_deadline_is_not_used_and_not_kept() {
+    let runs = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&runs);
+    let tool =
+        Tool::new("partial", "Stops when it is told to, with what it has", Lane::Pool, move |_: Nothing, ctx: Ctx| {
+            count.fetch_add(1, Ordering::SeqCst);
+            while !ctx.is_cancelled() {
+                thread::yield_now();
+            }
+            "half of it"
+        });
+    let running = start(Server::builder().with(tool.read_only()), |tuning| {
+        tuning.limits.request_timeout_ms = 100;
+        tuning.tools.insert("partial".into(), Config { cache_ttl_s: Some(60), ..Config::default() });
+    });
+    for run in 1..=3 {
+        let answer = call(running.addr(), "partial", json!({}));
+        assert!(answer.text().contains("timed out"), "{answer:?}");
+        assert_eq!(runs.load(Ordering::SeqCst), run, "nothing was kept");
+    }
     running.stop();
 }

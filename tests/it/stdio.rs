@@ -1,7 +1,7 @@
 //! `serve --stdio`: one message a line, both eras, and nothing on standard output that is not a message.
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
 };
 
@@ -95,4 +95,35 @@ fn a_call_is_cancelled_in_either_era() {
     ]);
     assert_eq!(code, Some(0), "the end did not wait for the call that was taken back");
     assert_eq!(messages.len(), 1, "{messages:?}");
+}
+
+#[test]
+fn a_signal_drains_it() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bigiron"))
+        .args(["serve", "--stdio"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let mut input = child.stdin.take().expect("piped");
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    let mut next = || {
+        let mut line = String::new();
+        output.read_line(&mut line).expect("a line");
+        serde_json::from_str::<Value>(&line).expect("a message")
+    };
+    for request in [
+        modern(1, "tools/call", json!({ "name": "burn", "arguments": { "ms": 300 } })),
+        modern(2, "tools/list", json!({})),
+    ] {
+        writeln!(input, "{request}").expect("it reads");
+    }
+    assert_eq!(next()["id"], 2, "so the call before it has been read");
+    let sent = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
+    assert!(sent.expect("kill (package procps) is there").success());
+    assert_eq!(next()["result"]["structuredContent"]["burned_ms"], 300);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    drop(input);
 }

@@ -65,7 +65,7 @@ struct Args {
     #[serde(default)]
     path: String,
     /// A value to run the program over instead of a file.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     json: Option<Value>,
     /// Runs the program once over an array of all values in the file, as for JSON Lines.
     #[serde(default)]
@@ -77,6 +77,11 @@ struct Args {
     /// Results to leave out at the beginning, to get the next page.
     #[serde(default)]
     skip: u64,
+}
+
+/// Tells a value that is null from none.
+fn given<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(value).map(Some)
 }
 
 fn results_max_default() -> u64 {
@@ -109,7 +114,11 @@ impl QueryJson {
             return Err(stopped(ctx));
         }
         let input = match (args.path.as_str(), &args.json) {
-            ("", None) => b"null".to_vec(),
+            ("", None) => {
+                return Err(CallError::tool(
+                    "nothing to query: give `path`, a file of the served folder, or `json`, a value (null to run without one)",
+                ));
+            }
             ("", Some(json)) => serde_json::to_vec(json).map_err(|error| CallError::tool(error.to_string()))?,
             (path, None) => self.read(path)?,
             _ => return Err(CallError::tool("`path` and `json` cannot be queried together; give one of them")),
@@ -185,7 +194,9 @@ impl QueryJson {
             Stop::Cancelled => return stopped(ctx),
             Stop::Memory => format!(
                 "the program needs more than the {} of memory that a call may take; select less of the value, avoid \
-                 collecting into arrays, or use limit(n; ...)",
+                 collecting into arrays, or use limit(n; ...). A file takes several times its size when it is read: \
+                 when even `.[0]` needs too much, use search_text or read_file on it, or ask the operator to raise \
+                 toolbox.json_memory_bytes_max",
                 self.memory_bytes_max
             ),
             Stop::Recursion => {

@@ -132,7 +132,8 @@ fn files_are_read_as_json_or_json_lines() {
     assert_eq!(ask(json!({"program": ".n", "path": "lines.jsonl"})), json!([1, 2, 3]));
     assert_eq!(ask(json!({"program": "map(.n) | add", "path": "lines.jsonl", "slurp": true})), json!([6]));
     assert_eq!(ask(json!({"program": ".", "path": "empty.json"})), json!([]));
-    assert_eq!(ask(json!({"program": "1 + 1"})), json!([2]));
+    assert_eq!(ask(json!({"json": null, "program": "1 + 1"})), json!([2]));
+    assert!(refused(&tool, json!({"program": "1 + 1"})).contains("nothing to query"));
     assert!(refused(&tool, json!({"program": ".", "path": "a.json"})).contains("number out of range"));
     assert!(refused(&tool, json!({"program": ".", "path": "bad.json"})).contains("line 2 column 7"));
     assert!(refused(&tool, json!({"program": ".", "path": "deep.json"})).contains("nested deeper"));
@@ -192,8 +193,8 @@ fn mistakes_are_explained() {
 fn pages_hold_every_result_once() {
     let dir = folder(&[("n.jsonl", (0..700).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>().as_bytes())]);
     for (bytes, results_max, arguments) in [
-        (4_096, 10_000, json!({"program": "range(700) | {n: ., \"quote\\\"\": \"é\\u0001\"}"})),
-        (65_536, 7, json!({"program": "range(700) | {n: .}"})),
+        (4_096, 10_000, json!({"json": null, "program": "range(700) | {n: ., \"quote\\\"\": \"é\\u0001\"}"})),
+        (65_536, 7, json!({"json": null, "program": "range(700) | {n: .}"})),
         (4_096, 100, json!({"program": "., empty", "path": "n.jsonl"})),
     ] {
         let tool = json_tool(&dir, bytes, ByteSize::mib(64));
@@ -212,7 +213,7 @@ fn pages_hold_every_result_once() {
         }
         assert!(seen.iter().copied().eq(0..700), "{bytes} bytes, {results_max} results");
     }
-    let told = refused(&tool(&dir), json!({"program": "[range(20000)]"}));
+    let told = refused(&tool(&dir), json!({"json": null, "program": "[range(20000)]"}));
     assert!(told.contains("of type array") && told.contains(".[:10]"), "{told}");
 }
 
@@ -267,10 +268,10 @@ fn programs_without_end_are_stopped() {
     let dir = folder(&[]);
     let tool = tool(&dir);
     for program in ENDLESS {
-        let arguments = json!({"program": program});
+        let arguments = json!({"json": null, "program": program});
         assert_eq!(call(&tool, arguments, ctx_with(100)), Err(CallError::TimedOut { limit_ms: 100 }), "{program}");
     }
-    let endless = json!({"program": ENDLESS[0]});
+    let endless = json!({"json": null, "program": ENDLESS[0]});
     assert_eq!(cancelled_while_running(|ctx| call(&tool, endless.clone(), ctx)), Err(CallError::Cancelled));
     assert_eq!(call(&tool, endless, cancelled_ctx()), Err(CallError::Cancelled));
 }
@@ -280,7 +281,7 @@ fn programs_that_grow_are_stopped() {
     let dir = folder(&[]);
     let tool = json_tool(&dir, 65_536, ByteSize::mib(8));
     for program in GROWING {
-        let told = refused(&tool, json!({"program": program}));
+        let told = refused(&tool, json!({"json": null, "program": program}));
         let expected = [
             "of memory that a call may take",
             "nested too deep",
@@ -299,11 +300,11 @@ fn values_that_share_their_parts_are_compared_in_bounds() {
     let tool = tool(&dir);
     let twins = "def t: reduce range(60) as $i ([1]; [., .]); ";
     for tail in ["t == t", "[t, t] | unique", "t < t", "[t] | contains([t])", "t | tostring | length"] {
-        let outcome = call(&tool, json!({"program": format!("{twins}{tail}")}), ctx_with(300));
+        let outcome = call(&tool, json!({"json": null, "program": format!("{twins}{tail}")}), ctx_with(300));
         assert!(matches!(outcome, Err(CallError::TimedOut { .. } | CallError::Tool(_))), "{tail}: {outcome:?}");
     }
     // An error quotes a value; it must not write all of it.
-    let told = refused(&tool, json!({"program": format!("{twins} t | error")}));
+    let told = refused(&tool, json!({"json": null, "program": format!("{twins} t | error")}));
     assert!(told.len() < 1_000, "{}", told.len());
 }
 
@@ -360,7 +361,7 @@ fn texts_nested_as_deep_as_a_program_can_be_do_no_harm() {
         }
     }
     let closed = format!("{}1{}", "[".repeat(3_000), "]".repeat(3_000));
-    assert!(refused(&tool, json!({"program": closed})).contains("nested too deep"));
+    assert!(refused(&tool, json!({"json": null, "program": closed})).contains("nested too deep"));
 }
 
 #[test]
