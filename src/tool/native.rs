@@ -186,12 +186,18 @@ fn open_object(value: &impl Serialize) -> Result<bytes::Bytes, CallError> {
 /// The arguments as the function wants them. The schema was checked before, so what fails here is what a schema made
 /// from the type cannot say.
 fn read_arguments<A: DeserializeOwned>(arguments: Value) -> Result<A, CallError> {
+    // No arguments are `{}` to a client and `()` to a function, which serde reads from null.
+    let is_unit = size_of::<A>() == 0 && arguments.as_object().is_some_and(Map::is_empty);
+    if let (true, Ok(unit)) = (is_unit, serde_json::from_value(Value::Null)) {
+        return Ok(unit);
+    }
     serde_json::from_value(arguments).map_err(|error| CallError::Tool(format!("the arguments do not fit: {error}")))
 }
 
 /// A JSON Schema (2020-12) of a type, as it is read or as it is written (members with defaults may be left out only by
 /// who writes to us), with its definitions inlined so that every client can read it.
 fn schema_of<T: JsonSchema>(contract: Contract) -> Map<String, Value> {
+    let read = contract.is_deserialize();
     let settings = SchemaSettings::draft2020_12().with_transform(RestrictFormats::default()).with(|s| {
         s.inline_subschemas = true;
         s.contract = contract;
@@ -199,6 +205,9 @@ fn schema_of<T: JsonSchema>(contract: Contract) -> Map<String, Value> {
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
     schema.remove("title"); // the Rust type's name says nothing to an agent
     let Value::Object(mut schema) = schema.to_value() else { return Map::new() };
+    if read && schema.get("type").is_some_and(|kind| kind == "null") {
+        schema.insert("type".into(), "object".into()); // a function that takes `()`
+    }
     schema.entry("type").or_insert_with(|| "object".into());
     if schema["type"] == "object" {
         schema.entry("properties").or_insert_with(|| Value::Object(Map::new()));

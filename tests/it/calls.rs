@@ -55,6 +55,7 @@ fn server() -> (Running, Arc<AtomicUsize>) {
     let (sleeping, spinning) = (Arc::clone(&inside), Arc::clone(&inside));
     let server = Server::builder()
         .tool("add", "Adds", Lane::Inline, |p: Pair, _| Json(Sum { sum: p.a + p.b.map_or(0, |b| b.len() as u32) }))
+        .tool("nothing", "Takes nothing", Lane::Inline, |(): (), _| "nothing taken")
         .tool("panic", "Panics on an I/O thread", Lane::Inline, |_: Nothing, _| -> String { panic!("by request") })
         .tool("panic_pool", "Panics on a worker", Lane::Pool, |_: Nothing, _| -> String { panic!("by request") })
         .async_tool("panic_async", "Panics while awaited", |_: Nothing, _| async {
@@ -100,6 +101,7 @@ fn results_are_structured_and_arguments_checked() {
     let answer = call(running.addr(), "add", json!({ "a": 1, "b": "xy" })).json();
     assert_eq!(answer["result"]["structuredContent"], json!({ "sum": 3 }));
     assert_eq!(answer["result"]["content"][0]["text"], r#"{"sum":3}"#);
+    assert_eq!(call(running.addr(), "nothing", json!({})).text(), "nothing taken");
     for (arguments, told) in [
         (json!({ "a": "x" }), "/a"),
         (json!({ "a": 101 }), "/a"),
@@ -238,7 +240,7 @@ fn a_session_ends_once_and_belongs_to_its_server() {
     let (running, _) = server();
     let mut session = Session::open(running.addr(), "2024-11-05");
     assert_eq!(session.request(1, "ping", json!({})).json()["result"], json!({}));
-    assert_eq!(session.request(2, "tools/list", json!({})).json()["result"]["tools"].as_array().map(Vec::len), Some(8));
+    assert_eq!(session.request(2, "tools/list", json!({})).json()["result"]["tools"].as_array().map(Vec::len), Some(9));
     assert_eq!(session.request(3, "resources/list", json!({})).code(), Some(-32601));
     let end = format!("DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nMcp-Session-Id: {}\r\n\r\n", session.id);
     session.client.send(end.as_bytes());
