@@ -77,7 +77,8 @@
 //! - Nothing is unbounded: every queue, map, buffer, body and wait has a limit with a name, and an answer for when it is
 //!   met.
 //! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.
-//! - Dropping a call's future cancels the call. There is no other way to cancel.
+//! - Dropping a call's future cancels the call: a client's leaving, a deadline and a cancel notification all come to
+//!   that. A tool on a worker thread is told through its `Ctx`.
 //! - A tool that panics or hangs costs its own call an error.
 //! - No lock is held across an await.
 
@@ -99,8 +100,9 @@ pub mod tool;
 pub mod toolbox;
 pub mod units;
 
-pub use call::{Ctx, Lane};
+pub use call::{Caller, Ctx, Deadline, Lane, Reply};
+pub use error::CallError;
 pub use outbox::LogLevel;
 pub use rmcp;
 pub use server::Server;
-pub use tool::{Json, Tool};
+pub use tool::{IntoReply, Json, Tool};

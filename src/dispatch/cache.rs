@@ -57,8 +57,11 @@ impl CacheKey {
         };
         part(&tool.definition_digest);
         match scope {
-            CacheScope::Public => part(b""),
-            CacheScope::Caller => part(caller.subject().as_bytes()),
+            CacheScope::Public => part(b"public"),
+            CacheScope::Caller => {
+                part(b"caller"); // so that no subject, whatever it is, stands for everybody
+                part(caller.subject().as_bytes());
+            }
         }
         // Object keys are sorted by the map's own order, so equal arguments give equal bytes.
         serde_json::to_writer(&mut key, arguments).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! The worker pool: named threads fed by a bounded queue, and what happens when it is full. Home of crossbeam.
 //!
 //! A job is dropped without running when its deadline has passed or its caller has left, and it runs at most once. A
-//! worker that hangs in a tool is answered for at the deadline; its thread stays busy until the tool returns.
+//! worker that hangs in a tool is answered for at the deadline; its thread stays busy until the tool returns. Only a job
+//! that caller-runs put on an I/O thread has nobody to answer for it before its tool returns.
 
 use std::{
     sync::{

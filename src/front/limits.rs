@@ -27,7 +27,7 @@ pub struct Config {
     pub idle_timeout_ms: u64,
     /// Time for a whole body to arrive, in milliseconds.
     pub body_timeout_ms: u64,
-    /// Least rate of a body that takes longer than a second, in bytes per second.
+    /// Least rate of a body that takes longer than five seconds, in bytes per second; 0 sets none.
     pub body_bytes_per_s_min: u64,
     /// Time that a write to a client may make no progress, in milliseconds.
     pub write_timeout_ms: u64,

@@ -103,7 +103,7 @@ impl<'de> Object<'de> for Meta<'de> {
 impl<'de> Object<'de> for ClientCapabilities {
     fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
         if let Some((_, flag)) = Self::NAMES.iter().find(|(name, _)| *name == key) {
-            *self = self.and(*flag);
+            *self = self.union(*flag);
         }
         value.skip()
     }
