@@ -2,23 +2,28 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use serde_json::{Value, json};
 
 use crate::support::modern;
 
-/// Runs the program with these lines as its input, and returns its messages and exit code.
-fn converse(lines: &[Vec<u8>]) -> (Vec<Value>, Option<i32>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_bigiron"))
+/// Starts the program with pipes to its input and output.
+fn spawn() -> Child {
+    Command::new(env!("CARGO_BIN_EXE_bigiron"))
         .args(["serve", "--stdio"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .expect("the program starts");
+        .expect("the program starts")
+}
+
+/// Runs the program with these lines as its input, and returns its messages and exit code.
+fn converse(lines: &[Vec<u8>]) -> (Vec<Value>, Option<i32>) {
+    let mut child = spawn();
     let mut input = child.stdin.take().expect("piped");
     for line in lines {
         input.write_all(line).expect("it reads");
@@ -99,14 +104,7 @@ fn a_call_is_cancelled_in_either_era() {
 
 #[test]
 fn a_signal_drains_it() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_bigiron"))
-        .args(["serve", "--stdio"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the program starts");
+    let mut child = spawn();
     let mut input = child.stdin.take().expect("piped");
     let mut output = BufReader::new(child.stdout.take().expect("piped"));
     let mut next = || {
