@@ -76,13 +76,13 @@ impl Dispatch {
             if ctx.outbox.is_none() {
                 // Boxed, since this future is large and every connection has room for the largest.
                 let deadline = ctx.deadline();
-                let run = self.cache.run(key, policy.ttl_s, self.runner.run(tool, arguments, ctx));
+                let run = self.cache.run(key, policy.ttl_s, self.runner.run(&tool.tool.work, arguments, ctx));
                 // Who waits for another's run has a deadline too.
                 let answered = until(deadline, Box::pin(run)).await;
                 return answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }));
             }
         }
-        let reply = self.runner.run(tool, arguments, ctx).await?;
+        let reply = self.runner.run(&tool.tool.work, arguments, ctx).await?;
         Ok(Answered { reply, served: Served::Fresh })
     }
 }

@@ -26,7 +26,7 @@ use crate::{
         run::{run_sync, timed_out},
     },
     error::CallError,
-    tool::{Outcome, registry::ServedTool},
+    tool::{Outcome, Work},
 };
 
 /// `[pool]`: threads for tools that burn CPU or block.
@@ -98,7 +98,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Job {
-    tool: Arc<ServedTool>,
+    work: Arc<Work>,
     arguments: Value,
     ctx: Ctx,
     ticket: Ticket,
@@ -107,7 +107,7 @@ struct Job {
 
 impl Job {
     fn run(self) {
-        let Self { tool, arguments, ctx, ticket, answer } = self;
+        let Self { work, arguments, ctx, ticket, answer } = self;
         // Both are checked here and not when the job was queued: only now does it cost a thread.
         if answer.is_closed() || !ticket.start() {
             return;
@@ -116,9 +116,9 @@ impl Job {
             Err(CallError::DeadlineBeforeStart)
         } else {
             let deadline = ctx.deadline();
-            let outcome = run_sync(&tool, arguments, ctx);
+            let outcome = run_sync(&work, arguments, ctx);
             // A tool that stopped because it was told to returns what it has, which is not the answer.
-            if deadline.passed(Instant::now()) { Err(timed_out(&tool, deadline)) } else { outcome }
+            if deadline.passed(Instant::now()) { Err(timed_out(&work, deadline)) } else { outcome }
         };
         // An error means that nobody waits any more.
         let _ = answer.send(outcome);
@@ -169,20 +169,20 @@ impl Pool {
     }
 
     /// Runs a call on a worker thread. Dropping the future gives the job up.
-    pub(crate) async fn run(&self, tool: &Arc<ServedTool>, arguments: Value, mut ctx: Ctx) -> Outcome {
+    pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, mut ctx: Ctx) -> Outcome {
         let deadline = ctx.deadline();
         let ticket = Ticket::default();
         let _give_up = GiveUp(ticket.clone());
         ctx.ticket = Some(ticket.clone());
         let (answer, answered) = oneshot::channel();
-        let job = Job { tool: Arc::clone(tool), arguments, ctx, ticket: ticket.clone(), answer };
+        let job = Job { work: Arc::clone(work), arguments, ctx, ticket: ticket.clone(), answer };
         if let Err(job) = self.submit(job) {
             self.submit_when_full(job, deadline).await?;
         }
         match until(deadline, answered).await {
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) => Err(CallError::Internal), // the worker dropped it: only when the pool is gone
-            None if ticket.give_up() => Err(timed_out(tool, deadline)),
+            None if ticket.give_up() => Err(timed_out(work, deadline)),
             None => Err(CallError::DeadlineBeforeStart),
         }
     }

@@ -15,7 +15,7 @@ use crate::{
     call::{Ctx, Deadline, Lane, Reply},
     dispatch::{deadline::until, pool::Pool},
     error::CallError,
-    tool::{Outcome, Run, Running, registry::ServedTool},
+    tool::{Outcome, Run, Running, Work},
 };
 
 /// Runs tools.
@@ -26,20 +26,20 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    pub(crate) async fn run(&self, tool: &Arc<ServedTool>, arguments: Value, ctx: Ctx) -> Outcome {
-        let reply = match (&tool.tool.run, tool.tool.lane) {
-            (Run::Sync(_), Lane::Pool) => self.pool.run(tool, arguments, ctx).await?,
-            (Run::Sync(_), _) => run_sync(tool, arguments, ctx)?,
-            (Run::Async(start), _) => run_async(tool, |ctx| start(arguments, ctx), ctx).await?,
+    pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, ctx: Ctx) -> Outcome {
+        let reply = match (&work.run, work.lane) {
+            (Run::Sync(_), Lane::Pool) => self.pool.run(work, arguments, ctx).await?,
+            (Run::Sync(_), _) => run_sync(work, arguments, ctx)?,
+            (Run::Async(start), _) => run_async(work, |ctx| start(arguments, ctx), ctx).await?,
         };
-        self.fits(tool, reply)
+        self.fits(work, reply)
     }
 
-    fn fits(&self, tool: &ServedTool, reply: Reply) -> Outcome {
+    fn fits(&self, work: &Work, reply: Reply) -> Outcome {
         if reply.len() <= self.result_bytes_max {
             return Ok(reply);
         }
-        tracing::warn!(tool = tool.tool.name(), bytes = reply.len(), "a result is over limits.result_bytes_max");
+        tracing::warn!(name = %work.name, bytes = reply.len(), "a result is over limits.result_bytes_max");
         Err(CallError::Tool(format!(
             "the result is {} bytes, more than the {} that this server sends; ask for less at once",
             reply.len(),
@@ -49,30 +49,30 @@ impl Runner {
 }
 
 /// Runs a tool that returns when it is done, on this thread.
-pub(super) fn run_sync(tool: &ServedTool, arguments: Value, ctx: Ctx) -> Outcome {
-    let Run::Sync(run) = &tool.tool.run else { return Err(CallError::Internal) };
-    catch_unwind(AssertUnwindSafe(|| run(arguments, ctx))).unwrap_or_else(|_| Err(panicked(tool)))
+pub(super) fn run_sync(work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
+    let Run::Sync(run) = &work.run else { return Err(CallError::Internal) };
+    catch_unwind(AssertUnwindSafe(|| run(arguments, ctx))).unwrap_or_else(|_| Err(panicked(work)))
 }
 
-async fn run_async(tool: &ServedTool, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
+async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
     let deadline = ctx.deadline();
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
-    let Ok(mut running) = catch_unwind(AssertUnwindSafe(|| start(ctx))) else { return Err(panicked(tool)) };
+    let Ok(mut running) = catch_unwind(AssertUnwindSafe(|| start(ctx))) else { return Err(panicked(work)) };
     let contained = poll_fn(move |cx| {
         catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)))
-            .unwrap_or_else(|_| Poll::Ready(Err(panicked(tool))))
+            .unwrap_or_else(|_| Poll::Ready(Err(panicked(work))))
     });
-    until(deadline, contained).await.unwrap_or_else(|| Err(timed_out(tool, deadline)))
+    until(deadline, contained).await.unwrap_or_else(|| Err(timed_out(work, deadline)))
 }
 
-pub(super) fn timed_out(tool: &ServedTool, deadline: Deadline) -> CallError {
-    tracing::debug!(tool = tool.tool.name(), limit_ms = deadline.limit_ms(), "a call was stopped at its deadline");
+pub(super) fn timed_out(work: &Work, deadline: Deadline) -> CallError {
+    tracing::debug!(name = %work.name, limit_ms = deadline.limit_ms(), "a call was stopped at its deadline");
     CallError::TimedOut { limit_ms: deadline.limit_ms() }
 }
 
-fn panicked(tool: &ServedTool) -> CallError {
-    tracing::error!(tool = tool.tool.name(), "a tool panicked; its call got an error, others go on");
+fn panicked(work: &Work) -> CallError {
+    tracing::error!(name = %work.name, "a tool panicked; its call got an error, others go on");
     CallError::Internal
 }

@@ -100,7 +100,7 @@ impl Router {
         }
         let id = OwnedId::from(id);
         // What is answered at once cannot be cancelled, nor meet another of its id.
-        let in_flight = match scope.filter(|_| tool.tool.lane != Lane::Inline) {
+        let in_flight = match scope.filter(|_| tool.tool.work.lane != Lane::Inline) {
             Some(session) => Some(session.begin(id.clone()).ok_or_else(|| {
                 Refusal::invalid_request("a request with this id is still running in this session; ids must differ")
             })?),

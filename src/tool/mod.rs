@@ -6,7 +6,7 @@ mod native;
 pub(crate) mod registry;
 mod schema;
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc};
 
 pub use native::{IntoReply, Json};
 pub(crate) use registry::Registry;
@@ -64,18 +64,25 @@ pub(crate) enum Run {
     Async(Arc<dyn Fn(Value, Ctx) -> Running + Send + Sync>),
 }
 
-/// A tool: what it says of itself, where it runs, and what it runs.
-#[derive(Clone)]
-pub struct Tool {
-    pub(crate) definition: rmcp::model::Tool,
+/// Something to run for a call, and where: what tools, prompts and resources have in common.
+pub(crate) struct Work {
+    /// Who it is in the log: a tool's or prompt's name, a resource's URI.
+    pub(crate) name: Cow<'static, str>,
     pub(crate) lane: Lane,
     pub(crate) run: Run,
 }
 
-impl fmt::Debug for Tool {
+impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tool").field("name", &self.definition.name).field("lane", &self.lane).finish_non_exhaustive()
+        f.debug_struct("Work").field("name", &self.name).field("lane", &self.lane).finish_non_exhaustive()
     }
+}
+
+/// A tool: what it says of itself, and what it runs.
+#[derive(Clone, Debug)]
+pub struct Tool {
+    pub(crate) definition: rmcp::model::Tool,
+    pub(crate) work: Arc<Work>,
 }
 
 impl Tool {

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::{
     call::{Ctx, Lane, Reply},
     error::CallError,
-    tool::{Outcome, Run, Tool},
+    tool::{Outcome, Run, Tool, Work},
 };
 
 impl Tool {
@@ -93,9 +93,9 @@ impl Tool {
         lane: Lane,
         run: Run,
     ) -> Self {
-        let mut definition = rmcp::model::Tool::new(name, description, input);
+        let mut definition = rmcp::model::Tool::new(name.clone(), description, input);
         definition.output_schema = output.map(Arc::new);
-        Self { definition, lane, run }
+        Self { definition, work: Arc::new(Work { name, lane, run }) }
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) fn root_of(dir: &TempDir) -> Arc<Root> {
 
 /// The structured content of a tool's answer, or what the agent is told went wrong.
 pub(super) fn call(tool: &Tool, arguments: Value, ctx: Ctx) -> Result<Value, CallError> {
-    let Run::Sync(run) = &tool.run else { panic!("a tool of the toolbox returns when it is done") };
+    let Run::Sync(run) = &tool.work.run else { panic!("a tool of the toolbox returns when it is done") };
     let reply = run(arguments, ctx)?.to_json();
     Ok(reply.get("structuredContent").unwrap_or_else(|| &reply["content"][0]["text"]).clone())
 }
