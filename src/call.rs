@@ -11,10 +11,12 @@ use std::{
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
+    changes::Changes,
     error::CallError,
+    input::Exchange,
     outbox::{LogLevel, Outbox},
 };
 
@@ -72,6 +74,9 @@ impl Deadline {
     }
 }
 
+/// The extension with which a call may become a task.
+pub(crate) const TASKS_EXTENSION: &str = "io.modelcontextprotocol/tasks";
+
 /// What the client says that it can do, as far as a tool can ask for it. A set of flags, cheap to carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientCapabilities(u8);
@@ -83,6 +88,8 @@ impl ClientCapabilities {
     pub const ELICITATION: Self = Self(2);
     /// The client can list its roots.
     pub const ROOTS: Self = Self(4);
+    /// The client can poll a task instead of waiting for a call.
+    pub const TASKS: Self = Self(8);
 
     /// Each flag with the name it has on the wire.
     pub const NAMES: [(&str, Self); 3] =
@@ -144,11 +151,36 @@ pub struct Ctx {
     pub(crate) client: ClientCapabilities,
     pub(crate) ticket: Option<Ticket>,
     pub(crate) outbox: Option<Arc<Outbox>>,
+    pub(crate) exchange: Exchange,
+    pub(crate) changes: Option<Changes>,
+    pub(crate) raw: Option<Arc<Raw>>,
+}
+
+/// The request as it came, for a hosted handler, which reads it in its own way. Made only for work that wants it.
+#[derive(Debug, Default)]
+pub(crate) struct Raw {
+    /// The revision that the request follows.
+    pub(crate) version: String,
+    pub(crate) id: Value,
+    pub(crate) meta: Map<String, Value>,
+    /// What the session's `initialize` said, up to 2025-11-25.
+    pub(crate) initialize: Option<Arc<Value>>,
+    /// The HTTP request's head.
+    pub(crate) parts: Option<http::request::Parts>,
 }
 
 impl Ctx {
     pub(crate) fn new(caller: Caller, deadline: Deadline, client: ClientCapabilities) -> Self {
-        Self { caller, deadline, client, ticket: None, outbox: None }
+        Self {
+            caller,
+            deadline,
+            client,
+            ticket: None,
+            outbox: None,
+            exchange: Exchange::None,
+            changes: None,
+            raw: None,
+        }
     }
 
     /// Who calls.
@@ -165,7 +197,8 @@ impl Ctx {
     /// thread asks this every few milliseconds; an async tool need not, since its future is dropped. What a tool on a
     /// worker thread returns after that is not used.
     pub fn is_cancelled(&self) -> bool {
-        self.ticket.as_ref().is_some_and(Ticket::is_given_up) || self.deadline.passed(Instant::now())
+        let waited = self.outbox.as_ref().map_or(Duration::ZERO, |o| o.waited(Instant::now()));
+        self.ticket.as_ref().is_some_and(Ticket::is_given_up) || Instant::now() >= self.deadline.at() + waited
     }
 
     /// Whether the client asked to hear of progress, so that a tool can spare itself the counting.
@@ -188,6 +221,30 @@ impl Ctx {
         }
     }
 
+    /// What the client says that it can do.
+    pub fn client(&self) -> ClientCapabilities {
+        self.client
+    }
+
+    /// A way to tell clients that a list or a resource has changed.
+    pub fn changes(&self) -> Changes {
+        self.changes.clone().unwrap_or_default()
+    }
+
+    /// Ends the connection that the client waits on, without ending the call: the client comes back for the result, so
+    /// that no connection is held for long work. Does nothing where clients cannot come back (2026-07-28, which has
+    /// tasks for this).
+    pub fn release_connection(&self) {
+        if let Some(outbox) = &self.outbox {
+            outbox.release();
+        }
+    }
+
+    /// Whether the client hears of this call while it runs, so that it is nobody else's.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|o| o.is_watched())
+    }
+
     /// Goes on only when the client declared `needed`.
     ///
     /// # Errors
@@ -206,6 +263,29 @@ pub struct Reply {
     /// The members of `_meta`, without braces.
     pub(crate) meta: Option<Bytes>,
     pub(crate) is_error: bool,
+    pub(crate) kind: Kind,
+}
+
+/// What a result is, as `resultType` says it from 2026-07-28 on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The answer.
+    #[default]
+    Complete,
+    /// Questions that must be answered first.
+    InputRequired,
+    /// A task that will have the answer.
+    Task,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::InputRequired => "input_required",
+            Self::Task => "task",
+        }
+    }
 }
 
 impl Reply {
@@ -219,6 +299,11 @@ impl Reply {
         Self::text_as(text, true)
     }
 
+    /// The members of a result, without its braces.
+    pub(crate) fn of(fields: impl Into<Bytes>) -> Self {
+        Self { fields: fields.into(), meta: None, is_error: false, kind: Kind::Complete }
+    }
+
     fn text_as(text: &str, is_error: bool) -> Self {
         let mut json = Vec::with_capacity(text.len() + 64);
         json.extend_from_slice(br#""content":[{"type":"text","text":"#);
@@ -227,7 +312,7 @@ impl Reply {
         if is_error {
             json.extend_from_slice(br#","isError":true"#);
         }
-        Self { fields: json.into(), meta: None, is_error }
+        Self { meta: None, is_error, ..Self::of(json) }
     }
 
     /// A value in both forms that clients read: `structuredContent`, and its JSON as text for older ones.
@@ -244,12 +329,17 @@ impl Reply {
         push_json_string(&mut json, &value);
         json.extend_from_slice(br#"}],"structuredContent":"#);
         json.extend_from_slice(value.as_bytes());
-        Ok(Self { fields: json.into(), meta: None, is_error: false })
+        Ok(Self::of(json))
     }
 
     /// Whether the tool says that it failed.
     pub fn is_error(&self) -> bool {
         self.is_error
+    }
+
+    /// Whether it is the answer, and not a step on the way to it.
+    pub(crate) fn is_final(&self) -> bool {
+        self.kind == Kind::Complete
     }
 
     /// The answer as one JSON object, for a reader in the same process.

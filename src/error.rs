@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use crate::call::ClientCapabilities;
+use serde_json::Value;
+
+use crate::{call::ClientCapabilities, input::Required};
 
 /// Why a call gave no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,19 @@ pub enum CallError {
     UnknownTool(String),
     /// The tool needs something from the client that the client did not declare. The caller's fault.
     MissingCapability(ClientCapabilities),
+    /// The call needs answers of the client first, and is to be made again with them.
+    InputRequired(Box<Required>),
+    /// There is no resource at this URI. The caller's fault.
+    NoResource(String),
+    /// A JSON-RPC error that the tool's author chose, passed on as it is.
+    Rpc {
+        /// Its code.
+        code: i32,
+        /// Its message.
+        message: String,
+        /// Its data.
+        data: Option<Value>,
+    },
     /// A fault of ours or of the tool's code, such as a panic. Details are in the log, not in the answer.
     Internal,
     /// No room: a limit or the pool's queue is full. Nobody's fault; retry after the given time.
@@ -53,6 +68,11 @@ impl fmt::Display for CallError {
             Self::MissingCapability(_) => {
                 f.write_str("this call needs client capabilities that the request does not declare")
             }
+            Self::InputRequired(_) => f.write_str("the call needs answers of the client first"),
+            Self::NoResource(uri) => {
+                write!(f, "there is no resource at {uri:?}; resources/list names those that there are")
+            }
+            Self::Rpc { message, .. } => f.write_str(message),
             Self::Internal => f.write_str("the server failed inside this call; it was logged, other calls go on"),
             Self::Overloaded { retry_after_s } => {
                 write!(f, "the server is at its limit; try again in {retry_after_s} s")

@@ -83,11 +83,13 @@
 //! - No lock is held across an await.
 
 pub mod call;
+pub mod changes;
 pub mod cli;
 pub mod config;
 pub mod dispatch;
 pub mod error;
 pub mod front;
+pub mod input;
 mod listener;
 pub mod mcp;
 pub mod outbox;
@@ -101,7 +103,9 @@ pub mod toolbox;
 pub mod units;
 
 pub use call::{Caller, Ctx, Deadline, Lane, Reply};
+pub use changes::Changes;
 pub use error::CallError;
+pub use input::Input;
 pub use outbox::LogLevel;
 pub use rmcp;
 pub use server::Server;

@@ -6,10 +6,14 @@
 use std::{
     collections::VecDeque,
     task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
+
+use crate::input::ANSWER_TIMEOUT;
 
 /// Severity of a log message to the client, from RFC 5424.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +59,12 @@ pub(crate) enum Message {
     Progress { progress: f64, total: Option<f64>, message: Option<String> },
     /// A log message.
     Log { level: LogLevel, data: Value },
+    /// A request to the client, under an id of ours.
+    Request { id: u64, method: String, params: Value },
+    /// A message that is JSON already.
+    Ready(Bytes),
+    /// The connection may end: the client comes back for the rest.
+    Release,
 }
 
 /// The messages of one call on their way to the client.
@@ -63,6 +73,7 @@ pub struct Outbox {
     wants_progress: bool,
     log_level: Option<LogLevel>,
     bytes_max: usize,
+    answer_timeout: Duration,
     state: Mutex<State>,
 }
 
@@ -72,13 +83,17 @@ struct State {
     progress_last: Option<f64>,
     logs: VecDeque<(Message, usize)>,
     log_bytes: usize,
+    /// Time spent waiting for the client's answers.
+    waited: Duration,
+    waits_since: Option<Instant>,
+    waits: u32,
     closed: bool,
     waker: Option<Waker>,
 }
 
 impl Outbox {
     pub(crate) fn new(wants_progress: bool, log_level: Option<LogLevel>, bytes_max: usize) -> Self {
-        Self { wants_progress, log_level, bytes_max, state: Mutex::default() }
+        Self { wants_progress, log_level, bytes_max, answer_timeout: ANSWER_TIMEOUT, state: Mutex::default() }
     }
 
     pub(crate) fn wants_progress(&self) -> bool {
@@ -104,14 +119,60 @@ impl Outbox {
     }
 
     pub(crate) fn log(&self, level: LogLevel, data: Value) {
-        let size = 64 + value_size(&data);
+        let size = value_size(&data);
+        self.queue(Message::Log { level, data }, size);
+    }
+
+    /// Sends a request to the client; false when there is no room.
+    pub(crate) fn request(&self, id: u64, method: &str, params: Value) -> bool {
+        let size = value_size(&params);
+        self.queue(Message::Request { id, method: method.to_owned(), params }, size)
+    }
+
+    /// Sends a message that is JSON already; false when there is no room.
+    pub(crate) fn ready(&self, json: Bytes) -> bool {
+        let size = json.len();
+        self.queue(Message::Ready(json), size)
+    }
+
+    /// Lets the connection end.
+    pub(crate) fn release(&self) {
+        self.queue(Message::Release, 0);
+    }
+
+    fn queue(&self, message: Message, bytes: usize) -> bool {
+        let size = 64 + bytes;
         let mut state = self.state.lock();
         if state.closed || state.log_bytes + size > self.bytes_max {
-            return;
+            return false;
         }
         state.log_bytes += size;
-        state.logs.push_back((Message::Log { level, data }, size));
+        state.logs.push_back((message, size));
         wake(state);
+        true
+    }
+
+    /// Whether the client asked to hear how the call goes.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.wants_progress || self.log_level.is_some()
+    }
+
+    pub(crate) fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
+    }
+
+    /// Counts time as the client's and not the tool's, until the guard is dropped.
+    pub(crate) fn wait_from(&self, now: Instant) -> Waiting<'_> {
+        let mut state = self.state.lock();
+        state.waits += 1;
+        state.waits_since.get_or_insert(now);
+        Waiting(self)
+    }
+
+    /// How long the call has waited for its client.
+    pub(crate) fn waited(&self, now: Instant) -> Duration {
+        let state = self.state.lock();
+        state.waited + state.waits_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// The next message. `progress_due` is whether enough time has passed since the last progress report.
@@ -131,6 +192,21 @@ impl Outbox {
         let mut state = self.state.lock();
         state.closed = true;
         std::iter::from_fn(|| pop(&mut state, true)).collect()
+    }
+}
+
+/// A call that waits for its client.
+pub(crate) struct Waiting<'a>(&'a Outbox);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.waits -= 1;
+        if state.waits == 0
+            && let Some(since) = state.waits_since.take()
+        {
+            state.waited += since.elapsed();
+        }
     }
 }
 

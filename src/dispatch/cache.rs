@@ -127,7 +127,7 @@ impl Cache {
         let keep = async {
             led = true;
             match run.as_mut().await {
-                Ok(reply) if !reply.is_error() && reply.len() <= entry_bytes_max => {
+                Ok(reply) if reply.is_final() && !reply.is_error() && reply.len() <= entry_bytes_max => {
                     Ok(Entry { reply, made_at: Instant::now(), ttl: Duration::from_secs(ttl_s) })
                 }
                 outcome => Err(NotKept(outcome)),

@@ -4,6 +4,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
+    time::{Duration, Instant},
 };
 
 use tokio::time::{Sleep, sleep_until};
@@ -12,6 +13,15 @@ use crate::call::Deadline;
 
 /// The future's output, or `None` when the deadline passes first.
 pub(crate) async fn until<F: Future>(deadline: Deadline, future: F) -> Option<F::Output> {
+    until_extended(deadline, || Duration::ZERO, future).await
+}
+
+/// The same for work that may wait for its client: `waited` says for how long it has, which is not counted.
+pub(crate) async fn until_extended<F: Future>(
+    deadline: Deadline,
+    waited: impl Fn() -> Duration,
+    future: F,
+) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
@@ -19,15 +29,20 @@ pub(crate) async fn until<F: Future>(deadline: Deadline, future: F) -> Option<F:
             return std::task::Poll::Ready(Some(output));
         }
         let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline.at().into())));
-        timer.as_mut().poll(cx).map(|()| None)
+        while timer.as_mut().poll(cx).is_ready() {
+            let at = deadline.at() + waited();
+            if Instant::now() >= at {
+                return std::task::Poll::Ready(None);
+            }
+            timer.as_mut().reset(at.into());
+        }
+        std::task::Poll::Pending
     })
     .await
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]

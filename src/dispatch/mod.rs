@@ -73,7 +73,7 @@ impl Dispatch {
                 return Ok(hit);
             }
             // What a client watches is its own run: not shared with others, and not kept.
-            if ctx.outbox.is_none() {
+            if !ctx.is_watched() {
                 // Boxed, since this future is large and every connection has room for the largest.
                 let deadline = ctx.deadline();
                 let run = self.cache.run(key, policy.ttl_s, self.runner.run(&tool.tool.work, arguments, ctx));

@@ -6,14 +6,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     task::Poll,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
 use crate::{
     call::{Ctx, Deadline, Lane, Reply},
-    dispatch::{deadline::until, pool::Pool},
+    dispatch::{deadline::until_extended, pool::Pool},
     error::CallError,
     tool::{Outcome, Run, Running, Work},
 };
@@ -55,7 +55,7 @@ pub(super) fn run_sync(work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
 }
 
 async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
-    let deadline = ctx.deadline();
+    let (deadline, outbox) = (ctx.deadline(), ctx.outbox.clone());
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
@@ -64,7 +64,8 @@ async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) ->
         catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)))
             .unwrap_or_else(|_| Poll::Ready(Err(panicked(work))))
     });
-    until(deadline, contained).await.unwrap_or_else(|| Err(timed_out(work, deadline)))
+    let waited = || outbox.as_ref().map_or(Duration::ZERO, |o| o.waited(Instant::now()));
+    until_extended(deadline, waited, contained).await.unwrap_or_else(|| Err(timed_out(work, deadline)))
 }
 
 pub(super) fn timed_out(work: &Work, deadline: Deadline) -> CallError {

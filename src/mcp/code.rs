@@ -14,6 +14,8 @@ pub(crate) const INVALID_REQUEST: i32 = -32600;
 pub(crate) const METHOD_NOT_FOUND: i32 = -32601;
 pub(crate) const INVALID_PARAMS: i32 = -32602;
 pub(crate) const INTERNAL_ERROR: i32 = -32603;
+/// Up to 2025-11-25; later it is one of invalid parameters.
+pub(crate) const RESOURCE_NOT_FOUND: i32 = -32002;
 pub(crate) const HEADER_MISMATCH: i32 = -32020;
 pub(crate) const MISSING_CAPABILITY: i32 = -32021;
 pub(crate) const UNSUPPORTED_VERSION: i32 = -32022;
@@ -105,6 +107,17 @@ pub(crate) fn of_call(error: &CallError, era: Era) -> Option<Result<Reply, Refus
             refusal.data = Some(json!({ "requiredCapabilities": capabilities_object(*missing) }));
             Err(refusal)
         }
+        CallError::InputRequired(_) => {
+            Err(Refusal::new(200, INTERNAL_ERROR, "input was required where none can be asked for"))
+        }
+        CallError::NoResource(uri) => {
+            let mut refusal = Refusal::new(200, if modern { INVALID_PARAMS } else { RESOURCE_NOT_FOUND }, message);
+            refusal.data = Some(json!({ "uri": uri }));
+            Err(refusal)
+        }
+        CallError::Rpc { code, data, .. } => {
+            Err(Refusal { data: data.clone(), ..Refusal::new(rpc_status(*code, era), *code, message) })
+        }
         CallError::Internal => Err(Refusal::new(200, INTERNAL_ERROR, message)),
         CallError::Overloaded { retry_after_s } => Err(Refusal::overloaded(*retry_after_s, message)),
         CallError::Draining => Err(Refusal::overloaded(1, message)),
@@ -113,6 +126,15 @@ pub(crate) fn of_call(error: &CallError, era: Era) -> Option<Result<Reply, Refus
         }
         CallError::Cancelled => return None,
     })
+}
+
+/// The HTTP status of an error whose code a tool's author chose.
+fn rpc_status(code: i32, era: Era) -> u16 {
+    match (era, code) {
+        (Era::Modern, METHOD_NOT_FOUND) => 404,
+        (Era::Modern, HEADER_MISMATCH | MISSING_CAPABILITY | UNSUPPORTED_VERSION) => 400,
+        _ => 200,
+    }
 }
 
 fn capabilities_object(capabilities: ClientCapabilities) -> Value {

@@ -196,6 +196,12 @@ pub(crate) fn notification(message: &Message, progress_token: Option<&OwnedId>) 
             out.push(b'}');
             return out;
         }
+        Message::Ready(json) => return json.to_vec(),
+        Message::Release => return Vec::new(),
+        Message::Request { id, method, params } => match params {
+            serde_json::Value::Null => json!({ "jsonrpc": "2.0", "id": id, "method": method }),
+            params => json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }),
+        },
         Message::Log { level, data } => json!({
             "jsonrpc": "2.0",
             "method": "notifications/message",

@@ -159,7 +159,7 @@ impl IntoReply for CallToolResult {
         self.result_type = None; // said around the fields, by revision
         let meta = self.meta.take().map(|meta| open_object(&meta)).transpose()?;
         let is_error = self.is_error == Some(true);
-        Ok(Reply { fields: open_object(&self)?, meta, is_error })
+        Ok(Reply { meta, is_error, ..Reply::of(open_object(&self)?) })
     }
 }
 

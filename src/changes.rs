@@ -1,0 +1,293 @@
+//! What changed, for those who asked to hear of it: lists, single resources, tasks. A [`Changes`] handle says it, an
+//! inbox keeps it for one stream until the stream takes it. Many changes of one thing are one message: an inbox holds
+//! what changed, not how often, so that it is bounded by what was asked for. How a message looks is `mcp`'s business.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+/// Says to clients that something changed. Cheap to clone, and usable from any thread.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    hub: Arc<Hub>,
+}
+
+/// Lists that can change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lists(u8);
+
+impl Lists {
+    pub(crate) const TOOLS: Self = Self(1);
+    pub(crate) const PROMPTS: Self = Self(2);
+    pub(crate) const RESOURCES: Self = Self(4);
+    pub(crate) const ALL: Self = Self(7);
+
+    pub(crate) const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    pub(crate) const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// One thing that can change and has a name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Topic {
+    /// A resource, by its URI.
+    Resource(Arc<str>),
+    /// A task, by its id.
+    Task(Arc<str>),
+}
+
+/// Something to tell a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// One of the lists.
+    List(Lists),
+    /// A resource, by its URI.
+    Resource(Arc<str>),
+    /// A task: the members of its state.
+    Task(Bytes),
+}
+
+#[derive(Debug, Default)]
+struct Hub {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    inboxes: HashMap<u64, Arc<Inbox>>,
+    by_topic: HashMap<Topic, Vec<u64>>,
+}
+
+/// What changed and was not told yet, for one stream.
+#[derive(Debug)]
+struct Inbox {
+    lists: Lists,
+    pending: Mutex<Pending>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    lists: Lists,
+    resources: BTreeSet<Arc<str>>,
+    tasks: BTreeMap<Arc<str>, Bytes>,
+    waker: Option<Waker>,
+}
+
+impl Changes {
+    /// The list of tools is another one.
+    pub fn tools(&self) {
+        self.list(Lists::TOOLS);
+    }
+
+    /// The list of prompts is another one.
+    pub fn prompts(&self) {
+        self.list(Lists::PROMPTS);
+    }
+
+    /// The list of resources is another one.
+    pub fn resources(&self) {
+        self.list(Lists::RESOURCES);
+    }
+
+    /// The resource at `uri` says something else than before. Told to those who subscribed to it.
+    pub fn resource(&self, uri: &str) {
+        let uri: Arc<str> = uri.into();
+        self.topic(&Topic::Resource(Arc::clone(&uri)), |pending| {
+            pending.resources.insert(Arc::clone(&uri));
+        });
+    }
+
+    /// A task is in another state; `members` are those of its notification.
+    pub(crate) fn task(&self, id: &str, members: &Bytes) {
+        let id: Arc<str> = id.into();
+        self.topic(&Topic::Task(Arc::clone(&id)), |pending| {
+            pending.tasks.insert(Arc::clone(&id), members.clone());
+        });
+    }
+
+    fn list(&self, list: Lists) {
+        let inboxes: Vec<_> = {
+            let state = self.hub.state.lock();
+            state.inboxes.values().filter(|inbox| !inbox.lists.common(list).is_empty()).map(Arc::clone).collect()
+        };
+        for inbox in inboxes {
+            inbox.note(|pending| pending.lists = pending.lists.union(list));
+        }
+    }
+
+    fn topic(&self, topic: &Topic, note: impl Fn(&mut Pending)) {
+        let inboxes: Vec<_> = {
+            let state = self.hub.state.lock();
+            let Some(numbers) = state.by_topic.get(topic) else { return };
+            numbers.iter().filter_map(|number| state.inboxes.get(number)).map(Arc::clone).collect()
+        };
+        for inbox in inboxes {
+            inbox.note(&note);
+        }
+    }
+
+    /// Opens an inbox. What changes from here on is kept for it.
+    pub(crate) fn subscribe(&self, lists: Lists, topics: Vec<Topic>) -> Subscription {
+        let inbox = Arc::new(Inbox { lists, pending: Mutex::default() });
+        let mut state = self.hub.state.lock();
+        let number = state.next;
+        state.next += 1;
+        state.inboxes.insert(number, Arc::clone(&inbox));
+        drop(state);
+        let subscription = Subscription { hub: Arc::clone(&self.hub), number, inbox, topics: Mutex::default() };
+        for topic in topics {
+            subscription.add(topic);
+        }
+        subscription
+    }
+}
+
+impl Inbox {
+    fn note(&self, note: impl FnOnce(&mut Pending)) {
+        let mut pending = self.pending.lock();
+        note(&mut pending);
+        let waker = pending.waker.take();
+        drop(pending); // waking may run code of the runtime
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// An inbox that is open. Its drop closes it.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    hub: Arc<Hub>,
+    number: u64,
+    inbox: Arc<Inbox>,
+    topics: Mutex<BTreeSet<Topic>>,
+}
+
+impl Subscription {
+    /// Hears of one more thing.
+    pub(crate) fn add(&self, topic: Topic) {
+        if self.topics.lock().insert(topic.clone()) {
+            self.hub.state.lock().by_topic.entry(topic).or_default().push(self.number);
+        }
+    }
+
+    /// Hears of one thing less.
+    pub(crate) fn remove(&self, topic: &Topic) {
+        if self.topics.lock().remove(topic) {
+            self.hub.state.lock().forget(topic, self.number);
+        }
+    }
+
+    /// Things heard of by name.
+    pub(crate) fn topics(&self) -> usize {
+        self.topics.lock().len()
+    }
+
+    /// The next change that was not taken yet.
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Change> {
+        let mut pending = self.inbox.pending.lock();
+        if let Some(change) = pending.take() {
+            return Poll::Ready(change);
+        }
+        if !pending.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            pending.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let topics = std::mem::take(&mut *self.topics.lock());
+        let mut state = self.hub.state.lock();
+        state.inboxes.remove(&self.number);
+        for topic in topics {
+            state.forget(&topic, self.number);
+        }
+    }
+}
+
+impl State {
+    fn forget(&mut self, topic: &Topic, number: u64) {
+        if let Some(numbers) = self.by_topic.get_mut(topic) {
+            numbers.retain(|n| *n != number);
+            if numbers.is_empty() {
+                self.by_topic.remove(topic);
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn take(&mut self) -> Option<Change> {
+        for list in [Lists::TOOLS, Lists::PROMPTS, Lists::RESOURCES] {
+            if !self.lists.common(list).is_empty() {
+                self.lists = Lists(self.lists.0 & !list.0);
+                return Some(Change::List(list));
+            }
+        }
+        if let Some(uri) = self.resources.pop_first() {
+            return Some(Change::Resource(uri));
+        }
+        self.tasks.pop_first().map(|(_, members)| Change::Task(members))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(subscription: &Subscription) -> Vec<Change> {
+        let mut cx = Context::from_waker(Waker::noop());
+        std::iter::from_fn(|| match subscription.poll_take(&mut cx) {
+            Poll::Ready(change) => Some(change),
+            Poll::Pending => None,
+        })
+        .collect()
+    }
+
+    #[test]
+    fn each_hears_once_of_what_it_asked_for() {
+        let changes = Changes::default();
+        let tools = changes.subscribe(Lists::TOOLS, vec![Topic::Resource("a:1".into())]);
+        let prompts = changes.subscribe(Lists::PROMPTS, vec![]);
+        for _ in 0..1000 {
+            changes.tools();
+            changes.resource("a:1");
+            changes.resource("a:2");
+        }
+        assert_eq!(taken(&tools), [Change::List(Lists::TOOLS), Change::Resource("a:1".into())]);
+        assert_eq!(taken(&prompts), []);
+        changes.task("t", &Bytes::from_static(b"x"));
+        prompts.add(Topic::Task("t".into()));
+        changes.task("t", &Bytes::from_static(b"y"));
+        changes.task("t", &Bytes::from_static(b"z"));
+        assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
+    }
+
+    #[test]
+    fn what_is_closed_leaves_nothing_behind() {
+        let changes = Changes::default();
+        let one = changes.subscribe(Lists::ALL, vec![Topic::Resource("a:1".into())]);
+        let two = changes.subscribe(Lists::ALL, vec![Topic::Resource("a:1".into())]);
+        one.remove(&Topic::Resource("a:1".into()));
+        assert_eq!((one.topics(), two.topics()), (0, 1));
+        drop((one, two));
+        let state = changes.hub.state.lock();
+        assert!(state.inboxes.is_empty() && state.by_topic.is_empty());
+    }
+}
