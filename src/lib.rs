@@ -109,4 +109,4 @@ pub use input::Input;
 pub use outbox::LogLevel;
 pub use rmcp;
 pub use server::Server;
-pub use tool::{IntoReply, Json, Tool};
+pub use tool::{IntoReply, Json, Prompt, Resource, Tool, Wanted};

@@ -46,6 +46,18 @@ impl LogLevel {
         Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, level)| *level)
     }
 
+    /// What [`LogLevel::rank`] is for nobody.
+    pub(crate) const UNSET: u8 = u8::MAX;
+
+    /// The level as a number, from the least severe on.
+    pub(crate) fn rank(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn of_rank(rank: u8) -> Option<Self> {
+        Self::NAMES.get(usize::from(rank)).map(|(_, level)| *level)
+    }
+
     /// The name on the wire.
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize].0

@@ -33,7 +33,7 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let (lines, to_write) = mpsc::channel(LINES_MAX);
     let writer = tokio::spawn(write_lines(output, to_write));
-    let session = OwnSession::default();
+    let session = OwnSession::new(&router.sessions);
     let places = Arc::new(Semaphore::new(calls_max.min(Semaphore::MAX_PERMITS)));
     let mut reader = Lines { buffer: BytesMut::new(), searched: 0, skipping: false, line_bytes_max };
     let stopped = stop.notified();
@@ -58,6 +58,7 @@ pub(crate) async fn serve(
         };
         match step {
             Step::Done(answer) => say(&lines, answer).await,
+            Step::Feed(_) => {}
             Step::Call(call) => {
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
                 let (router, lines) = (Arc::clone(&router), lines.clone());

@@ -1,4 +1,5 @@
-//! Quantities as people write them. Here: [`ByteSize`], read from `"1MiB"` or a plain number. Durations are plain
+//! Quantities as people write them, and what must not be shown. Here: [`ByteSize`], read from `"1MiB"` or a plain
+//! number, and [`Secret`]. Durations are plain
 //! integers with the unit in the setting's name (`request_timeout_ms`), so they need no type.
 
 use std::{borrow::Cow, fmt};
@@ -107,6 +108,36 @@ impl JsonSchema for ByteSize {
                 { "type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB)?$" }
             ]
         })
+    }
+}
+
+/// A text that is never shown: not in a log, not by `check`, not in a panic.
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one who uses it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+/// Shown as stars wherever settings are listed.
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
     }
 }
 

@@ -40,7 +40,9 @@ pub struct Tuning {
     /// Sessions of the older revisions.
     pub sessions: crate::mcp::session::Config,
     /// How lists are paged and kept.
-    pub lists: crate::mcp::catalogue::Config,
+    pub lists: crate::mcp::listing::Config,
+    /// Questions to clients.
+    pub input: crate::mcp::seal::Config,
     /// Threads for tools that burn CPU or block.
     pub pool: crate::dispatch::pool::Config,
     /// Results kept in memory.

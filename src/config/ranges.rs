@@ -39,6 +39,7 @@ pub(super) const RANGES: &[Range] = &[
         "0 is one for each core, and more threads than cores only get in each other's way",
     ),
     range("limits.connections_max", 0, 1_000_000, "0 derives it, and one address serves no more"),
+    range("limits.streams_max", 0, 1_000_000, "0 derives it, and a stream needs a connection"),
     range("limits.concurrent_requests_max", 0, 1_000_000, "0 derives it, and a request needs a connection"),
     range("limits.request_bytes_max", KIB, GIB, HARD_LIMIT),
     range(

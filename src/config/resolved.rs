@@ -15,6 +15,8 @@ pub struct Resolved {
     pub pool_threads_max: usize,
     /// `limits.connections_max`.
     pub connections_max: usize,
+    /// `limits.streams_max`.
+    pub streams_max: usize,
     /// `limits.concurrent_requests_max`.
     pub concurrent_requests_max: usize,
     derived: Vec<Derived>,
@@ -39,11 +41,13 @@ impl Resolved {
         let threads = runtime::pool_threads(pool.threads, pool.threads_max, host);
         let threads_max = runtime::pool_threads_max(pool.threads_max, threads);
         let connections = runtime::connections_max(limits.connections_max, limits.header_bytes_max.0, host);
+        let streams = runtime::streams_max(limits.streams_max, connections);
         let requests =
             runtime::concurrent_requests_max(limits.concurrent_requests_max, limits.request_bytes_max.0, host);
         let derived = [
             ("runtime.io_threads", io_threads),
             ("limits.connections_max", connections),
+            ("limits.streams_max", streams),
             ("limits.concurrent_requests_max", requests),
             ("pool.threads", threads),
             ("pool.threads_max", threads_max),
@@ -53,6 +57,7 @@ impl Resolved {
             pool_threads: threads.value,
             pool_threads_max: threads_max.value,
             connections_max: connections.value,
+            streams_max: streams.value,
             concurrent_requests_max: requests.value,
             derived: derived.into_iter().filter_map(|(path, count)| derived_of(path, count)).collect(),
         }

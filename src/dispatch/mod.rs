@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub(crate) use self::pool::Pool;
-pub(crate) use crate::tool::{HeaderParam, registry::ServedTool, registry::Snapshot};
+pub(crate) use crate::tool::{Features, HeaderParam, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
     call::{Ctx, Reply},
     dispatch::{
@@ -82,7 +82,12 @@ impl Dispatch {
                 return answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }));
             }
         }
-        let reply = self.runner.run(&tool.tool.work, arguments, ctx).await?;
+        self.run(&tool.tool.work, arguments, ctx).await
+    }
+
+    /// Runs what is not a tool. Dropping the future cancels it.
+    pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, ctx: Ctx) -> Result<Answered, CallError> {
+        let reply = self.runner.run(work, arguments, ctx).await?;
         Ok(Answered { reply, served: Served::Fresh })
     }
 }

@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes};
 use hyper::body::{Frame, SizeHint};
 
 use crate::{
-    front::{connection::Busy, stream::CallStream},
+    front::{connection::Busy, feed::FeedStream, stream::CallStream},
     mcp::encode::Payload,
 };
 
@@ -26,6 +26,7 @@ pub(crate) struct Body {
 enum Kind {
     Once(Option<Pieces>),
     Events(Box<CallStream>),
+    Feed(Box<FeedStream>),
 }
 
 impl Body {
@@ -37,10 +38,14 @@ impl Body {
         Self { kind: Kind::Events(Box::new(stream)), busy: None }
     }
 
+    pub(crate) fn feed(stream: FeedStream) -> Self {
+        Self { kind: Kind::Feed(Box::new(stream)), busy: None }
+    }
+
     /// Keeps the connection counted as busy for as long as a stream is open. A message that is there at once needs no
     /// keeping: what is not written yet is watched as such.
     pub(crate) fn hold(&mut self, busy: Busy) {
-        if matches!(self.kind, Kind::Events(_)) {
+        if matches!(self.kind, Kind::Events(_) | Kind::Feed(_)) {
             self.busy = Some(busy);
         }
     }
@@ -66,6 +71,7 @@ impl hyper::body::Body for Body {
         let pieces = match &mut self.kind {
             Kind::Once(pieces) => Poll::Ready(pieces.take()),
             Kind::Events(stream) => stream.poll_event(cx).map(|event| event.map(Pieces::from)),
+            Kind::Feed(stream) => stream.poll_event(cx).map(|event| event.map(Pieces::from)),
         };
         pieces.map(|pieces| pieces.map(|p| Ok(Frame::data(p))))
     }
@@ -77,7 +83,7 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Once(pieces) => SizeHint::with_exact(pieces.as_ref().map_or(0, |p| p.remaining() as u64)),
-            Kind::Events(_) => SizeHint::default(),
+            Kind::Events(_) | Kind::Feed(_) => SizeHint::default(),
         }
     }
 }

@@ -164,6 +164,15 @@ pub(crate) fn accept(headers: &Headers<'_>) -> Result<(), Refusal> {
     Err(Refusal { status: 406, ..Refusal::invalid_request(message) })
 }
 
+/// What is asked for is a stream, so the client must read one.
+pub(crate) fn accept_events(headers: &Headers<'_>) -> Result<(), Refusal> {
+    if headers.takes.events {
+        return Ok(());
+    }
+    let message = "the answer is a stream; the header Accept must allow text/event-stream";
+    Err(Refusal { status: 406, ..Refusal::invalid_request(message) })
+}
+
 /// The body's length, when it is said, is within the limit. Decided before a byte of it is read, and before
 /// `100 Continue` asks for it.
 pub(crate) fn length(headers: &Headers<'_>, limits: &Config) -> Result<Option<usize>, Refusal> {

@@ -29,6 +29,7 @@ pub(crate) struct Headers<'a> {
     method: Field<'a>,
     name: Field<'a>,
     session_id: Field<'a>,
+    last_event_id: Field<'a>,
 }
 
 impl<'a> Headers<'a> {
@@ -47,6 +48,7 @@ impl<'a> Headers<'a> {
             method: Field::Absent,
             name: Field::Absent,
             session_id: Field::Absent,
+            last_event_id: Field::Absent,
         };
         let mut accepts_said = false;
         for (name, value) in all {
@@ -63,6 +65,7 @@ impl<'a> Headers<'a> {
                 "mcp-method" => found.method.add(value),
                 "mcp-name" => found.name.add(value),
                 "mcp-session-id" => found.session_id.add(value),
+                "last-event-id" => found.last_event_id.add(value),
                 "accept" => {
                     accepts_said = true;
                     let Takes { json, events } = read_accept(value);
@@ -98,6 +101,10 @@ impl<'a> Headers<'a> {
 
     pub(crate) fn protocol_version(&self) -> Field<'a> {
         self.protocol_version
+    }
+
+    pub(crate) fn last_event_id(&self) -> Field<'a> {
+        self.last_event_id
     }
 
     pub(crate) fn session_id(&self) -> Field<'a> {

@@ -13,6 +13,8 @@ use crate::units::ByteSize;
 pub struct Config {
     /// Connections open at once; 0 derives it from the limit on file descriptors.
     pub connections_max: usize,
+    /// Streams open at once that no call owns; 0 is three quarters of the connections.
+    pub streams_max: usize,
     /// Requests being served at once, over all connections; 0 is 100 for each core.
     pub concurrent_requests_max: usize,
     /// Size of a request's body.
@@ -47,6 +49,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             connections_max: 0,
+            streams_max: 0,
             concurrent_requests_max: 0,
             request_bytes_max: ByteSize::mib(1),
             header_bytes_max: ByteSize::kib(16),

@@ -7,6 +7,7 @@ pub(crate) mod admin;
 mod body;
 pub(crate) mod checks;
 pub(crate) mod connection;
+mod feed;
 mod headers;
 pub(crate) mod intake;
 pub mod limits;
@@ -47,6 +48,8 @@ pub(crate) struct Front {
     pub(crate) limits: limits::Config,
     pub(crate) gate: Gate,
     pub(crate) bodies: Bodies,
+    /// Open streams that no call owns.
+    pub(crate) streams: Gate,
     pub(crate) router: Router,
 }
 
@@ -67,6 +70,29 @@ impl Drop for Place {
         self.0.front.gate.inside.fetch_sub(1, Ordering::AcqRel);
     }
 }
+
+/// A place among the open streams.
+struct StreamPlace(Arc<Front>);
+
+impl StreamPlace {
+    fn take(front: &Arc<Front>) -> Result<Self, Refusal> {
+        let place = Self(Arc::clone(front)); // counted from here on, also when it is refused at once
+        if front.streams.inside.fetch_add(1, Ordering::AcqRel) < front.streams.max {
+            return Ok(place);
+        }
+        let message = format!("{} streams are open, as many as may be at once", front.streams.max);
+        Err(Refusal::overloaded(STREAM_RETRY_AFTER_S, message))
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.streams.inside.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Streams stay open for long, so that there is little sense in trying again at once.
+const STREAM_RETRY_AFTER_S: u32 = 30;
 
 impl Gate {
     pub(crate) fn new(max: usize) -> Self {
@@ -134,6 +160,11 @@ impl Front {
         }
         match head.method {
             Method::POST => {}
+            Method::GET if checks::may_have_session(headers) => {
+                checks::accept_events(headers)?; //                               406
+                let opened = self.router.open_stream(&headers.head(conn.peer), headers.last_event_id(), Instant::now());
+                return Ok(feed::open(conn, opened?)?); //                         400, 404, 409, 503
+            }
             Method::OPTIONS => return reply::preflight(headers, &self.origins), // 204, 403
             Method::DELETE if checks::may_have_session(headers) => {
                 return Ok(reply::answer(self.router.end_session(&headers.head(conn.peer), Instant::now())));
@@ -153,6 +184,10 @@ impl Front {
         match step {
             Step::Done(answer) => Ok(reply::message(answer, headers.takes)),
             Step::Call(call) => Ok(stream::run(conn, call, headers.takes, place).await),
+            Step::Feed(feed) => {
+                checks::accept_events(headers)?; //                               406
+                Ok(feed::open(conn, feed)?) //                                    503
+            }
         }
     }
 }

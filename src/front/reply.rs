@@ -18,8 +18,10 @@ use crate::{
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+/// How long a client waits before it comes back to a stream, in milliseconds.
+const RETRY_MS: u64 = 1000;
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-const METHODS: &str = "POST, DELETE, OPTIONS";
+const METHODS: &str = "POST, GET, DELETE, OPTIONS";
 
 /// A refusal on its way out, with the one header that some of them need.
 #[derive(Debug)]
@@ -114,6 +116,19 @@ pub(crate) fn push_event(out: &mut Vec<u8>, json: &[u8]) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// The same with the id that a client names when it comes back.
+pub(crate) fn push_event_with_id(out: &mut Vec<u8>, id: &str, json: &[u8]) {
+    out.extend_from_slice(b"id: ");
+    out.extend_from_slice(id.as_bytes());
+    out.push(b'\n');
+    push_event(out, json);
+}
+
+/// The first event of a stream that can be come back to: an id and nothing else, and how long to wait before that.
+pub(crate) fn push_first_event(out: &mut Vec<u8>, id: &str) {
+    out.extend_from_slice(format!("id: {id}\nretry: {RETRY_MS}\ndata: \n\n").as_bytes());
+}
+
 pub(crate) fn alive() -> Response<Body> {
     status_page(StatusCode::OK, br#"{"status":"alive"}"#)
 }
@@ -139,8 +154,7 @@ pub(crate) fn no_such_path(endpoint: &str) -> Refused {
 }
 
 pub(crate) fn no_such_method() -> Refused {
-    let message =
-        "this endpoint takes POST; it has no stream to GET, and DELETE only ends a session of an older revision";
+    let message = "this endpoint takes POST; GET opens the stream of a session, and DELETE ends one, both of an older revision and with Mcp-Session-Id";
     Refused::with(Refusal { status: 405, ..Refusal::invalid_request(message) }, header::ALLOW, "POST")
 }
 

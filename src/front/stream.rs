@@ -1,5 +1,9 @@
 //! A call on its way to the client: JSON when it is over before it says anything, an event stream from the moment it
 //! does. The stream owns the running call, so that nothing is spawned and the client's leaving drops the work.
+//!
+//! Sessions (up to 2025-11-25) differ in one thing: there, a lost connection does not take a call back. From the first
+//! event on, what is said is kept under ids, and a call whose connection ends goes on by itself until the client comes
+//! back for the rest.
 
 use std::{
     future::{Future, poll_fn},
@@ -11,7 +15,10 @@ use std::{
 
 use bytes::Bytes;
 use hyper::Response;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, Sleep, sleep_until},
+};
 
 use crate::{
     front::{
@@ -19,10 +26,12 @@ use crate::{
         body::Body,
         connection::Connection,
         headers::Takes,
-        reply::{self, push_event},
+        reply::{self, push_event, push_event_with_id, push_first_event},
     },
     mcp::{
+        LEGACY_VERSIONS,
         calling::{PendingCall, Voice},
+        events::EventLog,
         router::Answer,
     },
     outbox::Message,
@@ -34,6 +43,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(10);
 /// So much is sent before more is taken out of the outbox: a tool may fill it as fast as it is emptied.
 const EVENT_BYTES_SENT: usize = 16 * 1024;
 
+/// A session's call that takes longer than this gets its stream, so that its client can come back to it.
+const SILENT_MAX: Duration = Duration::from_secs(1);
+
 type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// Runs a call and answers in the form that it needs.
@@ -44,12 +56,31 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
     };
     let owner = Arc::clone(conn);
     let call = Box::pin(async move { call.run(&owner.front.router).await });
-    let mut stream = CallStream { voice, call: Some(call), first: None, pace: Pace::default(), _place: place };
-    match poll_fn(|cx| stream.poll(cx)).await {
+    let mut stream = CallStream {
+        voice,
+        call: Some(call),
+        first: None,
+        pace: Pace::default(),
+        resumable: None,
+        released: false,
+        place: Some(place),
+    };
+    let mut silence: Option<Pin<Box<Sleep>>> = None;
+    let spoken = poll_fn(|cx| {
+        if let Poll::Ready(spoken) = stream.poll(cx) {
+            return Poll::Ready(spoken);
+        }
+        if stream.voice.session.is_none() {
+            return Poll::Pending;
+        }
+        let timer = silence.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + SILENT_MAX)));
+        timer.as_mut().poll(cx).map(|()| Spoken::default())
+    });
+    match spoken.await {
         // It said nothing before it was done.
-        Spoken { events, end: Some(answer) } if events.is_empty() => finish(answer, takes),
+        Spoken { said, end: Some(answer) } if said.is_empty() => finish(answer, takes),
         spoken => {
-            stream.first = spoken.into_event();
+            stream.first = stream.open(spoken);
             reply::events(Body::events(stream))
         }
     }
@@ -67,35 +98,97 @@ pub(crate) struct CallStream {
     /// What had been said before the stream began.
     first: Option<Bytes>,
     pace: Pace,
-    _place: Place,
+    /// Where what is said is kept, once the stream has begun.
+    resumable: Option<Resumable>,
+    /// The tool has let the connection go.
+    released: bool,
+    place: Option<Place>,
+}
+
+/// A stream that its client can come back to.
+struct Resumable {
+    log: Arc<EventLog>,
+    reader: u64,
+}
+
+impl Drop for Resumable {
+    fn drop(&mut self) {
+        self.log.detach(self.reader, std::time::Instant::now());
+    }
 }
 
 /// What came out of a call at one moment.
 #[derive(Default)]
 struct Spoken {
-    events: Vec<u8>,
+    said: Vec<Bytes>,
     /// The call is over.
     end: Option<Answer>,
 }
 
 impl Spoken {
-    /// All of it as bytes of the stream; `None` when there is nothing left to say.
-    fn into_event(self) -> Option<Bytes> {
-        let mut bytes = self.events;
-        if let Some(answer) = self.end.filter(|answer| answer.payload.len() > 0) {
-            push_event(&mut bytes, &answer.payload.into_bytes());
-        }
-        (!bytes.is_empty()).then(|| bytes.into())
+    /// All messages, the answer last.
+    fn messages(self) -> impl Iterator<Item = Bytes> {
+        let answer = self.end.filter(|answer| answer.payload.len() > 0);
+        self.said.into_iter().chain(answer.map(|answer| answer.payload.into_bytes()))
     }
 }
 
 impl CallStream {
+    /// The stream's beginning.
+    fn open(&mut self, spoken: Spoken) -> Option<Bytes> {
+        let mut bytes = Vec::new();
+        let session = self.voice.session.as_ref();
+        if let Some(log) = session.and_then(|s| s.live().open_stream(false, std::time::Instant::now())) {
+            let reader = log.attach();
+            // Clients of older revisions take an event without data for a broken one.
+            if session.is_some_and(|s| s.version() == LEGACY_VERSIONS[0]) {
+                push_first_event(&mut bytes, &log.id(0));
+            }
+            self.resumable = Some(Resumable { log, reader });
+        }
+        bytes.extend_from_slice(&self.to_events(spoken));
+        (!bytes.is_empty()).then(|| bytes.into())
+    }
+
     /// The next bytes of the stream; `None` at its end.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
-        self.poll(cx).map(Spoken::into_event)
+        let gone = self.resumable.as_ref().is_some_and(|r| self.released || !r.log.is_reader(r.reader));
+        if gone || self.call.is_none() {
+            return Poll::Ready(None);
+        }
+        match self.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(spoken) => {
+                let events = self.to_events(spoken);
+                if events.is_empty() && self.call.is_some() && !self.released {
+                    cx.waker().wake_by_ref(); // something was said that is no event
+                    return Poll::Pending;
+                }
+                Poll::Ready((!events.is_empty()).then(|| events.into()))
+            }
+        }
+    }
+
+    /// What was said as bytes of the stream.
+    fn to_events(&self, spoken: Spoken) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let is_over = spoken.end.is_some();
+        for json in spoken.messages() {
+            match &self.resumable {
+                Some(Resumable { log, .. }) => {
+                    let number = log.push(json.clone());
+                    push_event_with_id(&mut bytes, &log.id(number), &json);
+                }
+                None => push_event(&mut bytes, &json),
+            }
+        }
+        if let (true, Some(Resumable { log, .. })) = (is_over, &self.resumable) {
+            log.end(std::time::Instant::now());
+        }
+        bytes
     }
 
     /// What the call says next, or its end with all that it said until then.
@@ -106,30 +199,71 @@ impl CallStream {
             Poll::Ready(answer) => Some(answer),
             Poll::Pending => None,
         };
-        let mut events = Vec::new();
+        let mut said = Vec::new();
         if end.is_some() {
             self.call = None;
             for message in self.voice.outbox.close() {
-                push_event(&mut events, &self.voice.encode(&message));
+                if message != Message::Release {
+                    said.push(self.voice.encode(&message).into());
+                }
             }
-            return Poll::Ready(Spoken { events, end });
+            return Poll::Ready(Spoken { said, end });
         }
+        let mut bytes = 0;
         loop {
             let due = self.pace.is_due(cx);
             match self.voice.outbox.poll_next(cx, due) {
+                Poll::Ready(Message::Release) => {
+                    if self.voice.session.is_some() {
+                        self.released = true;
+                        return Poll::Ready(Spoken { said, end: None });
+                    }
+                }
                 Poll::Ready(message) => {
                     if matches!(message, Message::Progress { .. }) {
                         self.pace.restart();
                     }
-                    push_event(&mut events, &self.voice.encode(&message));
-                    if events.len() >= EVENT_BYTES_SENT {
-                        return Poll::Ready(Spoken { events, end: None });
+                    let json = self.voice.encode(&message);
+                    bytes += json.len();
+                    said.push(json.into());
+                    if bytes >= EVENT_BYTES_SENT {
+                        return Poll::Ready(Spoken { said, end: None });
                     }
                 }
-                Poll::Pending if events.is_empty() => return Poll::Pending,
-                Poll::Pending => return Poll::Ready(Spoken { events, end: None }),
+                Poll::Pending if said.is_empty() => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(Spoken { said, end: None }),
             }
         }
+    }
+
+    /// The rest of a call whose connection has ended, kept for the client's return.
+    async fn go_on(mut self) {
+        while self.call.is_some() {
+            let spoken = poll_fn(|cx| self.poll(cx)).await;
+            self.to_events(spoken);
+        }
+    }
+}
+
+impl Drop for CallStream {
+    fn drop(&mut self) {
+        let Some(resumable) = &self.resumable else { return };
+        if self.call.is_none() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        let rest = Self {
+            voice: self.voice.clone(),
+            call: self.call.take(),
+            first: None,
+            pace: Pace::default(),
+            // A reader of nothing: who comes back takes over from whoever was before.
+            resumable: Some(Resumable { log: Arc::clone(&resumable.log), reader: 0 }),
+            released: false,
+            place: self.place.take(),
+        };
+        // The one task that a call ever gets. It ends with the call, which has a deadline.
+        runtime.spawn(rest.go_on());
     }
 }
 

@@ -1,5 +1,6 @@
-//! `tools/call`: from its parameters to a [`PendingCall`], and from that to an answer. What a tool says while it runs
-//! leaves through an outbox, which is made only when the client asked to hear something.
+//! Calls: from a request's parameters to a [`PendingCall`], and from that to an answer. A call runs a tool, makes a
+//! prompt, reads a resource, or is answered by a hosted handler; on the way they are all the same. What a call says while
+//! it runs leaves through an outbox, which is made only where somebody may hear it.
 
 use std::{
     future::{Future, poll_fn},
@@ -9,19 +10,23 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::{
-    call::{Caller, Ctx, Deadline, Lane},
-    dispatch::{Answered, Served, ServedTool},
+    call::{Caller, ClientCapabilities, Ctx, Deadline, Kind, Lane, Raw, Reply},
+    dispatch::{Answered, Served, ServedTool, Work},
     error::CallError,
+    input::{Exchange, Memory, Required, Rounds},
     mcp::{
+        MODERN_VERSION,
         code::{self, Era, Refusal},
         encode::{self, OwnedId, Payload},
         head::{Head, Via, param_disagreement},
-        router::{Answer, Handled, Router, Step, invalid_log_level},
+        router::{Answer, Handled, Request, Router, Step, invalid_log_level},
+        seal,
         session::{InFlight, Session},
-        wire::{Id, IdField, Params, Text},
+        wire::{self, IdField, Params, Text},
     },
     outbox::{LogLevel, Message, Outbox},
 };
@@ -32,13 +37,35 @@ const NAME_TOLD_CHARS_MAX: usize = 64;
 /// A call whose parameters were found good, not started yet.
 #[derive(Debug)]
 pub(crate) struct PendingCall {
-    tool: Arc<ServedTool>,
+    target: Target,
     arguments: Value,
     ctx: Ctx,
     id: OwnedId,
     era: Era,
     in_flight: Option<InFlight>,
     progress_token: Option<OwnedId>,
+    /// The session whose streams a client can come back to.
+    session: Option<Arc<Session>>,
+    /// What the state of another round is good for; made where there can be one.
+    bound_to: Option<Vec<u8>>,
+}
+
+/// What a call runs.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Tool(Arc<ServedTool>),
+    /// A prompt, a resource, or a hosted handler's method.
+    Work(Arc<Work>, Hints),
+}
+
+/// Whether a result says how long it may be kept, from 2026-07-28 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hints {
+    No,
+    /// Ours are added.
+    Ours,
+    /// The handler's own, or ours when it has none.
+    Missing,
 }
 
 /// What a call says before it is done, as messages.
@@ -46,6 +73,8 @@ pub(crate) struct PendingCall {
 pub(crate) struct Voice {
     pub(crate) outbox: Arc<Outbox>,
     progress_token: Option<OwnedId>,
+    /// Whose client can come back to the stream when its connection ends.
+    pub(crate) session: Option<Arc<Session>>,
 }
 
 impl Voice {
@@ -55,16 +84,9 @@ impl Voice {
 }
 
 impl Router {
-    /// Makes a call ready. `scope` is where it is noted while it runs, so that it can be cancelled by its id.
-    pub(super) fn call(
-        &self,
-        id: Id<'_>,
-        era: Era,
-        params: Params<'_>,
-        head: &Head<'_>,
-        scope: Option<Arc<Session>>,
-        now: Instant,
-    ) -> Handled {
+    /// `tools/call`. `scope` is where the call is noted while it runs, so that it can be cancelled by its id.
+    pub(super) fn call_tool(&self, mut request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+        let params = &mut request.params;
         let Text::Is(name) = &params.name else {
             return Err(Refusal::invalid_params(false, "params.name is missing or not text"));
         };
@@ -73,68 +95,281 @@ impl Router {
             let told = name.chars().take(NAME_TOLD_CHARS_MAX).collect();
             Refusal::invalid_params(false, CallError::UnknownTool(told).to_string())
         })?;
-        if era == Era::Modern && head.via == Via::Http {
+        if request.era == Era::Modern && request.head.via == Via::Http {
             for param in &tool.header_params {
-                let field = head.params.param(&param.header);
+                let field = request.head.params.param(&param.header);
                 if let Some(fault) = param_disagreement(param, field, params.arguments.as_ref()) {
                     return Err(Refusal::header_mismatch(fault));
                 }
             }
         }
+        let arguments = arguments(params)?;
+        self.call(request, Target::Tool(Arc::clone(tool)), arguments, scope)
+    }
+
+    /// `prompts/get`.
+    pub(super) fn get_prompt(&self, mut request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+        let Text::Is(name) = &request.params.name else {
+            return Err(Refusal::invalid_params(false, "params.name is missing or not text"));
+        };
+        if let Some(work) = self.features.prompt(name) {
+            let target = Target::Work(Arc::clone(work), Hints::No);
+            let arguments = arguments(&mut request.params)?;
+            return self.call(request, target, arguments, scope);
+        }
+        let told: String = name.chars().take(NAME_TOLD_CHARS_MAX).collect();
+        self.call_hosted(request, "prompts/get", Hints::No, scope).unwrap_or_else(|| {
+            let message = format!("unknown prompt: {told:?}; prompts/list names those that there are");
+            Err(Refusal::invalid_params(false, message))
+        })
+    }
+
+    /// `resources/read`.
+    pub(super) fn read_resource(&self, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+        let Text::Is(uri) = &request.params.uri else {
+            return Err(Refusal::invalid_params(false, "params.uri is missing or not text"));
+        };
+        if let Some((work, arguments)) = self.features.resource(uri) {
+            let target = Target::Work(Arc::clone(work), Hints::Ours);
+            return self.call(request, target, arguments, scope);
+        }
+        let (uri, era) = (uri.clone().into_owned(), request.era);
+        self.call_hosted(request, "resources/read", Hints::Missing, scope).unwrap_or_else(|| {
+            match code::of_call(&CallError::NoResource(uri), era, false) {
+                Some(Err(refusal)) => Err(refusal),
+                _ => Err(Refusal::method_not_found(era, "resources/read")),
+            }
+        })
+    }
+
+    /// A method that a hosted handler answers; `None` when none does.
+    pub(super) fn call_hosted(
+        &self,
+        request: Request<'_>,
+        method: &str,
+        hints: Hints,
+        scope: Option<Arc<Session>>,
+    ) -> Option<Handled> {
+        let work = self.features.methods.get(method)?;
+        let mut params = wire::member(request.body, self.shape, "params").unwrap_or_else(|| Value::Object(Map::new()));
+        if let Some(params) = params.as_object_mut() {
+            for of_the_call in ["_meta", "inputResponses", "requestState"] {
+                params.remove(of_the_call);
+            }
+        }
+        Some(self.call(request, Target::Work(Arc::clone(work), hints), params, scope))
+    }
+
+    /// Makes a call ready.
+    fn call(&self, request: Request<'_>, target: Target, arguments: Value, scope: Option<Arc<Session>>) -> Handled {
+        let Request { id, era, params, head, body, now, method } = request;
+        let (work, timeout_ms) = match &target {
+            Target::Tool(tool) => (&tool.tool.work, tool.timeout_ms),
+            Target::Work(work, _) => (work, self.request_timeout_ms),
+        };
         let (log_level, client) = match (era, &scope) {
             (Era::Legacy, Some(session)) => (session.log_level(), session.client),
             _ => (asked_log_level(&params)?, params.meta.client_capabilities.unwrap_or_default()),
-        };
-        let arguments = match params.arguments {
-            None => Value::Object(Map::new()),
-            Some(arguments @ Value::Object(_)) => arguments,
-            Some(_) => return Err(Refusal::invalid_params(false, "params.arguments must be an object")),
         };
         let progress_token = match params.meta.progress_token {
             IdField::Is(token) => Some(OwnedId::from(token)),
             _ => None,
         };
-        let mut ctx = Ctx::new(Caller::ANONYMOUS, Deadline::after(now, tool.timeout_ms), client);
-        if head.takes_events && (progress_token.is_some() || log_level.is_some()) {
+        let caller = Caller::ANONYMOUS;
+        let mut ctx = Ctx::new(caller, Deadline::after(now, timeout_ms), client);
+        let talks = era == Era::Legacy && work.lane == Lane::Async;
+        if head.takes_events && (progress_token.is_some() || log_level.is_some() || talks) {
             ctx.outbox = Some(Arc::new(Outbox::new(progress_token.is_some(), log_level, self.stream_buffer_bytes_max)));
+        }
+        let mut bound_to = None;
+        if work.lane != Lane::Inline {
+            ctx.changes = Some(self.changes.clone());
+            if era == Era::Modern && (params.is_retry || !client.is_empty()) {
+                let name = params.name.get().or(params.uri.get()).unwrap_or_default();
+                let binding = seal::binding(ctx.caller(), method, name, &arguments);
+                let rounds = if params.is_retry { self.rounds(body, &binding)? } else { Rounds::default() };
+                ctx.exchange = Exchange::Rounds(Arc::new(rounds));
+                bound_to = Some(binding);
+            } else if let (Era::Legacy, Some(session), true) = (era, &scope, ctx.outbox.is_some()) {
+                ctx.exchange = Exchange::Stream(Arc::clone(session) as _);
+            }
+        }
+        if work.wants_raw {
+            ctx.raw = Some(Arc::new(self.raw(body, era, scope.as_deref())));
         }
         let id = OwnedId::from(id);
         // What is answered at once cannot be cancelled, nor meet another of its id.
-        let in_flight = match scope.filter(|_| tool.tool.work.lane != Lane::Inline) {
-            Some(session) => Some(session.begin(id.clone()).ok_or_else(|| {
+        let in_flight = match &scope {
+            Some(session) if work.lane != Lane::Inline => Some(session.begin(id.clone()).ok_or_else(|| {
                 Refusal::invalid_request("a request with this id is still running in this session; ids must differ")
             })?),
-            None => None,
+            _ => None,
         };
-        Ok(Step::Call(PendingCall { tool: Arc::clone(tool), arguments, ctx, id, era, in_flight, progress_token }))
+        let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
+        Ok(Step::Call(PendingCall { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to }))
     }
 
-    /// The end of a call that is told to the client; empty for one that was taken back.
-    fn answer(&self, id: &OwnedId, era: Era, outcome: Result<Answered, CallError>) -> Answer {
-        let answered = match outcome {
-            Ok(answered) => answered,
-            Err(error) => match code::of_call(&error, era) {
-                Some(Ok(reply)) => Answered { reply, served: Served::Fresh },
-                Some(Err(refusal)) => return Answer::refused(Some(id.as_id()), &refusal),
-                None => return Answer::ok(Payload::default()),
-            },
+    /// The answers and the state that a call made again brings along.
+    fn rounds(&self, body: &[u8], bound_to: &[u8]) -> Result<Rounds, Refusal> {
+        let mut params = match wire::member(body, self.shape, "params") {
+            Some(Value::Object(params)) => params,
+            _ => Map::new(),
         };
-        Answer::ok(self.encoder.reply(id.as_id(), era, &answered))
+        let answers = match params.remove("inputResponses") {
+            None => Map::new(),
+            Some(Value::Object(answers)) => answers,
+            Some(_) => return Err(Refusal::invalid_params(false, "params.inputResponses must be an object")),
+        };
+        let memory = match params.remove("requestState") {
+            None => Memory::default(),
+            Some(Value::String(sealed)) => self.sealer.open(&sealed, bound_to)?,
+            Some(_) => return Err(Refusal::invalid_params(false, "params.requestState must be text")),
+        };
+        Ok(Rounds::new(memory, answers))
+    }
+
+    /// The request as it came.
+    fn raw(&self, body: &[u8], era: Era, session: Option<&Session>) -> Raw {
+        let mut meta = Map::new();
+        if let Some(Value::Object(mut params)) = wire::member(body, self.shape, "params")
+            && let Some(Value::Object(own)) = params.remove("_meta")
+        {
+            meta = own;
+        }
+        let version = match (era, session) {
+            (Era::Legacy, Some(session)) => session.version(),
+            _ => MODERN_VERSION,
+        };
+        let initialize = session.and_then(Session::initialize).and_then(|json| serde_json::from_str(json).ok());
+        Raw {
+            version: version.to_owned(),
+            id: wire::member(body, self.shape, "id").unwrap_or_default(),
+            meta,
+            initialize: initialize.map(Arc::new),
+            parts: None,
+        }
     }
 }
 
+/// What a call is answered with, and to whom.
+struct Ending<'a> {
+    router: &'a Router,
+    id: &'a OwnedId,
+    era: Era,
+    target: Target,
+    client: ClientCapabilities,
+    bound_to: Option<Vec<u8>>,
+}
+
+impl Ending<'_> {
+    /// The end of a call that is told to the client; empty for one that was taken back.
+    fn answer(&self, outcome: Result<Answered, CallError>) -> Answer {
+        let answered = match outcome {
+            Ok(answered) => self.with_hints(answered),
+            Err(CallError::InputRequired(required)) => match self.ask(&required) {
+                Ok(reply) => Answered { reply, served: Served::Fresh },
+                Err(refusal) => return Answer::refused(Some(self.id.as_id()), &refusal),
+            },
+            Err(error) => match code::of_call(&error, self.era, matches!(self.target, Target::Tool(_))) {
+                Some(Ok(reply)) => Answered { reply, served: Served::Fresh },
+                Some(Err(refusal)) => return Answer::refused(Some(self.id.as_id()), &refusal),
+                None => return Answer::ok(Payload::default()),
+            },
+        };
+        Answer::ok(self.router.encoder.reply(self.id.as_id(), self.era, &answered))
+    }
+
+    /// A result that says how long it may be kept, where it must.
+    fn with_hints(&self, mut answered: Answered) -> Answered {
+        let Target::Work(_, hints) = &self.target else { return answered };
+        let wanted = match hints {
+            Hints::No => false,
+            Hints::Ours => true,
+            Hints::Missing => !has_member(&answered.reply.fields, "ttlMs"),
+        };
+        if wanted && self.era == Era::Modern && answered.reply.is_final() {
+            let separator: &[u8] = if answered.reply.fields.is_empty() { b"" } else { b"," };
+            answered.reply.fields = [&answered.reply.fields, separator, &self.router.catalogue.hints].concat().into();
+        }
+        answered
+    }
+
+    /// Questions, as the result that has the client make the call again.
+    fn ask(&self, required: &Required) -> Result<Reply, Refusal> {
+        let Some(bound_to) = self.bound_to.as_ref().filter(|_| self.era == Era::Modern) else {
+            let error = CallError::tool("input is required, and this request has no way to ask for it");
+            return Err(Refusal::new(200, code::INTERNAL_ERROR, error.to_string()));
+        };
+        let needs = required.requests.values().fold(ClientCapabilities::default(), |all, r| all.union(need_of(r)));
+        let missing = needs.missing_from(self.client);
+        if !missing.is_empty() {
+            let error = CallError::MissingCapability(missing);
+            if let Some(Err(refusal)) = code::of_call(&error, self.era, false) {
+                return Err(refusal);
+            }
+        }
+        let mut members = Map::new();
+        if !required.requests.is_empty() {
+            members.insert("inputRequests".into(), Value::Object(required.requests.clone()));
+        }
+        if !required.memory.is_empty() || required.requests.is_empty() {
+            let sealed = self.router.sealer.seal(&required.memory, bound_to);
+            let sealed =
+                sealed.ok_or_else(|| Refusal::new(200, code::INTERNAL_ERROR, "the call's state has no JSON form"))?;
+            members.insert("requestState".into(), sealed.into());
+        }
+        let json = Value::Object(members).to_string();
+        let fields = Bytes::copy_from_slice(&json.as_bytes()[1..json.len() - 1]);
+        Ok(Reply { kind: Kind::InputRequired, ..Reply::of(fields) })
+    }
+}
+
+/// What a client must be able to do to answer a question.
+fn need_of(request: &Value) -> ClientCapabilities {
+    match request.get("method").and_then(Value::as_str) {
+        Some("sampling/createMessage") => ClientCapabilities::SAMPLING,
+        Some("elicitation/create") => ClientCapabilities::ELICITATION,
+        Some("roots/list") => ClientCapabilities::ROOTS,
+        _ => ClientCapabilities::default(),
+    }
+}
+
+fn has_member(fields: &[u8], name: &str) -> bool {
+    let whole = [b"{", fields, b"}"].concat();
+    serde_json::from_slice::<std::collections::HashMap<String, serde::de::IgnoredAny>>(&whole)
+        .is_ok_and(|members| members.contains_key(name))
+}
+
 impl PendingCall {
-    /// What the call will say before it is done, when its client asked to hear it.
+    /// What the call will say before it is done, when its client may hear it.
     pub(crate) fn voice(&self) -> Option<Voice> {
         let outbox = self.ctx.outbox.clone()?;
-        Some(Voice { outbox, progress_token: self.progress_token.clone() })
+        Some(Voice { outbox, progress_token: self.progress_token.clone(), session: self.session.clone() })
+    }
+
+    /// Gives a hosted handler the HTTP request's head.
+    pub(crate) fn wants_parts(&self) -> bool {
+        self.ctx.raw.is_some()
+    }
+
+    /// See [`PendingCall::wants_parts`].
+    pub(crate) fn give_parts(&mut self, parts: http::request::Parts) {
+        if let Some(raw) = self.ctx.raw.as_mut().and_then(Arc::get_mut) {
+            raw.parts = Some(parts);
+        }
     }
 
     /// Runs the call where this future is awaited. Dropping it cancels the call; so does the client's taking it back,
     /// and the end of the drain's grace.
     pub(crate) async fn run(self, router: &Router) -> Answer {
-        let Self { tool, arguments, ctx, id, era, in_flight, .. } = self;
-        let call = pin!(router.dispatch.call(&tool, arguments, ctx));
+        let Self { target, arguments, ctx, id, era, in_flight, bound_to, .. } = self;
+        let ending = Ending { router, id: &id, era, target: target.clone(), client: ctx.client(), bound_to };
+        let call = pin!(async {
+            match &target {
+                Target::Tool(tool) => router.dispatch.call(tool, arguments, ctx).await,
+                Target::Work(work, _) => router.dispatch.run(work, arguments, ctx).await,
+            }
+        });
         let outcome = match &in_flight {
             None => unless_over(router, call).await,
             Some(in_flight) => tokio::select! {
@@ -143,7 +378,7 @@ impl PendingCall {
                 () = in_flight.cancelled() => Err(CallError::Cancelled),
             },
         };
-        router.answer(&id, era, outcome)
+        ending.answer(outcome)
     }
 }
 
@@ -161,6 +396,14 @@ async fn unless_over<F: Future<Output = Result<Answered, CallError>> + Unpin>(
         polled => polled,
     })
     .await
+}
+
+fn arguments(params: &mut Params<'_>) -> Result<Value, Refusal> {
+    match params.arguments.take() {
+        None => Ok(Value::Object(Map::new())),
+        Some(arguments @ Value::Object(_)) => Ok(arguments),
+        Some(_) => Err(Refusal::invalid_params(false, "params.arguments must be an object")),
+    }
 }
 
 fn asked_log_level(params: &Params<'_>) -> Result<Option<LogLevel>, Refusal> {

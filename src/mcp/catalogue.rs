@@ -1,83 +1,61 @@
-//! Answers that do not depend on the call: `tools/list` and `server/discover`, as bytes. They are made when the
-//! registry changes, not when they are asked for.
+//! Answers that do not depend on the call: lists, `server/discover` and `initialize`, as bytes. They are made when what
+//! they tell of changes, not when they are asked for.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::{
-    dispatch::Snapshot,
-    mcp::{MODERN_VERSION, code::Era},
+    dispatch::{Features, Snapshot},
+    mcp::{
+        MODERN_VERSION,
+        code::Era,
+        listing::{Config, Listing},
+    },
 };
 
-/// What a cursor starts with, so that one of an older form is told from a broken one.
-const CURSOR_FORM: &[u8] = b"t1:";
-
-/// `[lists]`: how lists are paged and how long clients may keep them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Entries on one page of a list.
-    pub page_entries_max: usize,
-    /// How long a client may keep a list without asking again, in milliseconds.
-    pub ttl_ms: u64,
-    /// Who may share a kept list.
-    pub cache_scope: CacheScope,
+/// What the server can do, as each era says it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Capabilities {
+    pub(crate) modern: Map<String, Value>,
+    pub(crate) legacy: Map<String, Value>,
 }
 
-/// Who may share what a client keeps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum CacheScope {
-    /// Anybody.
-    Public,
-    /// Only the caller who asked.
-    #[default]
-    Private,
-}
-
-impl CacheScope {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Public => "public",
-            Self::Private => "private",
+impl Capabilities {
+    /// Those of `features`; `extensions` are by their names.
+    pub(crate) fn of(features: &Features, extensions: Map<String, Value>) -> Self {
+        let mut legacy = Map::new();
+        legacy.insert("tools".into(), json!({ "listChanged": true }));
+        legacy.insert("logging".into(), json!({}));
+        if features.has_resources() {
+            legacy.insert("resources".into(), json!({ "subscribe": true, "listChanged": true }));
         }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { page_entries_max: 100, ttl_ms: 60_000, cache_scope: CacheScope::Private }
-    }
-}
-
-/// Members of a result, for each era.
-#[derive(Clone, Debug)]
-struct ByEra {
-    modern: Bytes,
-    legacy: Bytes,
-}
-
-impl ByEra {
-    fn get(&self, era: Era) -> Bytes {
-        match era {
-            Era::Modern => self.modern.clone(),
-            Era::Legacy => self.legacy.clone(),
+        if features.has_prompts() {
+            legacy.insert("prompts".into(), json!({ "listChanged": true }));
         }
+        if features.has_completions() {
+            legacy.insert("completions".into(), json!({}));
+        }
+        let mut modern = legacy.clone();
+        if !extensions.is_empty() {
+            modern.insert("extensions".into(), Value::Object(extensions));
+        }
+        Self { modern, legacy }
+    }
+
+    /// Whether a method of this family (`prompts/list` is one of `prompts`) is offered.
+    pub(crate) fn has(&self, family: &str) -> bool {
+        self.legacy.contains_key(family)
     }
 }
 
+/// The list of tools, and what it was made from.
 #[derive(Debug)]
-struct Lists {
-    /// What the pages were made from.
+struct Tools {
     snapshot: Arc<Snapshot>,
-    /// Pages at their usual starts: the first, and each after the last entry of the one before.
-    pages: Vec<(String, ByEra)>,
+    listing: Listing,
 }
 
 /// The fixed answers.
@@ -85,26 +63,56 @@ struct Lists {
 pub(crate) struct Catalogue {
     config: Config,
     discover: Bytes,
-    capabilities_json: String,
+    capabilities: Capabilities,
     instructions: Option<String>,
-    lists: ArcSwap<Lists>,
+    tools: ArcSwap<Tools>,
+    pub(crate) resources: Listing,
+    pub(crate) templates: Listing,
+    pub(crate) prompts: Listing,
+    /// The hints of 2026-07-28 that go with what is read.
+    pub(crate) hints: Bytes,
 }
 
+/// Where a list goes on that a hosted handler has a part in.
+const HOSTED: &str = "h0:";
+
 impl Catalogue {
-    pub(crate) fn new(config: Config, instructions: &str, snapshot: &Arc<Snapshot>) -> Self {
-        let capabilities_json = json!({ "tools": {}, "logging": {} }).to_string();
+    pub(crate) fn new(
+        config: Config,
+        instructions: &str,
+        snapshot: &Arc<Snapshot>,
+        features: &Features,
+        capabilities: Capabilities,
+    ) -> Self {
         let instructions = (!instructions.is_empty()).then(|| instructions.to_owned());
         let mut discover = json!({
             "supportedVersions": [MODERN_VERSION],
-            "capabilities": { "tools": {}, "logging": {} },
+            "capabilities": capabilities.modern,
             "ttlMs": config.ttl_ms,
             "cacheScope": config.cache_scope.name(),
         });
         if let Some(text) = &instructions {
             discover["instructions"] = text.as_str().into();
         }
-        let lists = ArcSwap::from_pointee(Lists::new(&config, Arc::clone(snapshot)));
-        Self { discover: open_object(&discover.to_string()), config, capabilities_json, instructions, lists }
+        let list = |member, method, entries| {
+            let goes_on = features.methods.contains_key(method).then_some(HOSTED);
+            Listing::new(&config, member, entries, goes_on)
+        };
+        Self {
+            discover: open_object(&discover.to_string()),
+            tools: ArcSwap::from_pointee(Tools::new(&config, Arc::clone(snapshot))),
+            resources: list("resources", "resources/list", features.resource_entries()),
+            templates: list("resourceTemplates", "resources/templates/list", features.template_entries()),
+            prompts: list("prompts", "prompts/list", features.prompt_entries()),
+            hints: config.hints().into(),
+            config,
+            capabilities,
+            instructions,
+        }
+    }
+
+    pub(crate) fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
 
     /// Members of the `server/discover` result.
@@ -117,7 +125,7 @@ impl Catalogue {
         let mut result = json!({
             "protocolVersion": version,
             "serverInfo": { "name": name, "version": server_version },
-            "capabilities": serde_json::from_str::<serde_json::Value>(&self.capabilities_json).unwrap_or_default(),
+            "capabilities": self.capabilities.legacy,
         });
         if let Some(text) = &self.instructions {
             result["instructions"] = text.as_str().into();
@@ -127,123 +135,24 @@ impl Catalogue {
 
     /// Members of a `tools/list` result: the page at `cursor`, or the first. `None` for a cursor that is not ours.
     pub(crate) fn tools(&self, snapshot: &Arc<Snapshot>, era: Era, cursor: Option<&str>) -> Option<Bytes> {
-        let mut lists = self.lists.load();
-        if !Arc::ptr_eq(&lists.snapshot, snapshot) {
-            self.lists.store(Arc::new(Lists::new(&self.config, Arc::clone(snapshot))));
-            lists = self.lists.load();
+        let mut tools = self.tools.load();
+        if !Arc::ptr_eq(&tools.snapshot, snapshot) {
+            self.tools.store(Arc::new(Tools::new(&self.config, Arc::clone(snapshot))));
+            tools = self.tools.load();
         }
-        let Some(cursor) = cursor else { return lists.pages.first().map(|(_, page)| page.get(era)) };
-        if let Some((_, page)) = lists.pages.iter().skip(1).find(|(start, _)| start == cursor) {
-            return Some(page.get(era));
-        }
-        // A cursor from before a change: it names the last entry that its client has seen, so it still says where to go on.
-        let after = read_cursor(cursor)?;
-        let start = snapshot.ordered().partition_point(|tool| tool.tool.name() <= after.as_str());
-        Some(self.config.page(snapshot, start).get(era))
+        tools.listing.get(era, cursor)
     }
 }
 
-impl Lists {
+impl Tools {
     fn new(config: &Config, snapshot: Arc<Snapshot>) -> Self {
-        let tools = snapshot.ordered();
-        let mut pages = vec![(String::new(), config.page(&snapshot, 0))];
-        let mut start = config.page_entries_max;
-        while start < tools.len() {
-            pages.push((write_cursor(tools[start - 1].tool.name()), config.page(&snapshot, start)));
-            start += config.page_entries_max;
-        }
-        Self { snapshot, pages }
+        let entries =
+            snapshot.ordered().iter().map(|t| (t.tool.name().to_owned(), t.definition_json.clone())).collect();
+        Self { listing: Listing::new(config, "tools", entries, None), snapshot }
     }
-}
-
-impl Config {
-    /// The page that starts with entry `start`.
-    fn page(&self, snapshot: &Snapshot, start: usize) -> ByEra {
-        let tools = &snapshot.ordered()[start.min(snapshot.ordered().len())..];
-        let (here, rest) = tools.split_at(tools.len().min(self.page_entries_max));
-        let mut json = b"\"tools\":[".to_vec();
-        for (n, tool) in here.iter().enumerate() {
-            if n > 0 {
-                json.push(b',');
-            }
-            json.extend_from_slice(&tool.definition_json);
-        }
-        json.push(b']');
-        if let (false, Some(last)) = (rest.is_empty(), here.last()) {
-            json.extend_from_slice(format!(",\"nextCursor\":\"{}\"", write_cursor(last.tool.name())).as_bytes());
-        }
-        let legacy = Bytes::copy_from_slice(&json);
-        let scope = self.cache_scope.name();
-        json.extend_from_slice(format!(",\"ttlMs\":{},\"cacheScope\":\"{scope}\"", self.ttl_ms).as_bytes());
-        ByEra { modern: json.into(), legacy }
-    }
-}
-
-/// The cursor of the page after the entry `name`.
-fn write_cursor(name: &str) -> String {
-    URL_SAFE_NO_PAD.encode([CURSOR_FORM, name.as_bytes()].concat())
-}
-
-fn read_cursor(cursor: &str) -> Option<String> {
-    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-    String::from_utf8(bytes.strip_prefix(CURSOR_FORM)?.to_vec()).ok()
 }
 
 /// The members of an object's JSON, without its braces.
 fn open_object(json: &str) -> Bytes {
     Bytes::copy_from_slice(json.trim_start_matches('{').strip_suffix('}').unwrap_or(json).as_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use serde_json::Value;
-
-    use super::*;
-    use crate::{
-        call::Lane,
-        tool::{Registry, Tool},
-    };
-
-    fn snapshot(names: &[&str]) -> Arc<Snapshot> {
-        let tools = names.iter().map(|n| Tool::new((*n).to_owned(), "d", Lane::Inline, |(): (), _| "x")).collect();
-        let registry = Registry::new(tools, &BTreeMap::new(), 1000).expect("a registry");
-        Arc::clone(&registry.snapshot())
-    }
-
-    fn names(page: &Bytes) -> (Vec<String>, Option<String>) {
-        let page: Value = serde_json::from_str(&format!("{{{}}}", String::from_utf8_lossy(page))).expect("JSON");
-        let names =
-            page["tools"].as_array().expect("tools").iter().map(|t| t["name"].as_str().unwrap_or("").to_owned());
-        (names.collect(), page["nextCursor"].as_str().map(str::to_owned))
-    }
-
-    #[test]
-    fn pages_cover_the_list_once_in_order_and_survive_a_change() {
-        let config = Config { page_entries_max: 2, ..Config::default() };
-        let five = snapshot(&["e", "b", "a", "d", "c"]);
-        let catalogue = Catalogue::new(config, "", &five);
-        let mut seen = Vec::new();
-        let mut cursor: Option<String> = None;
-        loop {
-            let page = catalogue.tools(&five, Era::Legacy, cursor.as_deref()).expect("a page");
-            let (some, next) = names(&page);
-            seen.extend(some);
-            match next {
-                Some(next) => cursor = Some(next),
-                None => break,
-            }
-        }
-        assert_eq!(seen, ["a", "b", "c", "d", "e"]);
-
-        let after_b = write_cursor("b");
-        let changed = snapshot(&["a", "bb", "c"]);
-        let page = catalogue.tools(&changed, Era::Modern, Some(&after_b)).expect("a page");
-        assert_eq!(names(&page).0, ["bb", "c"]);
-        for broken in ["", "x", "!!", "dDE6"] {
-            let page = catalogue.tools(&changed, Era::Modern, Some(broken));
-            assert_eq!(page.is_some(), broken == "dDE6", "{broken:?}: only a cursor of our form is one");
-        }
-    }
 }

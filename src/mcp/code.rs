@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    call::{ClientCapabilities, Reply},
+    call::{ClientCapabilities, Reply, TASKS_EXTENSION},
     error::CallError,
     mcp::{MODERN_VERSION, wire::WireFault},
 };
@@ -95,12 +95,14 @@ impl From<WireFault> for Refusal {
 }
 
 /// What a failed call becomes: a result that the agent reads, or a refusal that the client's code reads. `None` for a
-/// call that was taken back, to which nothing may be said.
-pub(crate) fn of_call(error: &CallError, era: Era) -> Option<Result<Reply, Refusal>> {
+/// call that was taken back, to which nothing may be said. Only tools
+/// have results that say that they failed.
+pub(crate) fn of_call(error: &CallError, era: Era, is_tool: bool) -> Option<Result<Reply, Refusal>> {
     let message = error.to_string();
     let modern = era == Era::Modern;
     Some(match error {
-        CallError::Tool(_) | CallError::TimedOut { .. } => Ok(Reply::error(&message)),
+        CallError::Tool(_) | CallError::TimedOut { .. } if is_tool => Ok(Reply::error(&message)),
+        CallError::Tool(_) | CallError::TimedOut { .. } => Err(Refusal::new(200, INTERNAL_ERROR, message)),
         CallError::InvalidParams(_) | CallError::UnknownTool(_) => Err(Refusal::invalid_params(false, message)),
         CallError::MissingCapability(missing) => {
             let mut refusal = Refusal::new(if modern { 400 } else { 200 }, MISSING_CAPABILITY, message);
@@ -139,5 +141,9 @@ fn rpc_status(code: i32, era: Era) -> u16 {
 
 fn capabilities_object(capabilities: ClientCapabilities) -> Value {
     let names = ClientCapabilities::NAMES.iter().filter(|(_, flag)| capabilities.contains(*flag));
-    Value::Object(names.map(|(name, _)| ((*name).to_owned(), json!({}))).collect())
+    let mut object: serde_json::Map<_, _> = names.map(|(name, _)| ((*name).to_owned(), json!({}))).collect();
+    if capabilities.contains(ClientCapabilities::TASKS) {
+        object.insert("extensions".into(), json!({ TASKS_EXTENSION: {} }));
+    }
+    Value::Object(object)
 }

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::{
-    call::{Reply, push_json_string},
+    call::{Kind, Reply, push_json_string},
+    changes::{Change, Lists},
     dispatch::{Answered, Served},
     mcp::{
         code::{Era, Refusal},
@@ -91,17 +92,29 @@ impl Encoder {
     /// A tool's answer.
     pub(crate) fn reply(&self, id: Id<'_>, era: Era, answered: &Answered) -> Payload {
         let Answered { reply, served } = answered;
-        if reply.meta.is_none() && *served == Served::Fresh {
+        if reply.meta.is_none() && *served == Served::Fresh && reply.is_final() {
             return self.fixed(id, era, &reply.fields);
         }
-        surround(id, era, &reply.fields, &self.tail_with(era, reply, *served))
+        surround(id, era, reply.kind, &reply.fields, &self.tail_with(era, reply, *served))
+    }
+
+    /// A modern result that has nothing but its `_meta`.
+    pub(crate) fn empty_with_meta(&self, id: Id<'_>, meta: Bytes) -> Payload {
+        let tail = format!("\"_meta\":{{{},{}}}}}}}", self.server_info_member, String::from_utf8_lossy(&meta));
+        surround(id, Era::Modern, Kind::Complete, &Bytes::new(), &tail.into())
+    }
+
+    /// An empty modern result, as an acknowledgement.
+    pub(crate) fn acknowledgement(&self, id: Id<'_>) -> Payload {
+        let tail = format!("\"_meta\":{{{}}}}}}}", self.server_info_member);
+        surround(id, Era::Modern, Kind::Complete, &Bytes::new(), &tail.into())
     }
 
     /// Members of a result that are the same for everybody, with the given ones after the `resultType`.
     pub(crate) fn fixed(&self, id: Id<'_>, era: Era, members: &Bytes) -> Payload {
         match era {
-            Era::Modern => surround(id, era, members, &self.modern_tail),
-            Era::Legacy => surround(id, era, members, &Bytes::from_static(b"}}")),
+            Era::Modern => surround(id, era, Kind::Complete, members, &self.modern_tail),
+            Era::Legacy => surround(id, era, Kind::Complete, members, &Bytes::from_static(b"}}")),
         }
     }
 
@@ -130,15 +143,20 @@ impl Encoder {
 }
 
 /// A whole response with `members` as its result.
-fn surround(id: Id<'_>, era: Era, members: &Bytes, tail: &Bytes) -> Payload {
+fn surround(id: Id<'_>, era: Era, kind: Kind, members: &Bytes, tail: &Bytes) -> Payload {
     let small = members.len() <= COPY_BYTES_MAX;
     let mut out = Vec::with_capacity(96 + if small { members.len() + tail.len() } else { 0 });
     out.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
     push_id(&mut out, id);
-    out.extend_from_slice(match era {
-        Era::Modern => br#","result":{"resultType":"complete","#,
-        Era::Legacy => br#","result":{"#,
-    });
+    match (era, kind) {
+        (Era::Modern, Kind::Complete) => out.extend_from_slice(br#","result":{"resultType":"complete","#),
+        (Era::Modern, kind) => {
+            out.extend_from_slice(br#","result":{"resultType":""#);
+            out.extend_from_slice(kind.name().as_bytes());
+            out.extend_from_slice(br#"","#);
+        }
+        (Era::Legacy, _) => out.extend_from_slice(br#","result":{"#),
+    }
     if small {
         out.extend_from_slice(members);
         out.extend_from_slice(tail);
@@ -172,6 +190,48 @@ pub(crate) fn refusal(id: Option<Id<'_>>, refusal: &Refusal) -> Payload {
     }
     out.extend_from_slice(b"}}");
     out.into()
+}
+
+/// The key of the listen request's id, in what its stream says.
+pub(crate) const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
+
+/// A change, as a notification. `listen` is the id of the request whose stream it is on.
+pub(crate) fn change(change: &Change, listen: Option<&OwnedId>) -> Vec<u8> {
+    let (method, members) = match change {
+        Change::List(Lists::TOOLS) => ("tools/list_changed", Bytes::new()),
+        Change::List(Lists::PROMPTS) => ("prompts/list_changed", Bytes::new()),
+        Change::List(_) => ("resources/list_changed", Bytes::new()),
+        Change::Resource(uri) => ("resources/updated", format!("\"uri\":{}", json!(uri)).into()),
+        Change::Task(members) => ("tasks", members.clone()),
+    };
+    notice(method, &members, listen)
+}
+
+/// The first message of a listen stream: what was accepted.
+pub(crate) fn acknowledged(id: &OwnedId, accepted: serde_json::Map<String, serde_json::Value>) -> Bytes {
+    let members = format!("\"notifications\":{}", serde_json::Value::Object(accepted));
+    notice("subscriptions/acknowledged", members.as_bytes(), Some(id)).into()
+}
+
+fn notice(method: &str, members: &[u8], listen: Option<&OwnedId>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(160 + members.len());
+    out.extend_from_slice(br#"{"jsonrpc":"2.0","method":"notifications/"#);
+    out.extend_from_slice(method.as_bytes());
+    out.push(b'"');
+    if !members.is_empty() || listen.is_some() {
+        out.extend_from_slice(br#","params":{"#);
+        out.extend_from_slice(members);
+        if let Some(id) = listen {
+            out.extend_from_slice(if members.is_empty() { b"\"_meta\":{\"" } else { b",\"_meta\":{\"" });
+            out.extend_from_slice(SUBSCRIPTION_ID.as_bytes());
+            out.extend_from_slice(b"\":");
+            push_id(&mut out, id.as_id());
+            out.push(b'}');
+        }
+        out.push(b'}');
+    }
+    out.push(b'}');
+    out
 }
 
 /// Something that a tool said, as a notification. `progress_token` is the token's JSON.

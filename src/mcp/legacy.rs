@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Instant};
 use parking_lot::Mutex;
 
 use crate::{
-    call::{Caller, ClientCapabilities},
+    call::Caller,
     mcp::{
         LEGACY_VERSIONS,
         code::{Era, RATE_LIMITED, Refusal},
         encode::OwnedId,
         head::{Field, Head},
-        session::{Full, Session, Sessions},
+        session::{Full, Session, Sessions, Start},
         wire::{Envelope, IdField, Shape, Text},
     },
 };
@@ -24,14 +24,11 @@ pub(crate) struct OwnSession {
     unopened: Arc<Session>,
 }
 
-impl Default for OwnSession {
-    fn default() -> Self {
-        let unopened = Sessions::detached(ClientCapabilities::default());
-        Self { opened: Mutex::default(), unopened }
-    }
-}
-
 impl OwnSession {
+    pub(crate) fn new(sessions: &Sessions) -> Self {
+        Self { opened: Mutex::default(), unopened: sessions.detached(Start::default()) }
+    }
+
     /// Where calls of an era are noted while they run.
     pub(crate) fn scope(&self, era: Era) -> Option<Arc<Session>> {
         match era {
@@ -63,6 +60,7 @@ pub(crate) fn initialize(
     head: &Head<'_>,
     sessions: &Sessions,
     own: Option<&OwnSession>,
+    initialize: Option<Box<str>>,
     caller: &Caller,
     now: Instant,
 ) -> Result<Opened, Refusal> {
@@ -70,22 +68,24 @@ pub(crate) fn initialize(
     let Text::Is(asked) = &params.protocol_version else {
         return Err(Refusal::invalid_params(false, "params.protocolVersion is missing or not text"));
     };
-    let version = LEGACY_VERSIONS.iter().find(|v| *v == asked).unwrap_or(&LEGACY_VERSIONS[0]);
-    let client = params.capabilities.unwrap_or_default();
+    let index = LEGACY_VERSIONS.iter().position(|v| *v == asked).unwrap_or_default();
+    let version = LEGACY_VERSIONS[index];
+    #[allow(clippy::cast_possible_truncation)] // there are four
+    let start = Start { client: params.capabilities.unwrap_or_default(), version: index as u8, initialize };
     let again = || Refusal::invalid_request("this session is initialized already; it keeps its first parameters");
     if let Some(own) = own {
         let mut own = own.opened.lock();
         if own.is_some() {
             return Err(Refusal { status: 200, ..again() });
         }
-        *own = Some(Sessions::detached(client));
+        *own = Some(sessions.detached(start));
         return Ok(Opened { version, session_id: None });
     }
     // An id that is not ours is ignored: ids are made here and nowhere else.
     if head.session_id.text().is_some_and(|id| sessions.get(id, caller, now).is_some()) {
         return Err(again());
     }
-    let opened = sessions.open(client, caller.clone(), head.peer, now);
+    let opened = sessions.open(start, caller.clone(), head.peer, now);
     let session_id = opened.map_err(|full| match full {
         Full::Caller => Refusal {
             status: 429,

@@ -6,14 +6,19 @@
 //! failures to statuses and codes.
 
 pub(crate) mod calling;
-pub mod catalogue;
+pub(crate) mod catalogue;
 pub(crate) mod code;
 pub(crate) mod encode;
+pub(crate) mod events;
+pub(crate) mod feed;
 pub(crate) mod head;
 pub(crate) mod legacy;
+pub mod listing;
+pub(crate) mod live;
 mod modern;
 mod reader;
 pub(crate) mod router;
+pub mod seal;
 pub mod session;
 mod strict;
 pub(crate) mod wire;

@@ -74,6 +74,7 @@ pub(crate) fn check(envelope: &Envelope<'_>, head: &Head<'_>) -> Result<(), Refu
         let named = match method {
             Some("tools/call" | "prompts/get") => Some(&params.name),
             Some("resources/read") => Some(&params.uri),
+            Some("tasks/get" | "tasks/update" | "tasks/cancel") => Some(&params.task_id),
             _ => None,
         };
         if let Some(name) = named.and_then(Text::get) {

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::value::RawValue;
 
 use crate::{
-    call::ClientCapabilities,
+    call::{ClientCapabilities, TASKS_EXTENSION},
     mcp::{
         META_CLIENT_CAPABILITIES, META_LOG_LEVEL, META_PROTOCOL_VERSION,
         strict::{Build, Key, Keys, Reader, Walk, scalars},
@@ -34,6 +34,15 @@ pub(super) fn read<'a>(bytes: &'a [u8], limits: ShapeLimits, envelope: &mut Enve
         Err(error) if !reader.gave_up() => Err(WireFault::Parse(format!("not JSON: {error}"))),
         shape => reader.into_fault().map_or_else(|| Ok(shape.unwrap_or_default()), Err),
     }
+}
+
+/// A whole document as a value, with the same strictness; `None` for what is none.
+pub(super) fn build(bytes: &[u8], limits: ShapeLimits) -> Option<serde_json::Value> {
+    let reader = Reader::new(limits);
+    let mut json = serde_json::Deserializer::from_str(std::str::from_utf8(bytes).ok()?);
+    json.disable_recursion_limit();
+    let value = Build::new(&reader).deserialize(&mut json).ok()?;
+    (reader.into_fault().is_none() && json.end().is_ok()).then_some(value)
 }
 
 /// An object that the protocol knows: reads the value of one key.
@@ -78,6 +87,11 @@ impl<'de> Object<'de> for Params<'de> {
                 Ok(())
             }
             "uri" => value.text(&mut self.uri),
+            "taskId" => value.text(&mut self.task_id),
+            "inputResponses" | "requestState" => {
+                self.is_retry = true;
+                value.skip()
+            }
             "cursor" => value.text(&mut self.cursor),
             "level" => value.text(&mut self.level),
             "protocolVersion" => value.text(&mut self.protocol_version),
@@ -102,9 +116,30 @@ impl<'de> Object<'de> for Meta<'de> {
 
 impl<'de> Object<'de> for ClientCapabilities {
     fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
+        if key == "extensions" {
+            let mut extensions = Extensions::default();
+            value.object(&mut extensions)?;
+            if extensions.tasks {
+                *self = self.union(Self::TASKS);
+            }
+            return Ok(());
+        }
         if let Some((_, flag)) = Self::NAMES.iter().find(|(name, _)| *name == key) {
             *self = self.union(*flag);
         }
+        value.skip()
+    }
+}
+
+/// The extensions that a client has, as far as they concern us.
+#[derive(Default)]
+struct Extensions {
+    tasks: bool,
+}
+
+impl<'de> Object<'de> for Extensions {
+    fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
+        self.tasks |= key == TASKS_EXTENSION;
         value.skip()
     }
 }

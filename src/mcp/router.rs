@@ -1,25 +1,34 @@
-//! From a message to its answer: the tables of methods, one for each era, and what each handler does. A call that one
-//! message answers comes back as a future that the front awaits where it stands; nothing is spawned for it.
+//! From a message to its answer: the tables of methods, one for each era. What is not answered from bytes comes back as a
+//! call that the front awaits where it stands, or as a stream that it opens; nothing is spawned for either.
 
 use std::{sync::Arc, time::Instant};
 
+use serde_json::Value;
+
 use crate::{
     call::Caller,
-    dispatch::Dispatch,
+    changes::Changes,
+    dispatch::{Dispatch, Features},
     mcp::{
-        calling::PendingCall,
+        calling::{Hints, PendingCall},
         catalogue::Catalogue,
         code::{Era, Refusal},
-        encode::{self, Encoder, Payload},
-        head::Head,
+        encode::{self, Encoder, OwnedId, Payload},
+        feed::{self, Feed},
+        head::{Field, Head},
         legacy::{self, OwnSession},
+        listing::Listing,
         modern,
+        seal::Sealer,
         session::{Session, Sessions},
         wire::{self, Envelope, Id, IdField, Params, ShapeLimits, Text},
     },
     outbox::LogLevel,
     shutdown::Drain,
 };
+
+/// Values proposed at once: the most that the protocol allows.
+const PROPOSED_MAX: usize = 100;
 
 /// An answer, before it is put into HTTP or on a line.
 #[derive(Debug)]
@@ -38,7 +47,7 @@ impl Answer {
     }
 
     /// A message taken in that has no answer.
-    fn accepted() -> Self {
+    pub(super) fn accepted() -> Self {
         Self { status: 202, ..Self::ok(Payload::default()) }
     }
 
@@ -55,6 +64,8 @@ pub(crate) enum Step {
     Done(Answer),
     /// It is a call, ready to run.
     Call(PendingCall),
+    /// It opens a stream.
+    Feed(Feed),
 }
 
 /// What the server is called.
@@ -68,31 +79,35 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Router {
     pub(crate) dispatch: Dispatch,
+    pub(crate) features: Features,
     pub(crate) sessions: Sessions,
     pub(crate) drain: Arc<Drain>,
-    catalogue: Catalogue,
-    pub(super) encoder: Encoder,
-    identity: Identity,
-    shape: ShapeLimits,
-    pub(super) stream_buffer_bytes_max: usize,
+    pub(crate) changes: Changes,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) encoder: Encoder,
+    pub(crate) identity: Identity,
+    pub(crate) sealer: Sealer,
+    pub(crate) shape: ShapeLimits,
+    pub(crate) stream_buffer_bytes_max: usize,
+    /// For what has no time limit of its own.
+    pub(crate) request_timeout_ms: u64,
+}
+
+/// A request on its way to its handler.
+pub(super) struct Request<'a> {
+    pub(super) id: Id<'a>,
+    pub(super) method: &'a str,
+    pub(super) era: Era,
+    pub(super) params: Params<'a>,
+    pub(super) head: &'a Head<'a>,
+    /// The whole message, for what only few methods read.
+    pub(super) body: &'a [u8],
+    pub(super) now: Instant,
 }
 
 pub(super) type Handled = Result<Step, Refusal>;
 
 impl Router {
-    pub(crate) fn new(
-        dispatch: Dispatch,
-        sessions: Sessions,
-        catalogue: Catalogue,
-        identity: Identity,
-        limits: (ShapeLimits, usize),
-        drain: Arc<Drain>,
-    ) -> Self {
-        let encoder = Encoder::new(&identity.name, &identity.version);
-        let (shape, stream_buffer_bytes_max) = limits;
-        Self { dispatch, sessions, drain, catalogue, encoder, identity, shape, stream_buffer_bytes_max }
-    }
-
     /// One message. `own` is the session of a transport that is one.
     pub(crate) fn message(&self, head: &Head<'_>, own: Option<&OwnSession>, body: &[u8], now: Instant) -> Step {
         let (envelope, fault) = wire::read(body, self.shape);
@@ -109,36 +124,56 @@ impl Router {
                 Ok(Step::Done(Answer::accepted()))
             }
             None => match modern::era(&envelope, head) {
-                Era::Modern => self.modern(envelope, head, own, now),
-                Era::Legacy => self.legacy(envelope, head, own, now),
+                Era::Modern => self.modern(envelope, head, own, body, now),
+                Era::Legacy => self.legacy(envelope, head, own, body, now),
             },
         };
         handled.unwrap_or_else(|refusal| Step::Done(Answer::refused(id, &refusal)))
     }
 
-    fn modern(&self, envelope: Envelope<'_>, head: &Head<'_>, own: Option<&OwnSession>, now: Instant) -> Handled {
+    fn modern(
+        &self,
+        envelope: Envelope<'_>,
+        head: &Head<'_>,
+        own: Option<&OwnSession>,
+        body: &[u8],
+        now: Instant,
+    ) -> Handled {
         if envelope.is_response {
             return Err(Refusal::invalid_request("this revision has no requests to the client, so no responses"));
         }
         let Some(id) = envelope.request_id() else { return Ok(Step::Done(Answer::accepted())) };
         modern::check(&envelope, head)?;
         let Text::Is(method) = &envelope.method else { return Err(Refusal::invalid_request("\"method\" is missing")) };
+        let request = Request { id, method, era: Era::Modern, params: envelope.params, head, body, now };
+        let scope = || own.and_then(|own| own.scope(Era::Modern));
+        if !self.offers(method) {
+            return Err(Refusal::method_not_found(Era::Modern, method));
+        }
         match method.as_ref() {
             // answered from bytes
             "server/discover" => Ok(self.fixed(id, Era::Modern, self.catalogue.discover())),
-            "tools/list" => self.list_tools(id, Era::Modern, &envelope.params),
-            // by the tool's lane
-            "tools/call" => {
-                self.call(id, Era::Modern, envelope.params, head, own.and_then(|own| own.scope(Era::Modern)), now)
-            }
-            method => Err(Refusal::method_not_found(Era::Modern, method)),
+            // streams
+            "subscriptions/listen" => self.listen(&request),
+            // by what they name
+            "tools/call" => self.call_tool(request, scope()),
+            method => self.of_both_eras(method, request, scope()),
         }
     }
 
-    fn legacy(&self, envelope: Envelope<'_>, head: &Head<'_>, own: Option<&OwnSession>, now: Instant) -> Handled {
+    fn legacy(
+        &self,
+        envelope: Envelope<'_>,
+        head: &Head<'_>,
+        own: Option<&OwnSession>,
+        body: &[u8],
+        now: Instant,
+    ) -> Handled {
         let caller = &Caller::ANONYMOUS;
         if let (Some("initialize"), Some(id)) = (envelope.method.get(), envelope.request_id()) {
-            let opened = legacy::initialize(&envelope, head, &self.sessions, own, caller, now)?;
+            let said = self.features.wants_initialize().then(|| wire::member(body, self.shape, "params")).flatten();
+            let said = said.map(|params| params.to_string().into_boxed_str());
+            let opened = legacy::initialize(&envelope, head, &self.sessions, own, said, caller, now)?;
             let Identity { name, version } = &self.identity;
             let members = self.catalogue.initialize(opened.version, name, version);
             let answer = Answer::ok(self.encoder.fixed(id, Era::Legacy, &members));
@@ -149,10 +184,10 @@ impl Router {
             Err(_) if own.is_some() && envelope.method.get() == Some("ping") => return Ok(pong(&envelope)),
             session => session?,
         };
+        if envelope.is_response {
+            return self.take_answer(&envelope, &session, body);
+        }
         let Some(id) = envelope.request_id() else {
-            if envelope.is_response {
-                return Err(Refusal::invalid_request("nothing was asked of this client under this id"));
-            }
             legacy::check(&envelope)?;
             if let (Some("notifications/cancelled"), IdField::Is(id)) =
                 (envelope.method.get(), envelope.params.request_id)
@@ -162,18 +197,103 @@ impl Router {
             return Ok(Step::Done(Answer::accepted()));
         };
         legacy::check(&envelope)?;
-        let Text::Is(method) = &envelope.method else {
-            return Err(Refusal::invalid_request("nothing was asked of this client under this id"));
-        };
+        let Text::Is(method) = &envelope.method else { return Err(Refusal::invalid_request("\"method\" is missing")) };
+        let request = Request { id, method, era: Era::Legacy, params: envelope.params, head, body, now };
         match method.as_ref() {
             // answered from bytes
-            "ping" => Ok(pong(&envelope)),
-            "tools/list" => self.list_tools(id, Era::Legacy, &envelope.params),
-            "logging/setLevel" => set_log_level(id, &session, &envelope.params),
-            // by the tool's lane
-            "tools/call" => self.call(id, Era::Legacy, envelope.params, head, Some(session), now),
-            method => Err(Refusal::method_not_found(Era::Legacy, method)),
+            "ping" => Ok(Step::Done(Answer::ok(encode::empty_result(id)))),
+            // what the session remembers
+            "logging/setLevel" => set_log_level(id, &session, &request.params),
+            "resources/subscribe" | "resources/unsubscribe" if self.offers(method) => {
+                subscribe(id, &session, &request.params, method == "resources/subscribe")
+            }
+            // by what they name
+            "tools/call" => self.call_tool(request, Some(session)),
+            method if is_modern_only(method) || !self.offers(method) => {
+                Err(Refusal::method_not_found(Era::Legacy, method))
+            }
+            method => self.of_both_eras(method, request, Some(session)),
         }
+    }
+
+    /// Methods that mean the same in all revisions.
+    fn of_both_eras(&self, method: &str, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+        match method {
+            // answered from bytes
+            "tools/list" => self.list_tools(&request),
+            "resources/list" => self.list(&self.catalogue.resources, "resources/list", request, scope),
+            "resources/templates/list" => {
+                self.list(&self.catalogue.templates, "resources/templates/list", request, scope)
+            }
+            "prompts/list" => self.list(&self.catalogue.prompts, "prompts/list", request, scope),
+            // by what they name
+            "prompts/get" => self.get_prompt(request, scope),
+            "resources/read" => self.read_resource(request, scope),
+            "completion/complete" => self.complete(request, scope),
+            method => {
+                let (era, refused) = (request.era, method.to_owned());
+                let handled = self.call_hosted(request, method, Hints::No, scope);
+                handled.unwrap_or_else(|| Err(Refusal::method_not_found(era, &refused)))
+            }
+        }
+    }
+
+    /// Whether a method belongs to something that is offered.
+    fn offers(&self, method: &str) -> bool {
+        let capabilities = self.catalogue.capabilities();
+        match method {
+            "completion/complete" => capabilities.has("completions"),
+            method if method.starts_with("resources/") => capabilities.has("resources"),
+            method if method.starts_with("prompts/") => capabilities.has("prompts"),
+            _ => true,
+        }
+    }
+
+    /// A stream of a session that a GET opens, or comes back to.
+    pub(crate) fn open_stream(&self, head: &Head<'_>, last_event_id: Field<'_>, now: Instant) -> Result<Feed, Refusal> {
+        let session = legacy::session(head, &self.sessions, None, &Caller::ANONYMOUS, now)?;
+        let (log, after) = match last_event_id {
+            Field::Absent => {
+                let log = session.live().open_stream(true, now).ok_or_else(|| Refusal {
+                    status: 409,
+                    ..Refusal::invalid_request("this session has as many open streams as one may have")
+                })?;
+                (log, 0)
+            }
+            field => {
+                let found = field.text().and_then(|id| session.live_if_any()?.find_stream(id, now));
+                found.ok_or_else(|| Refusal {
+                    status: 404,
+                    ..Refusal::invalid_request(
+                        "Last-Event-ID is not an event of this session that is still kept; call again what was under way",
+                    )
+                })?
+            }
+        };
+        Ok(Feed::of_session(session, log, after))
+    }
+
+    fn listen(&self, request: &Request<'_>) -> Handled {
+        let params = wire::member(request.body, self.shape, "params");
+        let id = OwnedId::from(request.id);
+        feed::listen(id, params, self.catalogue.capabilities(), &self.changes, false).map(Step::Feed)
+    }
+
+    /// What the client answered to a question of a call.
+    fn take_answer(&self, envelope: &Envelope<'_>, session: &Session, body: &[u8]) -> Handled {
+        let answer = match wire::member(body, self.shape, "result") {
+            Some(result) => Ok(result),
+            None => Err(wire::member(body, self.shape, "error").unwrap_or_default()),
+        };
+        let asked = match envelope.request_id() {
+            Some(Id::Number(id)) => u64::try_from(id).ok(),
+            _ => None,
+        };
+        let taken = asked.zip(session.live_if_any()).is_some_and(|(id, live)| live.answer(id, answer));
+        if taken {
+            return Ok(Step::Done(Answer::accepted()));
+        }
+        Err(Refusal::invalid_request("nothing was asked of this client under this id, or the call is over"))
     }
 
     /// Ends the session that a DELETE names.
@@ -190,17 +310,63 @@ impl Router {
         Step::Done(Answer::ok(self.encoder.fixed(id, era, members)))
     }
 
-    fn list_tools(&self, id: Id<'_>, era: Era, params: &Params<'_>) -> Handled {
-        let cursor = match &params.cursor {
-            Text::Absent => None,
-            Text::Is(cursor) => Some(cursor.as_ref()),
-            Text::Wrong => return Err(Refusal::invalid_params(false, "params.cursor must be text")),
-        };
-        let members = self.catalogue.tools(&self.dispatch.tools(), era, cursor).ok_or_else(|| {
-            Refusal::invalid_params(false, "params.cursor is none that this server gave; start again without one")
-        })?;
-        Ok(self.fixed(id, era, &members))
+    fn list_tools(&self, request: &Request<'_>) -> Handled {
+        let cursor = cursor(&request.params)?;
+        let page = self.catalogue.tools(&self.dispatch.tools(), request.era, cursor);
+        Ok(self.fixed(request.id, request.era, &page.ok_or_else(bad_cursor)?))
     }
+
+    /// A list whose first part is ours, and whose rest a hosted handler may have.
+    fn list(&self, ours: &Listing, method: &str, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+        let cursor = cursor(&request.params)?;
+        let elsewhere = cursor.map_or(ours.is_empty(), |cursor| cursor.starts_with('h') && cursor.contains(':'));
+        if elsewhere && self.features.methods.contains_key(method) {
+            let handled = self.call_hosted(request, method, Hints::Missing, scope);
+            return handled.unwrap_or_else(|| Err(bad_cursor()));
+        }
+        let page = ours.get(request.era, cursor).ok_or_else(bad_cursor)?;
+        Ok(self.fixed(request.id, request.era, &page))
+    }
+
+    /// `completion/complete`.
+    fn complete(&self, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+        let invalid = |message: &str| Refusal::invalid_params(false, message);
+        let params = wire::member(request.body, self.shape, "params").unwrap_or_default();
+        let Some(Value::Object(reference)) = params.get("ref") else {
+            return Err(invalid("params.ref must say what to complete for: {\"type\": \"ref/prompt\", \"name\": ...}"));
+        };
+        let argument = |key: &str| params.get("argument").and_then(|a| a.get(key)).and_then(Value::as_str);
+        let (Some(name), Some(so_far)) = (argument("name"), argument("value")) else {
+            return Err(invalid("params.argument must have a name and the value so far, both texts"));
+        };
+        let Some(mut values) = self.features.complete(reference, name, so_far) else {
+            let handled = self.call_hosted(request, "completion/complete", Hints::No, scope);
+            return handled.unwrap_or_else(|| Err(invalid("params.ref names nothing that this server has")));
+        };
+        let (total, has_more) = (values.len(), values.len() > PROPOSED_MAX);
+        values.truncate(PROPOSED_MAX);
+        let completion = serde_json::json!({ "values": values, "total": total, "hasMore": has_more });
+        let members = format!("\"completion\":{completion}").into();
+        Ok(self.fixed(request.id, request.era, &members))
+    }
+}
+
+/// Methods that the revisions with sessions do not have.
+fn is_modern_only(method: &str) -> bool {
+    matches!(method, "server/discover" | "subscriptions/listen")
+        || ["tasks/", "skills/", "resources/directory/"].iter().any(|family| method.starts_with(family))
+}
+
+fn cursor<'a>(params: &'a Params<'_>) -> Result<Option<&'a str>, Refusal> {
+    match &params.cursor {
+        Text::Absent => Ok(None),
+        Text::Is(cursor) => Ok(Some(cursor.as_ref())),
+        Text::Wrong => Err(Refusal::invalid_params(false, "params.cursor must be text")),
+    }
+}
+
+fn bad_cursor() -> Refusal {
+    Refusal::invalid_params(false, "params.cursor is none that this server gave; start again without one")
 }
 
 fn pong(envelope: &Envelope<'_>) -> Step {
@@ -210,6 +376,18 @@ fn pong(envelope: &Envelope<'_>) -> Step {
 fn set_log_level(id: Id<'_>, session: &Session, params: &Params<'_>) -> Handled {
     let level = params.level.get().and_then(LogLevel::parse);
     session.set_log_level(level.ok_or_else(invalid_log_level)?);
+    Ok(Step::Done(Answer::ok(encode::empty_result(id))))
+}
+
+fn subscribe(id: Id<'_>, session: &Session, params: &Params<'_>, on: bool) -> Handled {
+    let Text::Is(uri) = &params.uri else {
+        return Err(Refusal::invalid_params(false, "params.uri is missing or not text"));
+    };
+    if !on {
+        session.live_if_any().into_iter().for_each(|live| live.unsubscribe(uri));
+    } else if !session.live().subscribe(uri) {
+        return Err(Refusal::invalid_params(false, "this session has as many subscriptions as one may have"));
+    }
     Ok(Step::Done(Answer::ok(encode::empty_result(id))))
 }
 

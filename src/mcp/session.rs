@@ -7,8 +7,8 @@ use std::{
     hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -16,12 +16,19 @@ use std::{
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use serde_json::Value;
+use tokio::sync::{Notify, oneshot};
 
 use crate::{
     call::{Caller, ClientCapabilities},
-    mcp::encode::OwnedId,
+    input::Answers,
+    mcp::{
+        LEGACY_VERSIONS,
+        encode::OwnedId,
+        live::{Live, Settings},
+    },
     outbox::LogLevel,
+    units::ByteSize,
 };
 
 /// Shards of the map: enough that threads seldom meet at one lock.
@@ -39,11 +46,21 @@ pub struct Config {
     pub per_caller_max: usize,
     /// Time after its last use when a session ends, in seconds.
     pub idle_timeout_s: u64,
+    /// How long the messages of a stream are kept after its end, for who lost the connection, in seconds.
+    pub resume_s: u64,
+    /// Memory for the messages that are kept, over all sessions.
+    pub resume_bytes_max: ByteSize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { sessions_max: 100_000, per_caller_max: 10_000, idle_timeout_s: 3600 }
+        Self {
+            sessions_max: 100_000,
+            per_caller_max: 10_000,
+            idle_timeout_s: 3600,
+            resume_s: 60,
+            resume_bytes_max: ByteSize::mib(64),
+        }
     }
 }
 
@@ -55,18 +72,45 @@ pub(crate) struct Session {
     peer: Option<IpAddr>,
     /// Seconds since the map was made.
     last_used_s: AtomicU32,
-    log_level: Mutex<Option<LogLevel>>,
+    log_level: AtomicU8,
+    /// The newest revision is 0; see [`LEGACY_VERSIONS`].
+    version: u8,
+    /// What `initialize` said, where a hosted handler wants to know.
+    initialize: Option<Box<str>>,
+    live: OnceLock<Box<Live>>,
+    settings: Arc<Settings>,
     /// Calls that may still be cancelled, which are those not answered at once.
     in_flight: Mutex<Vec<(OwnedId, Arc<Notify>)>>,
 }
 
 impl Session {
+    /// The revision that was agreed on.
+    pub(crate) fn version(&self) -> &'static str {
+        LEGACY_VERSIONS[usize::from(self.version) % LEGACY_VERSIONS.len()]
+    }
+
+    /// What `initialize` said.
+    pub(crate) fn initialize(&self) -> Option<&str> {
+        self.initialize.as_deref()
+    }
+
+    /// The least level that the client wants to hear of.
     pub(crate) fn log_level(&self) -> Option<LogLevel> {
-        *self.log_level.lock()
+        LogLevel::of_rank(self.log_level.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_log_level(&self, level: LogLevel) {
-        *self.log_level.lock() = Some(level);
+        self.log_level.store(level.rank(), Ordering::Relaxed);
+    }
+
+    /// Its streams, questions and subscriptions, made at the first need.
+    pub(crate) fn live(&self) -> &Live {
+        self.live.get_or_init(|| Box::new(Live::new(&self.settings)))
+    }
+
+    /// The same when they were needed before.
+    pub(crate) fn live_if_any(&self) -> Option<&Live> {
+        self.live.get().map(Box::as_ref)
     }
 
     /// Notes a call as running; `None` when one with this id is.
@@ -90,7 +134,18 @@ impl Session {
     }
 
     fn is_busy(&self) -> bool {
-        !self.in_flight.lock().is_empty()
+        !self.in_flight.lock().is_empty() || self.live.get().is_some_and(|live| live.is_busy())
+    }
+}
+
+/// Questions of calls, answered on other connections of the session.
+impl Answers for Session {
+    fn expect(&self) -> Option<(u64, oneshot::Receiver<Result<Value, Value>>)> {
+        self.live().expect()
+    }
+
+    fn forget(&self, id: u64) {
+        self.live().forget(id);
     }
 }
 
@@ -118,6 +173,15 @@ impl Drop for InFlight {
     }
 }
 
+/// What a session starts with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Start {
+    pub(crate) client: ClientCapabilities,
+    /// An index into [`LEGACY_VERSIONS`].
+    pub(crate) version: u8,
+    pub(crate) initialize: Option<Box<str>>,
+}
+
 /// Why no session was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {
@@ -133,6 +197,7 @@ type Shard = Mutex<HashMap<Box<str>, Arc<Session>>>;
 #[derive(Debug)]
 pub(crate) struct Sessions {
     config: Config,
+    settings: Arc<Settings>,
     started: Instant,
     hasher: RandomState,
     shards: Box<[Shard]>,
@@ -141,10 +206,11 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(crate) fn new(config: Config, now: Instant) -> Self {
+    pub(crate) fn new(config: Config, settings: Settings, now: Instant) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self {
             config,
+            settings: Arc::new(settings),
             started: now,
             hasher: RandomState::new(),
             shards,
@@ -158,21 +224,29 @@ impl Sessions {
     }
 
     /// A session outside the map, for a transport that is itself one.
-    pub(crate) fn detached(client: ClientCapabilities) -> Arc<Session> {
-        Arc::new(Session {
-            client,
-            caller: Caller::ANONYMOUS,
-            peer: None,
-            last_used_s: AtomicU32::new(0),
-            log_level: Mutex::default(),
+    pub(crate) fn detached(&self, start: Start) -> Arc<Session> {
+        Arc::new(self.session(start, Caller::ANONYMOUS, None, 0))
+    }
+
+    fn session(&self, start: Start, caller: Caller, peer: Option<IpAddr>, seconds: u32) -> Session {
+        Session {
+            client: start.client,
+            caller,
+            peer,
+            last_used_s: AtomicU32::new(seconds),
+            log_level: AtomicU8::new(LogLevel::UNSET),
+            version: start.version,
+            initialize: start.initialize,
+            live: OnceLock::new(),
+            settings: Arc::clone(&self.settings),
             in_flight: Mutex::default(),
-        })
+        }
     }
 
     /// Opens a session and returns its id.
     pub(crate) fn open(
         &self,
-        client: ClientCapabilities,
+        start: Start,
         caller: Caller,
         peer: Option<IpAddr>,
         now: Instant,
@@ -189,14 +263,7 @@ impl Sessions {
             *count += 1;
         }
         let id = new_id();
-        let session = Session {
-            client,
-            caller,
-            peer,
-            last_used_s: AtomicU32::new(self.seconds(now)),
-            log_level: Mutex::default(),
-            in_flight: Mutex::default(),
-        };
+        let session = self.session(start, caller, peer, self.seconds(now));
         self.shard(&id).lock().insert(id.as_str().into(), Arc::new(session));
         Ok(id)
     }
@@ -228,6 +295,9 @@ impl Sessions {
         for shard in &self.shards {
             let mut over = Vec::new();
             shard.lock().retain(|_, session| {
+                if let Some(live) = session.live_if_any() {
+                    live.trim(now);
+                }
                 let keep = !self.is_over(session, seconds);
                 if !keep {
                     over.push(Arc::clone(session));
@@ -248,6 +318,7 @@ impl Sessions {
     fn remove(&self, id: &str) -> bool {
         let removed = self.shard(id).lock().remove(id);
         removed.is_some_and(|session| {
+            session.live_if_any().into_iter().for_each(|live| live.close(Instant::now()));
             self.uncount(&session);
             true
         })
@@ -296,20 +367,27 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::{changes::Changes, mcp::events::Kept};
 
     fn sessions(config: Config) -> (Sessions, Instant) {
         let now = Instant::now();
-        (Sessions::new(config, now), now)
+        let settings = Settings {
+            changes: Changes::default(),
+            kept: Arc::new(Kept::new(1000)),
+            buffer_bytes_max: 1000,
+            retention: Duration::from_secs(60),
+        };
+        (Sessions::new(config, settings, now), now)
     }
 
     fn open(sessions: &Sessions, peer: u8, now: Instant) -> Result<String, Full> {
         let peer = IpAddr::from([127, 0, 0, peer]);
-        sessions.open(ClientCapabilities::default(), Caller::ANONYMOUS, Some(peer), now)
+        sessions.open(Start::default(), Caller::ANONYMOUS, Some(peer), now)
     }
 
     #[test]
     fn caps_hold_and_are_given_back() {
-        let (sessions, now) = sessions(Config { sessions_max: 3, per_caller_max: 2, idle_timeout_s: 60 });
+        let (sessions, now) = sessions(Config { sessions_max: 3, per_caller_max: 2, ..Config::default() });
         let first = open(&sessions, 1, now).expect("room");
         open(&sessions, 1, now).expect("room");
         assert_eq!(open(&sessions, 1, now), Err(Full::Caller));
@@ -338,7 +416,7 @@ mod tests {
 
     #[test]
     fn one_id_runs_once_at_a_time() {
-        let session = Sessions::detached(ClientCapabilities::default());
+        let session = sessions(Config::default()).0.detached(Start::default());
         let call = session.begin(OwnedId::Number(1));
         assert!(call.is_some());
         assert!(session.begin(OwnedId::Number(1)).is_none());

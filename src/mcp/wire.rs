@@ -88,7 +88,10 @@ pub(crate) struct Params<'a> {
     pub(crate) protocol_version: Text<'a>,
     pub(crate) request_id: IdField<'a>,
     pub(crate) capabilities: Option<ClientCapabilities>,
+    pub(crate) task_id: Text<'a>,
     pub(crate) arguments: Option<Value>,
+    /// It brings answers to questions, or the state of a round before.
+    pub(crate) is_retry: bool,
     pub(crate) meta: Meta<'a>,
 }
 
@@ -107,6 +110,16 @@ impl<'a> Envelope<'a> {
     /// The id of a request; `None` for a notification.
     pub(crate) fn request_id(&self) -> Option<Id<'a>> {
         if let IdField::Is(id) = self.id { Some(id) } else { None }
+    }
+}
+
+/// The value of one member of a message that was read before, such as `params`: for what only few methods read. It was
+/// found good then, so it is read the same now.
+pub(crate) fn member(bytes: &[u8], limits: ShapeLimits, name: &str) -> Option<Value> {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    match reader::build(bytes, limits)? {
+        Value::Object(mut members) => members.remove(name),
+        _ => None,
     }
 }
 

@@ -130,6 +130,11 @@ pub fn connections_max(written: usize, header_bytes_max: u64, host: &Host) -> Co
     })
 }
 
+/// Streams open at once that no call owns. Each holds a connection, and some must be left for calls.
+pub fn streams_max(written: usize, connections: Count) -> Count {
+    Count::written_or(written, || (connections.value - connections.value / 4, "three quarters of the connections"))
+}
+
 /// Requests being served at once. Each may hold a whole body in memory, and a quarter of the memory is for bodies.
 pub fn concurrent_requests_max(written: usize, request_bytes_max: u64, host: &Host) -> Count {
     Count::written_or(written, || {

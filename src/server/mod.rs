@@ -18,6 +18,7 @@ use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 use self::running::{IoThreads, announce_root, tool_names};
 pub use self::running::{Running, Stopped};
 use crate::{
+    changes::Changes,
     config::{Loaded, Tuning},
     dispatch::{
         Dispatch,
@@ -31,15 +32,19 @@ use crate::{
     },
     listener::{self, Connections},
     mcp::{
-        catalogue::Catalogue,
+        catalogue::{Capabilities, Catalogue},
+        encode::Encoder,
+        events::Kept,
+        live::Settings,
         router::{Identity, Router},
+        seal::Sealer,
         session::Sessions,
         wire::ShapeLimits,
     },
     runtime::Host,
     shutdown::{Drain, Signals},
     stdio, telemetry,
-    tool::{Registry, Tool},
+    tool::{Features, Prompt, Registry, Resource, Tool},
     toolbox,
 };
 
@@ -84,14 +89,17 @@ pub struct Server;
 impl Server {
     /// A server without tools and with the built-in settings.
     pub fn builder() -> Builder {
-        Builder { tools: Vec::new(), toolbox: false, identity: None }
+        Builder::default()
     }
 }
 
 /// A server being put together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Builder {
     tools: Vec<Tool>,
+    resources: Vec<Resource>,
+    prompts: Vec<Prompt>,
+    changes: Changes,
     toolbox: bool,
     identity: Option<Identity>,
 }
@@ -177,6 +185,25 @@ impl Builder {
         self
     }
 
+    /// Adds a resource, or a template for many.
+    #[must_use]
+    pub fn resource(mut self, resource: Resource) -> Self {
+        self.resources.push(resource);
+        self
+    }
+
+    /// Adds a prompt.
+    #[must_use]
+    pub fn prompt(mut self, prompt: Prompt) -> Self {
+        self.prompts.push(prompt);
+        self
+    }
+
+    /// A way to tell clients that a list or a resource has changed, for use outside calls.
+    pub fn changes(&self) -> Changes {
+        self.changes.clone()
+    }
+
     /// Adds the tools that ship with bigiron, as far as the settings have them on.
     #[must_use]
     pub fn toolbox(mut self) -> Self {
@@ -252,6 +279,7 @@ impl Builder {
             bodies: Bodies::new(
                 loaded.resolved.concurrent_requests_max.saturating_mul(tuning.limits.request_bytes_max.as_usize()),
             ),
+            streams: Gate::new(loaded.resolved.streams_max),
             router: self.router(loaded, drain)?,
         })
     }
@@ -286,7 +314,11 @@ impl Builder {
     fn router(mut self, loaded: &Loaded, drain: Arc<Drain>) -> Result<Router, StartError> {
         let (tuning, resolved) = (&loaded.tuning, &loaded.resolved);
         let registry = self.registry(loaded)?;
-        let catalogue = Catalogue::new(tuning.lists.clone(), &tuning.server.instructions, &registry.snapshot());
+        let features = Features::new(self.resources, self.prompts).map_err(StartError::config)?;
+        let capabilities = Capabilities::of(&features, serde_json::Map::new());
+        let instructions = &tuning.server.instructions;
+        let catalogue =
+            Catalogue::new(tuning.lists.clone(), instructions, &registry.snapshot(), &features, capabilities);
         let sizes = Sizes {
             threads: resolved.pool_threads,
             threads_max: resolved.pool_threads_max,
@@ -300,9 +332,29 @@ impl Builder {
             name: env!("CARGO_PKG_NAME").into(),
             version: env!("CARGO_PKG_VERSION").into(),
         });
-        let sessions = Sessions::new(tuning.sessions.clone(), std::time::Instant::now());
-        let stream_buffer = limits.stream_buffer_bytes_max.as_usize();
-        Ok(Router::new(dispatch, sessions, catalogue, identity, (shape, stream_buffer), drain))
+        let stream_buffer_bytes_max = limits.stream_buffer_bytes_max.as_usize();
+        let streams = Settings {
+            changes: self.changes.clone(),
+            kept: Arc::new(Kept::new(tuning.sessions.resume_bytes_max.as_usize())),
+            buffer_bytes_max: stream_buffer_bytes_max,
+            retention: Duration::from_secs(tuning.sessions.resume_s),
+        };
+        let sealer = Sealer::new(&tuning.input)
+            .map_err(|message| StartError::config(loaded.fault("input.state_keys", message)))?;
+        Ok(Router {
+            dispatch,
+            features,
+            sessions: Sessions::new(tuning.sessions.clone(), streams, std::time::Instant::now()),
+            drain,
+            changes: self.changes,
+            catalogue,
+            encoder: Encoder::new(&identity.name, &identity.version),
+            identity,
+            sealer,
+            shape,
+            stream_buffer_bytes_max,
+            request_timeout_ms: limits.request_timeout_ms,
+        })
     }
 
     /// Serves by settings that were loaded: over HTTP until a signal stops it, or over standard input and output until

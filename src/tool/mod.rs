@@ -2,14 +2,20 @@
 //! `native` makes tools from functions; `registry` holds them all; `schema` checks arguments. Where and whether a
 //! tool runs is `dispatch`'s business.
 
+mod features;
 mod native;
+mod prompt;
 pub(crate) mod registry;
+mod resource;
 mod schema;
 
 use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc};
 
+pub(crate) use features::Features;
 pub use native::{IntoReply, Json};
+pub use prompt::{IntoMessages, Prompt};
 pub(crate) use registry::Registry;
+pub use resource::{IntoContents, Resource, Wanted};
 pub(crate) use schema::HeaderParam;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,6 +76,8 @@ pub(crate) struct Work {
     pub(crate) name: Cow<'static, str>,
     pub(crate) lane: Lane,
     pub(crate) run: Run,
+    /// It reads the request in its own way: [`crate::call::Raw`].
+    pub(crate) wants_raw: bool,
 }
 
 impl fmt::Debug for Work {

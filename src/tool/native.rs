@@ -95,7 +95,7 @@ impl Tool {
     ) -> Self {
         let mut definition = rmcp::model::Tool::new(name.clone(), description, input);
         definition.output_schema = output.map(Arc::new);
-        Self { definition, work: Arc::new(Work { name, lane, run }) }
+        Self { definition, work: Arc::new(Work { name, lane, run, wants_raw: false }) }
     }
 }
 
@@ -174,7 +174,7 @@ impl<T: IntoReply, E: Into<CallError>> IntoReply for Result<T, E> {
 }
 
 /// The members of an object's JSON, without its braces.
-fn open_object(value: &impl Serialize) -> Result<bytes::Bytes, CallError> {
+pub(super) fn open_object(value: &impl Serialize) -> Result<bytes::Bytes, CallError> {
     let json = serde_json::to_vec(value).map_err(|error| {
         tracing::error!(%error, "a tool's result has no JSON form");
         CallError::Internal
@@ -192,6 +192,11 @@ fn read_arguments<A: DeserializeOwned>(arguments: Value) -> Result<A, CallError>
         return Ok(unit);
     }
     serde_json::from_value(arguments).map_err(|error| CallError::Tool(format!("the arguments do not fit: {error}")))
+}
+
+/// The schema of a type of arguments.
+pub(super) fn input_schema_of<T: JsonSchema>() -> Map<String, Value> {
+    schema_of::<T>(Contract::Deserialize)
 }
 
 /// A JSON Schema (2020-12) of a type, as it is read or as it is written (members with defaults may be left out only by

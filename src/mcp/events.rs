@@ -1,0 +1,243 @@
+//! The messages of one stream of a session, kept for a while: who lost the connection comes back with the id of the
+//! last event that arrived and reads on. One reader at a time; a new one takes over. What was dropped for want of room
+//! is not skipped in silence: a reader that would need it is told that it cannot go on.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+/// What all kept messages take, over all sessions.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    bytes: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl Kept {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes: AtomicUsize::new(0), bytes_max }
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) <= self.bytes_max
+    }
+}
+
+/// What a reader gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// A message and its number.
+    Event(u64, Bytes),
+    /// That was the last one.
+    End,
+    /// Another reader has taken over, or what comes next was dropped.
+    Lost,
+}
+
+/// The messages of one stream.
+#[derive(Debug)]
+pub(crate) struct EventLog {
+    /// What the ids of its events start with.
+    name: String,
+    kept: Arc<Kept>,
+    bytes_max: usize,
+    /// Nothing but its reader makes it of use: it is not a call's.
+    is_standalone: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of the first message that is kept. Numbers start at 1; 0 is the event that opens a stream.
+    first: u64,
+    messages: VecDeque<Bytes>,
+    bytes: usize,
+    ended: Option<Instant>,
+    reader: u64,
+    is_read: bool,
+    waker: Option<Waker>,
+}
+
+impl EventLog {
+    pub(crate) fn new(name: String, bytes_max: usize, kept: Arc<Kept>, is_standalone: bool) -> Self {
+        Self { name, kept, bytes_max, is_standalone, state: Mutex::new(State { first: 1, ..State::default() }) }
+    }
+
+    /// The id of an event.
+    pub(crate) fn id(&self, number: u64) -> String {
+        format!("{}-{number}", self.name)
+    }
+
+    /// Adds a message and returns its number.
+    pub(crate) fn push(&self, message: Bytes) -> u64 {
+        let mut state = self.state.lock();
+        let number = state.first + state.messages.len() as u64;
+        state.bytes += message.len();
+        self.kept.bytes.fetch_add(message.len(), Ordering::Relaxed);
+        state.messages.push_back(message);
+        while state.bytes > self.bytes_max || (!self.kept.has_room() && !state.messages.is_empty()) {
+            let Some(dropped) = state.messages.pop_front() else { break };
+            state.first += 1;
+            state.bytes -= dropped.len();
+            self.kept.bytes.fetch_sub(dropped.len(), Ordering::Relaxed);
+        }
+        wake(state);
+        number
+    }
+
+    /// No more messages will come.
+    pub(crate) fn end(&self, now: Instant) {
+        let mut state = self.state.lock();
+        state.ended.get_or_insert(now);
+        wake(state);
+    }
+
+    /// A new reader, who takes over from the one before.
+    pub(crate) fn attach(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.reader += 1;
+        state.is_read = true;
+        if self.is_standalone {
+            state.ended = None;
+        }
+        let reader = state.reader;
+        wake(state);
+        reader
+    }
+
+    /// The reader has gone.
+    pub(crate) fn detach(&self, reader: u64, now: Instant) {
+        let mut state = self.state.lock();
+        state.is_read &= state.reader != reader;
+        if self.is_standalone && !state.is_read {
+            state.ended = Some(now);
+        }
+    }
+
+    /// Whether it is a session's own stream and not a call's.
+    pub(crate) fn is_standalone(&self) -> bool {
+        self.is_standalone
+    }
+
+    /// Whether this reader is still the one.
+    pub(crate) fn is_reader(&self, reader: u64) -> bool {
+        self.state.lock().reader == reader
+    }
+
+    /// Whether the log is worth keeping at `now`: somebody reads it, messages will come, or came not long ago.
+    pub(crate) fn is_of_use(&self, now: Instant, retention: Duration) -> bool {
+        let state = self.state.lock();
+        state.is_read || state.ended.is_none_or(|ended| now.saturating_duration_since(ended) < retention)
+    }
+
+    /// Whether somebody reads it.
+    pub(crate) fn is_read(&self) -> bool {
+        self.state.lock().is_read
+    }
+
+    /// The message after number `after`.
+    pub(crate) fn poll_after(&self, reader: u64, after: u64, cx: &mut Context<'_>) -> Poll<Read> {
+        let mut state = self.state.lock();
+        if state.reader != reader || after + 1 < state.first {
+            return Poll::Ready(Read::Lost);
+        }
+        let at = usize::try_from(after + 1 - state.first).unwrap_or(usize::MAX);
+        if let Some(message) = state.messages.get(at) {
+            return Poll::Ready(Read::Event(after + 1, message.clone()));
+        }
+        if state.ended.is_some() {
+            return Poll::Ready(Read::End);
+        }
+        if !state.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for EventLog {
+    fn drop(&mut self) {
+        self.kept.bytes.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
+    }
+}
+
+/// Wakes the reader after the lock is gone.
+fn wake(mut state: parking_lot::MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(log: &EventLog, reader: u64, after: u64) -> Option<Read> {
+        match log.poll_after(reader, after, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(read) => Some(read),
+            Poll::Pending => None,
+        }
+    }
+
+    fn log(bytes_max: usize, kept: &Arc<Kept>) -> EventLog {
+        EventLog::new("1".into(), bytes_max, Arc::clone(kept), false)
+    }
+
+    #[test]
+    fn reading_goes_on_where_it_ended_or_says_that_it_cannot() {
+        let kept = Arc::new(Kept::new(1000));
+        let log = log(10, &kept);
+        let first = log.attach();
+        assert_eq!(log.push(Bytes::from_static(b"aaaa")), 1);
+        log.push(Bytes::from_static(b"bbbb"));
+        assert_eq!(read(&log, first, 0), Some(Read::Event(1, Bytes::from_static(b"aaaa"))));
+        assert_eq!(read(&log, first, 2), None);
+        let second = log.attach();
+        assert_eq!(read(&log, first, 2), Some(Read::Lost), "taken over");
+        assert_eq!(read(&log, second, 1), Some(Read::Event(2, Bytes::from_static(b"bbbb"))));
+        log.push(Bytes::from_static(b"cccc")); // the first is dropped
+        assert_eq!(read(&log, second, 0), Some(Read::Lost), "a gap");
+        assert_eq!(read(&log, second, 1), Some(Read::Event(2, Bytes::from_static(b"bbbb"))));
+        log.end(Instant::now());
+        assert_eq!(read(&log, second, 3), Some(Read::End));
+        drop(log);
+        assert_eq!(kept.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn all_logs_together_have_a_limit() {
+        let kept = Arc::new(Kept::new(8));
+        let (one, two) = (log(100, &kept), log(100, &kept));
+        one.push(Bytes::from_static(b"aaaa"));
+        two.push(Bytes::from_static(b"bbbb"));
+        two.push(Bytes::from_static(b"cccc"));
+        let reader = two.attach();
+        assert_eq!(read(&two, reader, 0), Some(Read::Lost));
+        assert_eq!(read(&two, reader, 1), Some(Read::Event(2, Bytes::from_static(b"cccc"))));
+    }
+
+    #[test]
+    fn a_log_is_kept_for_its_time_after_the_end() {
+        let log = log(100, &Arc::new(Kept::new(100)));
+        let (now, retention) = (Instant::now(), Duration::from_secs(10));
+        assert!(log.is_of_use(now, retention));
+        log.end(now);
+        assert!(log.is_of_use(now, retention));
+        assert!(!log.is_of_use(now + retention, retention));
+        let reader = log.attach();
+        assert!(log.is_of_use(now + retention, retention), "it is read");
+        log.detach(reader, now);
+        assert!(!log.is_of_use(now + retention, retention));
+    }
+}

@@ -1,0 +1,226 @@
+//! What a session has while something goes on in it beyond single answers: open streams and what they sent, questions
+//! to the client, subscriptions. Made when first needed, so that a session that only calls tools stays a small record.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::{
+    changes::{Changes, Lists, Subscription, Topic},
+    mcp::events::{EventLog, Kept},
+};
+
+/// Streams of one session that are open at once.
+const OPEN_STREAMS_MAX: usize = 8;
+/// Streams of one session whose messages are kept, the open ones included.
+const LOGS_MAX: usize = 16;
+/// Questions to one client that are open at once.
+const QUESTIONS_MAX: usize = 64;
+/// Resources that one session, or one stream, can subscribe to.
+pub(crate) const SUBSCRIBED_MAX: usize = 1000;
+
+/// A session's streams, questions and subscriptions.
+#[derive(Debug)]
+pub(crate) struct Live {
+    /// What this session's event ids start with, so that those of another session are no ids here.
+    tag: u32,
+    settings: Settings,
+    streams: Mutex<Streams>,
+    questions: Mutex<HashMap<u64, oneshot::Sender<Result<Value, Value>>>>,
+    next_question: AtomicU64,
+    subscription: Subscription,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    next: u32,
+    logs: Vec<(u32, Arc<EventLog>)>,
+}
+
+/// What all sessions' streams have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) changes: Changes,
+    pub(crate) kept: Arc<Kept>,
+    /// Messages kept for one stream.
+    pub(crate) buffer_bytes_max: usize,
+    /// How long the messages of a stream are kept after its end.
+    pub(crate) retention: Duration,
+}
+
+impl Live {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let mut tag = [0; 4];
+        // An id that can be guessed does no harm: it is good for nothing outside its session.
+        let _ = getrandom::fill(&mut tag);
+        Self {
+            tag: u32::from_le_bytes(tag),
+            settings: settings.clone(),
+            streams: Mutex::default(),
+            questions: Mutex::default(),
+            next_question: AtomicU64::new(1),
+            subscription: settings.changes.subscribe(Lists::ALL, Vec::new()),
+        }
+    }
+
+    /// A new stream's log; `None` when too many are open.
+    pub(crate) fn open_stream(&self, is_standalone: bool, now: Instant) -> Option<Arc<EventLog>> {
+        let mut streams = self.streams.lock();
+        streams.trim(now, self.settings.retention);
+        if streams.logs.iter().filter(|(_, log)| log.is_read()).count() >= OPEN_STREAMS_MAX {
+            return None;
+        }
+        if streams.logs.len() >= LOGS_MAX {
+            let oldest = streams.logs.iter().position(|(_, log)| !log.is_read())?;
+            streams.logs.remove(oldest);
+        }
+        let number = streams.next;
+        streams.next = streams.next.wrapping_add(1);
+        let name = format!("{:08x}-{number}", self.tag);
+        let log = Arc::new(EventLog::new(
+            name,
+            self.settings.buffer_bytes_max,
+            Arc::clone(&self.settings.kept),
+            is_standalone,
+        ));
+        streams.logs.push((number, Arc::clone(&log)));
+        Some(log)
+    }
+
+    /// The stream that an event id names, and the number of the event. `None` for an id that is not of this session, or
+    /// of a stream that is not kept any more.
+    pub(crate) fn find_stream(&self, event_id: &str, now: Instant) -> Option<(Arc<EventLog>, u64)> {
+        let mut parts = event_id.split('-');
+        let (tag, number, event) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() || u32::from_str_radix(tag, 16).ok()? != self.tag || tag.len() != 8 {
+            return None;
+        }
+        let (number, event): (u32, u64) = (number.parse().ok()?, event.parse().ok()?);
+        let mut streams = self.streams.lock();
+        streams.trim(now, self.settings.retention);
+        let log = streams.logs.iter().find(|(n, _)| *n == number).map(|(_, log)| Arc::clone(log))?;
+        Some((log, event))
+    }
+
+    /// Drops what is of no use any more.
+    pub(crate) fn trim(&self, now: Instant) {
+        self.streams.lock().trim(now, self.settings.retention);
+    }
+
+    /// Ends all streams and questions: the session has ended.
+    pub(crate) fn close(&self, now: Instant) {
+        self.streams.lock().logs.drain(..).for_each(|(_, log)| log.end(now));
+        self.questions.lock().clear();
+    }
+
+    /// Whether a stream is open.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.streams.lock().logs.iter().any(|(_, log)| log.is_read())
+    }
+
+    /// A new question; `None` when too many are open.
+    pub(crate) fn expect(&self) -> Option<(u64, oneshot::Receiver<Result<Value, Value>>)> {
+        let (sender, receiver) = oneshot::channel();
+        let mut questions = self.questions.lock();
+        if questions.len() >= QUESTIONS_MAX {
+            return None;
+        }
+        let id = self.next_question.fetch_add(1, Ordering::Relaxed);
+        questions.insert(id, sender);
+        Some((id, receiver))
+    }
+
+    pub(crate) fn forget(&self, id: u64) {
+        self.questions.lock().remove(&id);
+    }
+
+    /// The client's answer; false when nobody waits for one under this id.
+    pub(crate) fn answer(&self, id: u64, answer: Result<Value, Value>) -> bool {
+        let question = self.questions.lock().remove(&id);
+        question.is_some_and(|sender| sender.send(answer).is_ok())
+    }
+
+    pub(crate) fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+
+    /// Subscribes to a resource; false when there are too many.
+    pub(crate) fn subscribe(&self, uri: &str) -> bool {
+        if self.subscription.topics() >= SUBSCRIBED_MAX {
+            return false;
+        }
+        self.subscription.add(Topic::Resource(uri.into()));
+        true
+    }
+
+    pub(crate) fn unsubscribe(&self, uri: &str) {
+        self.subscription.remove(&Topic::Resource(uri.into()));
+    }
+}
+
+impl Streams {
+    fn trim(&mut self, now: Instant, retention: Duration) {
+        self.logs.retain(|(_, log)| log.is_of_use(now, retention));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live() -> Live {
+        Live::new(&Settings {
+            changes: Changes::default(),
+            kept: Arc::new(Kept::new(1 << 20)),
+            buffer_bytes_max: 1000,
+            retention: Duration::from_secs(60),
+        })
+    }
+
+    #[test]
+    fn event_ids_find_their_stream_in_their_session_only() {
+        let (mine, other, now) = (live(), live(), Instant::now());
+        let log = mine.open_stream(false, now).expect("a stream");
+        log.push("x".into());
+        let id = log.id(1);
+        let (found, event) = mine.find_stream(&id, now).expect("found");
+        assert!(Arc::ptr_eq(&found, &log) && event == 1);
+        assert!(other.tag == mine.tag || other.find_stream(&id, now).is_none());
+        for wrong in ["", "x", "1-2", "0-0-0", &format!("{id}-1"), &id.replace("-0-", "-9-")] {
+            assert!(mine.find_stream(wrong, now).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn streams_and_questions_are_bounded() {
+        let (live, now) = (live(), Instant::now());
+        let open: Vec<_> = (0..OPEN_STREAMS_MAX)
+            .map(|_| {
+                let log = live.open_stream(false, now).expect("room");
+                let reader = log.attach();
+                (log, reader)
+            })
+            .collect();
+        assert!(live.open_stream(false, now).is_none() && live.is_busy());
+        open.iter().for_each(|(log, reader)| log.detach(*reader, now));
+        assert!(!live.is_busy());
+        for _ in 0..LOGS_MAX * 2 {
+            assert!(live.open_stream(false, now).is_some());
+        }
+        assert_eq!(live.streams.lock().logs.len(), LOGS_MAX);
+        let questions: Vec<_> = std::iter::from_fn(|| live.expect()).collect();
+        assert_eq!(questions.len(), QUESTIONS_MAX);
+        let (id, mut answer) = questions.into_iter().next().expect("one");
+        assert!(live.answer(id, Ok(Value::Null)) && !live.answer(id, Ok(Value::Null)));
+        assert_eq!(answer.try_recv(), Ok(Ok(Value::Null)));
+    }
+}
