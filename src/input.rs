@@ -63,6 +63,21 @@ impl Input {
         Self { method: "roots/list", params: Value::Null, needs: ClientCapabilities::ROOTS }
     }
 
+    /// Whether a client's answer has the form that answers to this have. One that has not is none: the question is
+    /// asked again.
+    fn is_answered_by(&self, answer: &Value) -> bool {
+        match self.method {
+            "elicitation/create" => match answer.get("action").and_then(Value::as_str) {
+                Some("accept") => answer.get("content").is_none_or(Value::is_object),
+                Some("decline" | "cancel") => true,
+                _ => false,
+            },
+            "sampling/createMessage" => answer.get("content").is_some_and(|c| c.is_object() || c.is_array()),
+            "roots/list" => answer.get("roots").is_some_and(Value::is_array),
+            _ => answer.is_object(),
+        }
+    }
+
     /// As an entry of `inputRequests`.
     fn to_request(&self) -> Value {
         match &self.params {
@@ -208,13 +223,17 @@ impl Ctx {
 
 impl Rounds {
     fn ask(&self, inputs: &[(&str, Input)]) -> Result<Map<String, Value>, CallError> {
-        let missing = inputs.iter().filter(|(key, _)| !self.answers.contains_key(*key));
+        let is_answered =
+            |key: &str, input: &Input| self.answers.get(key).is_some_and(|answer| input.is_answered_by(answer));
+        let missing = inputs.iter().filter(|(key, input)| !is_answered(key, input));
         let requests: Map<_, _> = missing.map(|(key, input)| ((*key).to_owned(), input.to_request())).collect();
         if requests.is_empty() {
             let answer = |key: &str| self.answers.get(key).cloned().unwrap_or_default();
             return Ok(inputs.iter().map(|(key, _)| ((*key).to_owned(), answer(key))).collect());
         }
-        let memory = Memory { answers: self.answers.clone(), kept: self.keep.lock().clone() };
+        let good = |(key, _): &(&String, &Value)| !requests.contains_key(*key);
+        let answers = self.answers.iter().filter(good).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let memory = Memory { answers, kept: self.keep.lock().clone() };
         Err(CallError::InputRequired(Box::new(Required { requests, memory })))
     }
 }

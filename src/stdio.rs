@@ -2,25 +2,39 @@
 //! side up to a limit; answers leave in the order in which they are done. Nothing else is ever written to standard
 //! output.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    future::poll_fn,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{Notify, Semaphore, mpsc},
+    task::JoinSet,
+    time::sleep,
 };
 
 use crate::mcp::{
     calling::{PendingCall, Voice},
-    code::Refusal,
+    code::{Era, Refusal},
+    encode,
+    feed::Feed,
     head::{Field, Head, Via},
     legacy::OwnSession,
     router::{Answer, Router, Step},
+    session::Session,
 };
 
 /// Lines that wait to be written; who writes more waits.
 const LINES_MAX: usize = 64;
 const READ_BYTES: usize = 16 * 1024;
+/// Streams of `subscriptions/listen` at once.
+const STREAMS_MAX: usize = 64;
+/// The least time between two messages about changes.
+const CHANGES_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Serves until the input ends, or `stop` is told, and all calls are answered.
 pub(crate) async fn serve(
@@ -35,6 +49,8 @@ pub(crate) async fn serve(
     let writer = tokio::spawn(write_lines(output, to_write));
     let session = OwnSession::new(&router.sessions);
     let places = Arc::new(Semaphore::new(calls_max.min(Semaphore::MAX_PERMITS)));
+    let mut streams = JoinSet::new();
+    let mut has_own_stream = false;
     let mut reader = Lines { buffer: BytesMut::new(), searched: 0, skipping: false, line_bytes_max };
     let stopped = stop.notified();
     tokio::pin!(stopped);
@@ -56,9 +72,28 @@ pub(crate) async fn serve(
                 Step::Done(Answer::refused(None, &Refusal::invalid_request(message)))
             }
         };
+        if let (false, Some(own)) = (has_own_stream, session.scope(Era::Legacy)) {
+            has_own_stream = true; // the session is open from here on
+            streams.spawn(tell_changes(own, lines.clone()));
+        }
+        while streams.try_join_next().is_some() {}
         match step {
             Step::Done(answer) => say(&lines, answer).await,
-            Step::Feed(_) => {}
+            Step::Batch(batch) => {
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+                let (router, lines) = (Arc::clone(&router), lines.clone());
+                tokio::spawn(async move {
+                    say(&lines, batch.run(&router).await).await;
+                    drop(place);
+                });
+            }
+            Step::Feed(feed) => {
+                if streams.len() >= STREAMS_MAX {
+                    tracing::warn!("more streams are asked for than one pair of pipes may have");
+                } else {
+                    streams.spawn(follow(feed, lines.clone()));
+                }
+            }
             Step::Call(call) => {
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
                 let (router, lines) = (Arc::clone(&router), lines.clone());
@@ -69,8 +104,26 @@ pub(crate) async fn serve(
             }
         }
     }
+    streams.shutdown().await;
     drop(lines); // the writer ends when the last call has let go of its own
     writer.await.map_err(io::Error::other)?
+}
+
+/// Writes what a stream says, until its end.
+async fn follow(mut feed: Feed, lines: mpsc::Sender<Bytes>) {
+    while let Some(said) = poll_fn(|cx| feed.poll_next(true, cx)).await {
+        send(&lines, said.json).await;
+        sleep(CHANGES_INTERVAL).await;
+    }
+}
+
+/// Tells a session of an older revision what has changed.
+async fn tell_changes(session: Arc<Session>, lines: mpsc::Sender<Bytes>) {
+    loop {
+        let change = poll_fn(|cx| session.live().subscription().poll_take(cx)).await;
+        send(&lines, encode::change(&change, None).into()).await;
+        sleep(CHANGES_INTERVAL).await;
+    }
 }
 
 fn head() -> Head<'static> {
@@ -103,7 +156,7 @@ async fn run(router: &Router, call: PendingCall, lines: &mpsc::Sender<Bytes>) {
 }
 
 async fn next_said(voice: &Voice) -> Bytes {
-    let message = std::future::poll_fn(|cx| voice.outbox.poll_next(cx, true)).await;
+    let message = poll_fn(|cx| voice.outbox.poll_next(cx, true)).await;
     voice.encode(&message).into()
 }
 

@@ -184,6 +184,11 @@ impl Front {
         match step {
             Step::Done(answer) => Ok(reply::message(answer, headers.takes)),
             Step::Call(call) => Ok(stream::run(conn, call, headers.takes, place).await),
+            Step::Batch(batch) => {
+                let answer = batch.run(&self.router).await;
+                drop(place);
+                Ok(reply::message(answer, headers.takes))
+            }
             Step::Feed(feed) => {
                 checks::accept_events(headers)?; //                               406
                 Ok(feed::open(conn, feed)?) //                                    503

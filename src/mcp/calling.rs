@@ -7,7 +7,6 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
-    time::Instant,
 };
 
 use bytes::Bytes;
@@ -22,7 +21,7 @@ use crate::{
         MODERN_VERSION,
         code::{self, Era, Refusal},
         encode::{self, OwnedId, Payload},
-        head::{Head, Via, param_disagreement},
+        head::{Via, param_disagreement},
         router::{Answer, Handled, Request, Router, Step, invalid_log_level},
         seal,
         session::{InFlight, Session},

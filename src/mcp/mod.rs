@@ -5,6 +5,7 @@
 //! older revisions remember, `catalogue` the answers that do not depend on the call, `code` the one table from
 //! failures to statuses and codes.
 
+pub(crate) mod batch;
 pub(crate) mod calling;
 pub(crate) mod catalogue;
 pub(crate) mod code;

@@ -10,6 +10,7 @@ use crate::{
     changes::Changes,
     dispatch::{Dispatch, Features},
     mcp::{
+        batch::{self, Batch},
         calling::{Hints, PendingCall},
         catalogue::Catalogue,
         code::{Era, Refusal},
@@ -66,6 +67,8 @@ pub(crate) enum Step {
     Call(PendingCall),
     /// It opens a stream.
     Feed(Feed),
+    /// It was several messages.
+    Batch(Batch),
 }
 
 /// What the server is called.
@@ -110,6 +113,10 @@ pub(super) type Handled = Result<Step, Refusal>;
 impl Router {
     /// One message. `own` is the session of a transport that is one.
     pub(crate) fn message(&self, head: &Head<'_>, own: Option<&OwnSession>, body: &[u8], now: Instant) -> Step {
+        if batch::is_one(body) {
+            let taken = self.batch(head, own, body, now);
+            return taken.unwrap_or_else(|refusal| Step::Done(Answer::refused(None, &refusal)));
+        }
         let (envelope, fault) = wire::read(body, self.shape);
         let id = envelope.request_id();
         let handled = match fault {

@@ -1,5 +1,5 @@
-// Runs the official conformance scenarios that need only tools against the endpoint in argv[2], prints a
-// table, and exits 1 unless every scenario of the list below ran and none has a failing check.
+// Runs the official conformance scenarios against the endpoint in argv[2] (those whose names have argv[3] in them,
+// when it is given), prints a table, and exits 1 unless every scenario of the list below ran and none has a failing check.
 // Starting a server to test is the caller's part: scripts/conformance.sh.
 import { spawn } from 'node:child_process';
 import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
@@ -10,31 +10,54 @@ import { endpoint, installedVersion } from './scenario.mjs';
 
 const SCENARIO_LIMIT_MS = 60_000;
 
+// Scenarios that both families of revisions have.
 const CONTENT = ['simple-text', 'image', 'audio', 'embedded-resource', 'mixed-content', 'error', 'with-progress'];
-const TOOLS = ['tools-list', ...CONTENT.map((kind) => `tools-call-${kind}`), 'json-schema-2020-12'];
-const TRANSPORT = ['server-sse-multiple-streams', 'dns-rebinding-protection'];
-const SESSION_ERA = ['server-initialize', 'ping', ...TOOLS, 'tools-call-with-logging', ...TRANSPORT];
+const SHARED = [
+  ...['tools-list', ...CONTENT.map((kind) => `tools-call-${kind}`), 'json-schema-2020-12'],
+  ...['resources-list', 'resources-read-text', 'resources-read-binary', 'resources-templates-read'],
+  ...['simple', 'with-args', 'embedded-resource', 'with-image'].map((kind) => `prompts-get-${kind}`),
+  ...['prompts-list', 'completion-complete', 'server-sse-multiple-streams', 'dns-rebinding-protection'],
+];
+const SESSION_ERA = [
+  ...['server-initialize', 'ping', 'logging-set-level', ...SHARED],
+  ...['with-logging', 'sampling', 'elicitation'].map((kind) => `tools-call-${kind}`),
+  ...['elicitation-sep1034-defaults', 'elicitation-sep1330-enums'],
+  ...['resources-subscribe', 'resources-unsubscribe', 'server-sse-polling'],
+];
+const ROUNDS = [
+  ...['basic-elicitation', 'basic-sampling', 'basic-list-roots', 'request-state', 'multiple-input-requests'],
+  ...['multi-round', 'missing-input-response', 'non-tool-request', 'result-type', 'unsupported-methods'],
+  ...['tampered-state', 'capability-check', 'ignore-extra-params', 'validate-input'],
+];
+const TASKS = [
+  ...['lifecycle', 'capability-negotiation', 'wire-fields', 'request-state-removal', 'mrtr-input'],
+  ...['request-headers', 'dispatch-and-envelope', 'status-notifications', 'required-task-error', 'mrtr-composition'],
+];
 const STATELESS_ERA = [
-  ...['server-stateless', ...TOOLS, ...TRANSPORT],
+  ...['server-stateless', ...SHARED, 'sep-2164-resource-not-found', 'caching'],
+  ...ROUNDS.map((kind) => `input-required-result-${kind}`),
   ...['http-header-validation', 'http-custom-header-server-validation'],
 ];
+const EXTENSIONS = [
+  ...TASKS.map((kind) => `tasks-${kind}`),
+  ...['directory', 'enumeration', 'manifest'].map((kind) => `sep-2640-skills-${kind}`),
+];
 
+const plan = (suite, revision, scenarios) => scenarios.map((scenario) => ({ suite, revision, scenario }));
 // `conformance-modern` and `conformance-legacy` are the names of two releases of the suite in package.json.
 const PLAN = [
-  ...STATELESS_ERA.map((scenario) => ({ suite: 'conformance-modern', revision: '2026-07-28', scenario })),
-  ...[...SESSION_ERA, 'server-session-lifecycle'].map((scenario) => ({
-    suite: 'conformance-modern',
-    revision: '2025-11-25',
-    scenario,
-  })),
-  ...SESSION_ERA.map((scenario) => ({ suite: 'conformance-legacy', revision: '2025-11-25', scenario })),
-];
+  ...plan('conformance-modern', '2026-07-28', STATELESS_ERA),
+  ...plan('conformance-modern', 'extension', EXTENSIONS), // of no revision
+  ...plan('conformance-modern', '2025-11-25', [...SESSION_ERA, 'server-session-lifecycle']),
+  ...plan('conformance-legacy', '2025-11-25', SESSION_ERA),
+].filter(({ scenario }) => scenario.includes(process.argv[3] ?? ''));
 
 /** Runs one scenario in the suite's own program; gives its checks, or why there are none. */
 async function run({ suite, revision, scenario }, url, scratch) {
   const directory = await mkdtemp(join(scratch, `${scenario}-`));
   const program = fileURLToPath(new URL(`./node_modules/${suite}/dist/index.js`, import.meta.url));
-  const options = ['--url', url, '--scenario', scenario, '--spec-version', revision, '-o', directory];
+  const options = ['--url', url, '--scenario', scenario, '-o', directory];
+  if (revision !== 'extension') options.push('--spec-version', revision);
   const { code, output } = await finished(spawn(process.execPath, [program, 'server', ...options]));
   const [result] = await readdir(directory);
   try {

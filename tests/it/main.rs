@@ -13,4 +13,5 @@ mod pool; // full, hung, abandoned
 mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
+mod streams; // changes, questions, lost connections, slow readers
 mod support; // what the others share

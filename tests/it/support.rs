@@ -148,12 +148,14 @@ impl Response {
 
     /// The messages of an event stream.
     pub(crate) fn events(&self) -> Vec<Value> {
+        self.events_with_ids().into_iter().filter_map(|event| event.message).collect()
+    }
+
+    /// The events of a stream, each with what else it says.
+    pub(crate) fn events_with_ids(&self) -> Vec<Event> {
         let text = std::str::from_utf8(&self.body).expect("UTF-8");
-        let events = text.split_terminator("\n\n").filter_map(|event| {
-            assert_eq!(event.lines().count(), 1, "an event is one line: {event:?}");
-            event.strip_prefix("data: ")
-        });
-        events.map(|data| serde_json::from_str(data).expect("an event is JSON")).collect()
+        assert!(text.is_empty() || text.ends_with("\n\n"), "the last event is whole: {text:?}");
+        text.split_terminator("\n\n").filter_map(Event::read).collect()
     }
 
     /// The code of a JSON-RPC error.
@@ -165,6 +167,86 @@ impl Response {
     pub(crate) fn text(&self) -> String {
         self.json()["result"]["content"][0]["text"].as_str().unwrap_or_default().to_owned()
     }
+}
+
+/// One event of a stream.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Event {
+    pub(crate) id: Option<String>,
+    pub(crate) retry_ms: Option<u64>,
+    /// `None` for one without data, which only brings an id.
+    pub(crate) message: Option<Value>,
+}
+
+impl Event {
+    /// Reads the lines of one event, strictly; `None` for a comment.
+    fn read(text: &str) -> Option<Self> {
+        let mut event = Self::default();
+        let mut is_comment = true;
+        for line in text.split('\n') {
+            if line.starts_with(':') {
+                continue;
+            }
+            is_comment = false;
+            let (field, value) = line.split_once(": ").unwrap_or_else(|| panic!("no line of an event: {line:?}"));
+            match field {
+                "id" => event.id = Some(value.to_owned()),
+                "retry" => event.retry_ms = Some(value.parse().expect("a number")),
+                "data" if value.is_empty() => {}
+                "data" => event.message = Some(serde_json::from_str(value).expect("an event is JSON")),
+                _ => panic!("an unknown field: {line:?}"),
+            }
+        }
+        (!is_comment).then_some(event)
+    }
+}
+
+/// A response that is read while it comes.
+pub(crate) struct Stream {
+    client: Client,
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    unread: String,
+    is_over: bool,
+}
+
+impl Stream {
+    /// The next event; `None` at the end of the stream.
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some((event, rest)) = self.unread.split_once("\n\n") {
+                let (event, rest) = (Event::read(event), rest.to_owned());
+                self.unread = rest;
+                if event.is_some() {
+                    return event;
+                }
+                continue;
+            }
+            if self.is_over {
+                assert!(self.unread.is_empty(), "half an event: {:?}", self.unread);
+                return None;
+            }
+            match self.client.chunk() {
+                Some(chunk) if !chunk.is_empty() => {
+                    self.unread.push_str(std::str::from_utf8(&chunk).expect("UTF-8, and events are not cut"));
+                }
+                _ => self.is_over = true,
+            }
+        }
+    }
+
+    /// The message of the next event that has one.
+    pub(crate) fn message(&mut self) -> Value {
+        loop {
+            let event = self.next().expect("the stream goes on");
+            if let Some(message) = event.message {
+                return message;
+            }
+        }
+    }
+
+    /// Ends the connection.
+    pub(crate) fn hang_up(self) {}
 }
 
 /// A connection that is kept open between requests.
@@ -191,6 +273,27 @@ impl Client {
 
     /// The next response; `None` when the connection ends before one.
     pub(crate) fn receive(&mut self) -> Option<Response> {
+        let (status, headers) = self.head()?;
+        let mut response = Response { status, headers, body: Vec::new() };
+        if response.header("transfer-encoding").is_some() {
+            response.body = self.chunks();
+        } else if let Some(length) = response.header("content-length").map(str::to_owned) {
+            response.body = vec![0; length.parse().expect("a length")];
+            self.stream.read_exact(&mut response.body).expect("the whole body");
+        }
+        check(&response);
+        Some(response)
+    }
+
+    /// Sends a request whose answer is a stream, and reads its head.
+    pub(crate) fn open(mut self, request: &[u8]) -> Stream {
+        self.send(request);
+        let (status, headers) = self.head().expect("an answer");
+        Stream { client: self, status, headers, unread: String::new(), is_over: false }
+    }
+
+    /// Status and headers.
+    fn head(&mut self) -> Option<(u16, Vec<(String, String)>)> {
         let mut line = String::new();
         if self.stream.read_line(&mut line).ok()? == 0 {
             return None;
@@ -204,30 +307,31 @@ impl Client {
             let Some((name, value)) = line.trim_end().split_once(':') else { break };
             headers.push((name.to_owned(), value.trim().to_owned()));
         }
-        let mut response = Response { status, headers, body: Vec::new() };
-        if response.header("transfer-encoding").is_some() {
-            response.body = self.chunks();
-        } else if let Some(length) = response.header("content-length").map(str::to_owned) {
-            response.body = vec![0; length.parse().expect("a length")];
-            self.stream.read_exact(&mut response.body).expect("the whole body");
-        }
-        check(&response);
-        Some(response)
+        Some((status, headers))
     }
 
     fn chunks(&mut self) -> Vec<u8> {
         let mut body = Vec::new();
         loop {
-            let mut line = String::new();
-            self.stream.read_line(&mut line).expect("a chunk");
-            let size = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("chunk size {line:?}"));
-            let mut chunk = vec![0; size + 2];
-            self.stream.read_exact(&mut chunk).expect("a whole chunk");
-            if size == 0 {
+            let chunk = self.chunk().expect("the body goes on");
+            if chunk.is_empty() {
                 return body;
             }
-            body.extend_from_slice(&chunk[..size]);
+            body.extend_from_slice(&chunk);
         }
+    }
+
+    /// The next chunk, empty at the end of the body; `None` when the connection ended before that.
+    fn chunk(&mut self) -> Option<Vec<u8>> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line).expect("a chunk in time") == 0 {
+            return None;
+        }
+        let size = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("chunk size {line:?}"));
+        let mut chunk = vec![0; size + 2];
+        self.stream.read_exact(&mut chunk).expect("a whole chunk");
+        chunk.truncate(size);
+        Some(chunk)
     }
 
     /// Whether the server has closed the connection. Waits for it; one that stays open and silent is not closed.
@@ -325,6 +429,13 @@ pub(crate) fn modern_headers<'a>(method: &'a str, name: &'a str) -> [(&'a str, &
     [("MCP-Protocol-Version", "2026-07-28"), ("Mcp-Method", method), ("Mcp-Name", name)]
 }
 
+/// Opens a stream of changes.
+pub(crate) fn listen(addr: SocketAddr, id: impl Into<Value>, filter: Value) -> Stream {
+    let request = modern(id, "subscriptions/listen", json!({ "notifications": filter }));
+    let headers = [("MCP-Protocol-Version", "2026-07-28"), ("Mcp-Method", "subscriptions/listen")];
+    Client::connect(addr).open(&post_bytes(&headers, request.to_string().as_bytes()))
+}
+
 /// Calls a tool on a new connection, in the way of 2026-07-28.
 pub(crate) fn call(addr: SocketAddr, tool: &str, arguments: Value) -> Response {
     let request = modern(1, "tools/call", json!({ "name": tool, "arguments": arguments }));
@@ -346,8 +457,13 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn open(addr: SocketAddr, version: &str) -> Self {
+        Self::open_with(addr, version, json!({}))
+    }
+
+    /// The same for a client that can do something.
+    pub(crate) fn open_with(addr: SocketAddr, version: &str, capabilities: Value) -> Self {
         let mut client = Client::connect(addr);
-        let params = json!({ "protocolVersion": version, "capabilities": {}, "clientInfo": { "name": "tests", "version": "1" } });
+        let params = json!({ "protocolVersion": version, "capabilities": capabilities, "clientInfo": { "name": "tests", "version": "1" } });
         let request = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params });
         let response = client.post(&[], &request);
         assert_eq!(response.status, 200, "{response:?}");
@@ -365,6 +481,26 @@ impl Session {
     pub(crate) fn notify(&mut self, method: &str, params: Value) -> Response {
         let request = json!({ "jsonrpc": "2.0", "method": method, "params": params });
         self.client.post(&[("Mcp-Session-Id", &self.id)], &request)
+    }
+
+    /// A request on a connection of its own, whose answer is read while it comes.
+    pub(crate) fn stream(&self, addr: SocketAddr, id: impl Into<Value>, method: &str, params: Value) -> Stream {
+        let request = json!({ "jsonrpc": "2.0", "id": id.into(), "method": method, "params": params });
+        let bytes = post_bytes(&[("Mcp-Session-Id", &self.id)], request.to_string().as_bytes());
+        Client::connect(addr).open(&bytes)
+    }
+
+    /// The session's own stream, or the rest of another after an event.
+    pub(crate) fn listen(&self, addr: SocketAddr, last_event_id: Option<&str>) -> Stream {
+        let resume = last_event_id.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
+        let head = "GET /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n";
+        Client::connect(addr).open(format!("{head}Mcp-Session-Id: {}\r\n{resume}\r\n", self.id).as_bytes())
+    }
+
+    /// Answers a question of the server, on a connection of its own.
+    pub(crate) fn answer(&self, addr: SocketAddr, question: &Value, result: Value) -> Response {
+        let answer = json!({ "jsonrpc": "2.0", "id": question["id"], "result": result });
+        Client::connect(addr).post(&[("Mcp-Session-Id", &self.id)], &answer)
     }
 
     /// Ends it, as a client that is done does.

@@ -1,6 +1,9 @@
 //! A server with one tool for each thing that a tool can do, under the names that the official conformance suite looks
 //! for. Run it with `cargo run --release --example everything -- --listen 127.0.0.1:5000`.
 
+mod asking;
+mod content;
+
 use std::{process::ExitCode, time::Duration};
 
 use bigiron::{
@@ -14,16 +17,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// A PNG of one red pixel.
-const PIXEL_PNG: &str =
+pub(crate) const PIXEL_PNG: &str =
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg==";
 /// A WAV header with no samples behind it.
 const SILENCE_WAV: &str = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQAAAAA=";
 /// Between two messages of a tool that sends several.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// A tool that takes no arguments.
 #[derive(Debug, Deserialize, JsonSchema)]
-struct Nothing {}
+pub(crate) struct Nothing {}
 
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Region {
@@ -33,8 +36,8 @@ struct Region {
 }
 
 fn main() -> ExitCode {
-    let server = Server::builder()
-        .identity("bigiron-everything", env!("CARGO_PKG_VERSION"))
+    let server = content::add(asking::add(Server::builder().identity("bigiron-everything", env!("CARGO_PKG_VERSION"))));
+    let server = server
         .tool(
             "test_simple_text",
             "Returns one text",
@@ -67,6 +70,25 @@ fn main() -> ExitCode {
             ctx.require(ClientCapabilities::SAMPLING).map(|()| "The client can sample.")
         })
         .tool(
+            "test_trigger_tool_change",
+            "Says that the list of tools has changed",
+            Lane::Pool,
+            |_: Nothing, ctx: Ctx| {
+                ctx.changes().tools();
+                "Said."
+            },
+        )
+        .tool(
+            "test_trigger_prompt_change",
+            "Says that the list of prompts has changed",
+            Lane::Pool,
+            |_: Nothing, ctx: Ctx| {
+                ctx.changes().prompts();
+                "Said."
+            },
+        )
+        .async_tool("test_reconnection", "Lets the connection go and answers when its client is back", reconnection)
+        .tool(
             "test_streaming_elicitation",
             "Answers without asking the user",
             Lane::Inline,
@@ -98,6 +120,12 @@ async fn with_logging(_: Nothing, ctx: Ctx) -> &'static str {
         tokio::time::sleep(PAUSE).await;
     }
     "The work is done and logged."
+}
+
+async fn reconnection(_: Nothing, ctx: Ctx) -> &'static str {
+    ctx.release_connection();
+    tokio::time::sleep(PAUSE * 2).await;
+    "The client came back for this."
 }
 
 /// A tool whose schema is written by hand and uses what only JSON Schema 2020-12 has.
