@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::{
     changes::Changes,
     error::CallError,
-    input::Exchange,
+    input::{Defers, Exchange},
     outbox::{LogLevel, Outbox},
 };
 
@@ -154,6 +154,7 @@ pub struct Ctx {
     pub(crate) exchange: Exchange,
     pub(crate) changes: Option<Changes>,
     pub(crate) raw: Option<Arc<Raw>>,
+    pub(crate) deferred: Option<Arc<dyn Defers>>,
 }
 
 /// The request as it came, for a hosted handler, which reads it in its own way. Made only for work that wants it.
@@ -180,6 +181,7 @@ impl Ctx {
             exchange: Exchange::None,
             changes: None,
             raw: None,
+            deferred: None,
         }
     }
 
@@ -197,8 +199,15 @@ impl Ctx {
     /// thread asks this every few milliseconds; an async tool need not, since its future is dropped. What a tool on a
     /// worker thread returns after that is not used.
     pub fn is_cancelled(&self) -> bool {
+        self.ticket.as_ref().is_some_and(Ticket::is_given_up)
+            || self.deferred.as_ref().is_some_and(|deferred| deferred.is_cancelled())
+            || Instant::now() >= self.deadline.at() + self.extra_time()
+    }
+
+    /// What comes on top of the time limit: waiting for the client is not the tool's time, and a task has more.
+    pub(crate) fn extra_time(&self) -> Duration {
         let waited = self.outbox.as_ref().map_or(Duration::ZERO, |o| o.waited(Instant::now()));
-        self.ticket.as_ref().is_some_and(Ticket::is_given_up) || Instant::now() >= self.deadline.at() + waited
+        waited + self.deferred.as_ref().map_or(Duration::ZERO, |deferred| deferred.extra_time())
     }
 
     /// Whether the client asked to hear of progress, so that a tool can spare itself the counting.

@@ -123,8 +123,6 @@ pub(crate) enum Exchange {
     Rounds(Arc<Rounds>),
     /// As a request on the call's stream.
     Stream(Arc<dyn Answers>),
-    /// As what a task waits for.
-    Task(Arc<dyn Parks>),
 }
 
 /// What a call knows of the rounds before.
@@ -162,7 +160,46 @@ pub(crate) trait Parks: fmt::Debug + Send + Sync {
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<Map<String, Value>, CallError>> + Send + '_>>;
 }
 
+/// A call that can become a task.
+pub(crate) trait Defers: fmt::Debug + Send + Sync {
+    /// Makes it one: it is kept when this resolves.
+    fn begin(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<(), CallError>> + Send + '_>>;
+    /// What parks it, once it is one.
+    fn task(&self) -> Option<Arc<dyn Parks>>;
+    /// Whether its client took it back.
+    fn is_cancelled(&self) -> bool;
+    /// How much longer it may run because it is one.
+    fn extra_time(&self) -> Duration;
+}
+
 impl Ctx {
+    /// Makes the call a task, when the client can fetch its answer later: the client is told so at once, and the
+    /// function goes on by itself, for as long as `tasks.timeout_ms` says. False when the client cannot, or the server
+    /// has no tasks: then the client goes on waiting.
+    ///
+    /// # Errors
+    /// [`CallError::Overloaded`] when there is no room for another task; pass it on with `?`.
+    pub async fn become_task(&self) -> Result<bool, CallError> {
+        let Some(deferred) = &self.deferred else { return Ok(false) };
+        if deferred.task().is_none() {
+            deferred.begin().await?;
+            tokio::task::yield_now().await; // who runs this sees that it is a task, and answers the client
+        }
+        Ok(true)
+    }
+
+    /// The same for work that is too long for a client to wait for.
+    ///
+    /// # Errors
+    /// [`CallError::MissingCapability`] when the client cannot fetch its answer later, and those of
+    /// [`Ctx::become_task`].
+    pub async fn require_task(&self) -> Result<(), CallError> {
+        if self.become_task().await? {
+            return Ok(());
+        }
+        Err(CallError::MissingCapability(ClientCapabilities::TASKS))
+    }
+
     /// Asks the client and returns its answer: the result object of the request, such as
     /// `{"action": "accept", "content": {...}}`. `key` names the question within this call; the same key must mean the
     /// same question whenever the function runs, since with 2026-07-28 it runs once for each round of questions, from
@@ -188,13 +225,13 @@ impl Ctx {
         let inputs: Vec<_> = inputs.into_iter().collect();
         let needs = inputs.iter().fold(ClientCapabilities::default(), |all, (_, input)| all.union(input.needs));
         self.require(needs)?;
+        if let Some(task) = self.deferred.as_ref().and_then(|deferred| deferred.task()) {
+            let requests = inputs.iter().map(|(key, input)| ((*key).to_owned(), input.to_request())).collect();
+            return task.ask(requests).await;
+        }
         match &self.exchange {
             Exchange::None => Err(CallError::tool("this call cannot ask its client: its answer is not a stream")),
             Exchange::Rounds(rounds) => rounds.ask(&inputs),
-            Exchange::Task(task) => {
-                let requests = inputs.iter().map(|(key, input)| ((*key).to_owned(), input.to_request())).collect();
-                task.ask(requests).await
-            }
             Exchange::Stream(client) => {
                 let outbox = self.outbox.as_ref().ok_or(CallError::Internal)?;
                 let mut answers = Map::new();

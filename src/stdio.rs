@@ -139,7 +139,7 @@ fn head() -> Head<'static> {
     }
 }
 
-async fn run(router: &Router, call: PendingCall, lines: &mpsc::Sender<Bytes>) {
+async fn run(router: &Arc<Router>, call: PendingCall, lines: &mpsc::Sender<Bytes>) {
     let Some(voice) = call.voice() else { return say(lines, call.run(router).await).await };
     let mut running = std::pin::pin!(call.run(router));
     let answer = loop {

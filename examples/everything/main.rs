@@ -3,6 +3,7 @@
 
 mod asking;
 mod content;
+mod tasks;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -36,7 +37,8 @@ struct Region {
 }
 
 fn main() -> ExitCode {
-    let server = content::add(asking::add(Server::builder().identity("bigiron-everything", env!("CARGO_PKG_VERSION"))));
+    let server = Server::builder().identity("bigiron-everything", env!("CARGO_PKG_VERSION"));
+    let server = tasks::add(content::add(asking::add(server)));
     let server = server
         .tool(
             "test_simple_text",
@@ -87,6 +89,15 @@ fn main() -> ExitCode {
                 "Said."
             },
         )
+        .tool(
+            "test_trigger_resource_change",
+            "Says that the watched resource has changed",
+            Lane::Pool,
+            |_: Nothing, ctx: Ctx| {
+                ctx.changes().resource("test://watched-resource");
+                "Said."
+            },
+        )
         .async_tool("test_reconnection", "Lets the connection go and answers when its client is back", reconnection)
         .tool(
             "test_streaming_elicitation",
@@ -122,9 +133,15 @@ async fn with_logging(_: Nothing, ctx: Ctx) -> &'static str {
     "The work is done and logged."
 }
 
+/// Reports six steps and lets the connection go in the middle: a client that comes back hears of each once.
 async fn reconnection(_: Nothing, ctx: Ctx) -> &'static str {
-    ctx.release_connection();
-    tokio::time::sleep(PAUSE * 2).await;
+    for step in 1..=6 {
+        ctx.progress(f64::from(step), Some(6.0), "");
+        tokio::time::sleep(PAUSE).await;
+        if step == 3 {
+            ctx.release_connection();
+        }
+    }
     "The client came back for this."
 }
 

@@ -43,6 +43,8 @@ pub struct Tuning {
     pub lists: crate::mcp::listing::Config,
     /// Questions to clients.
     pub input: crate::mcp::seal::Config,
+    /// Calls whose answer is fetched later.
+    pub tasks: crate::tasks::Config,
     /// Threads for tools that burn CPU or block.
     pub pool: crate::dispatch::pool::Config,
     /// Results kept in memory.

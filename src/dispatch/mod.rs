@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub(crate) use self::pool::Pool;
-pub(crate) use crate::tool::{Features, HeaderParam, Work, registry::ServedTool, registry::Snapshot};
+pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
     call::{Ctx, Reply},
     dispatch::{

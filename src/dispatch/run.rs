@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     task::Poll,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde_json::Value;
@@ -55,7 +55,7 @@ pub(super) fn run_sync(work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
 }
 
 async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
-    let (deadline, outbox) = (ctx.deadline(), ctx.outbox.clone());
+    let (deadline, waits) = (ctx.deadline(), ctx.clone());
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
@@ -64,8 +64,7 @@ async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) ->
         catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)))
             .unwrap_or_else(|_| Poll::Ready(Err(panicked(work))))
     });
-    let waited = || outbox.as_ref().map_or(Duration::ZERO, |o| o.waited(Instant::now()));
-    until_extended(deadline, waited, contained).await.unwrap_or_else(|| Err(timed_out(work, deadline)))
+    until_extended(deadline, || waits.extra_time(), contained).await.unwrap_or_else(|| Err(timed_out(work, deadline)))
 }
 
 pub(super) fn timed_out(work: &Work, deadline: Deadline) -> CallError {

@@ -50,7 +50,7 @@ pub(crate) struct Front {
     pub(crate) bodies: Bodies,
     /// Open streams that no call owns.
     pub(crate) streams: Gate,
-    pub(crate) router: Router,
+    pub(crate) router: Arc<Router>,
 }
 
 /// Counts requests being served, up to a limit. On cache lines of its own: every request writes here.

@@ -1,7 +1,7 @@
 //! Batches, which only 2025-03-26 has: several messages in one array, answered with one array. Its calls run side by
 //! side; what they say before they are done has no place in one answer, so they are not asked to say it.
 
-use std::{future::poll_fn, pin::Pin, task::Poll, time::Instant};
+use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Instant};
 
 use serde_json::value::RawValue;
 
@@ -72,7 +72,7 @@ impl Router {
 
 impl Batch {
     /// All answers in one, in the order of their messages. 202 when there was nothing to answer.
-    pub(crate) async fn run(self, router: &Router) -> Answer {
+    pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(self.steps.len());
         let mut running: Vec<(usize, Pin<Box<dyn Future<Output = Answer> + Send + '_>>)> = Vec::new();
         for (at, step) in self.steps.into_iter().enumerate() {

@@ -25,6 +25,7 @@ use crate::{
         router::{Answer, Handled, Request, Router, Step, invalid_log_level},
         seal,
         session::{InFlight, Session},
+        tasking::Deferral,
         wire::{self, IdField, Params, Text},
     },
     outbox::{LogLevel, Message, Outbox},
@@ -47,6 +48,7 @@ pub(crate) struct PendingCall {
     session: Option<Arc<Session>>,
     /// What the state of another round is good for; made where there can be one.
     bound_to: Option<Vec<u8>>,
+    deferral: Option<Arc<Deferral>>,
 }
 
 /// What a call runs.
@@ -132,6 +134,11 @@ impl Router {
             let target = Target::Work(Arc::clone(work), Hints::Ours);
             return self.call(request, target, arguments, scope);
         }
+        if let Some(members) = self.skills.read(uri) {
+            let modern = request.era == Era::Modern;
+            let members = if modern { self.with_hints(members) } else { members };
+            return Ok(self.fixed(request.id, request.era, &members));
+        }
         let (uri, era) = (uri.clone().into_owned(), request.era);
         self.call_hosted(request, "resources/read", Hints::Missing, scope).unwrap_or_else(|| {
             match code::of_call(&CallError::NoResource(uri), era, false) {
@@ -149,11 +156,13 @@ impl Router {
         hints: Hints,
         scope: Option<Arc<Session>>,
     ) -> Option<Handled> {
-        let work = self.features.methods.get(method)?;
+        let work = self.methods.get(method)?;
         let mut params = wire::member(request.body, self.shape, "params").unwrap_or_else(|| Value::Object(Map::new()));
         if let Some(params) = params.as_object_mut() {
-            for of_the_call in ["_meta", "inputResponses", "requestState"] {
-                params.remove(of_the_call);
+            params.remove("_meta");
+            if !method.starts_with("tasks/") {
+                params.remove("inputResponses");
+                params.remove("requestState");
             }
         }
         Some(self.call(request, Target::Work(Arc::clone(work), hints), params, scope))
@@ -183,7 +192,7 @@ impl Router {
         let mut bound_to = None;
         if work.lane != Lane::Inline {
             ctx.changes = Some(self.changes.clone());
-            if era == Era::Modern && (params.is_retry || !client.is_empty()) {
+            if era == Era::Modern && !method.starts_with("tasks/") && (params.is_retry || !client.is_empty()) {
                 let name = params.name.get().or(params.uri.get()).unwrap_or_default();
                 let binding = seal::binding(ctx.caller(), method, name, &arguments);
                 let rounds = if params.is_retry { self.rounds(body, &binding)? } else { Rounds::default() };
@@ -192,6 +201,14 @@ impl Router {
             } else if let (Era::Legacy, Some(session), true) = (era, &scope, ctx.outbox.is_some()) {
                 ctx.exchange = Exchange::Stream(Arc::clone(session) as _);
             }
+        }
+        let mut deferral = None;
+        if let (Some(tasks), Target::Tool(_), Lane::Async, true) =
+            (&self.tasks, &target, work.lane, client.contains(ClientCapabilities::TASKS) && era == Era::Modern)
+        {
+            let call = Deferral::new(Arc::clone(tasks), ctx.caller().clone());
+            ctx.deferred = Some(Arc::clone(&call) as _);
+            deferral = Some(call);
         }
         if work.wants_raw {
             ctx.raw = Some(Arc::new(self.raw(body, era, scope.as_deref())));
@@ -205,7 +222,18 @@ impl Router {
             _ => None,
         };
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
-        Ok(Step::Call(PendingCall { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to }))
+        Ok(Step::Call(PendingCall {
+            target,
+            arguments,
+            ctx,
+            id,
+            era,
+            in_flight,
+            progress_token,
+            session,
+            bound_to,
+            deferral,
+        }))
     }
 
     /// The answers and the state that a call made again brings along.
@@ -360,10 +388,20 @@ impl PendingCall {
 
     /// Runs the call where this future is awaited. Dropping it cancels the call; so does the client's taking it back,
     /// and the end of the drain's grace.
-    pub(crate) async fn run(self, router: &Router) -> Answer {
-        let Self { target, arguments, ctx, id, era, in_flight, bound_to, .. } = self;
+    pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
+        let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, .. } = self;
         let ending = Ending { router, id: &id, era, target: target.clone(), client: ctx.client(), bound_to };
         let call = pin!(async {
+            if let Some(deferral) = deferral {
+                let (router, target) = (Arc::clone(router), target.clone());
+                let call = Box::pin(async move {
+                    match &target {
+                        Target::Tool(tool) => router.dispatch.call(tool, arguments, ctx).await,
+                        Target::Work(work, _) => router.dispatch.run(work, arguments, ctx).await,
+                    }
+                });
+                return deferral.run(call).await;
+            }
             match &target {
                 Target::Tool(tool) => router.dispatch.call(tool, arguments, ctx).await,
                 Target::Work(work, _) => router.dispatch.run(work, arguments, ctx).await,

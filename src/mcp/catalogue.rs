@@ -25,11 +25,11 @@ pub(crate) struct Capabilities {
 
 impl Capabilities {
     /// Those of `features`; `extensions` are by their names.
-    pub(crate) fn of(features: &Features, extensions: Map<String, Value>) -> Self {
+    pub(crate) fn of(features: &Features, has_skills: bool, extensions: Map<String, Value>) -> Self {
         let mut legacy = Map::new();
         legacy.insert("tools".into(), json!({ "listChanged": true }));
         legacy.insert("logging".into(), json!({}));
-        if features.has_resources() {
+        if has_skills || features.has_resources() {
             legacy.insert("resources".into(), json!({ "subscribe": true, "listChanged": true }));
         }
         if features.has_prompts() {
@@ -82,8 +82,12 @@ impl Catalogue {
         instructions: &str,
         snapshot: &Arc<Snapshot>,
         features: &Features,
+        of_skills: Vec<(String, Bytes)>,
         capabilities: Capabilities,
     ) -> Self {
+        let mut resource_entries = features.resource_entries();
+        resource_entries.extend(of_skills);
+        resource_entries.sort();
         let instructions = (!instructions.is_empty()).then(|| instructions.to_owned());
         let mut discover = json!({
             "supportedVersions": [MODERN_VERSION],
@@ -101,7 +105,7 @@ impl Catalogue {
         Self {
             discover: open_object(&discover.to_string()),
             tools: ArcSwap::from_pointee(Tools::new(&config, Arc::clone(snapshot))),
-            resources: list("resources", "resources/list", features.resource_entries()),
+            resources: list("resources", "resources/list", resource_entries),
             templates: list("resourceTemplates", "resources/templates/list", features.template_entries()),
             prompts: list("prompts", "prompts/list", features.prompt_entries()),
             hints: config.hints().into(),
@@ -113,6 +117,11 @@ impl Catalogue {
 
     pub(crate) fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    /// Entries on one page of a list.
+    pub(crate) fn page_entries_max(&self) -> usize {
+        self.config.page_entries_max
     }
 
     /// Members of the `server/discover` result.

@@ -67,6 +67,14 @@ impl Refusal {
         refusal
     }
 
+    /// 400 for a request that needs more than its client says it can do.
+    pub(crate) fn missing_capability(era: Era, missing: ClientCapabilities) -> Self {
+        let message = CallError::MissingCapability(missing).to_string();
+        let mut refusal = Self::new(if era == Era::Modern { 400 } else { 200 }, MISSING_CAPABILITY, message);
+        refusal.data = Some(json!({ "requiredCapabilities": capabilities_object(missing) }));
+        refusal
+    }
+
     pub(crate) fn method_not_found(era: Era, method: &str) -> Self {
         let method: String = method.chars().take(64).collect();
         let status = if era == Era::Modern { 404 } else { 200 };
@@ -104,11 +112,7 @@ pub(crate) fn of_call(error: &CallError, era: Era, is_tool: bool) -> Option<Resu
         CallError::Tool(_) | CallError::TimedOut { .. } if is_tool => Ok(Reply::error(&message)),
         CallError::Tool(_) | CallError::TimedOut { .. } => Err(Refusal::new(200, INTERNAL_ERROR, message)),
         CallError::InvalidParams(_) | CallError::UnknownTool(_) => Err(Refusal::invalid_params(false, message)),
-        CallError::MissingCapability(missing) => {
-            let mut refusal = Refusal::new(if modern { 400 } else { 200 }, MISSING_CAPABILITY, message);
-            refusal.data = Some(json!({ "requiredCapabilities": capabilities_object(*missing) }));
-            Err(refusal)
-        }
+        CallError::MissingCapability(missing) => Err(Refusal::missing_capability(era, *missing)),
         CallError::InputRequired(_) => {
             Err(Refusal::new(200, INTERNAL_ERROR, "input was required where none can be asked for"))
         }

@@ -144,6 +144,8 @@ impl Encoder {
 
 /// A whole response with `members` as its result.
 fn surround(id: Id<'_>, era: Era, kind: Kind, members: &Bytes, tail: &Bytes) -> Payload {
+    // Members of nothing need no comma after them.
+    let tail = &if members.is_empty() && tail.starts_with(b",") { tail.slice(1..) } else { tail.clone() };
     let small = members.len() <= COPY_BYTES_MAX;
     let mut out = Vec::with_capacity(96 + if small { members.len() + tail.len() } else { 0 });
     out.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);

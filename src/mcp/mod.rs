@@ -22,6 +22,7 @@ pub(crate) mod router;
 pub mod seal;
 pub mod session;
 mod strict;
+pub(crate) mod tasking;
 pub(crate) mod wire;
 
 /// The revision without sessions.

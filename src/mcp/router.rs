@@ -1,14 +1,14 @@
 //! From a message to its answer: the tables of methods, one for each era. What is not answered from bytes comes back as a
 //! call that the front awaits where it stands, or as a stream that it opens; nothing is spawned for either.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use serde_json::Value;
 
 use crate::{
-    call::Caller,
+    call::{Caller, ClientCapabilities},
     changes::Changes,
-    dispatch::{Dispatch, Features},
+    dispatch::{Dispatch, Features, Work},
     mcp::{
         batch::{self, Batch},
         calling::{Hints, PendingCall},
@@ -26,6 +26,8 @@ use crate::{
     },
     outbox::LogLevel,
     shutdown::Drain,
+    skill::Skills,
+    tasks::Tasks,
 };
 
 /// Values proposed at once: the most that the protocol allows.
@@ -83,6 +85,10 @@ pub(crate) struct Identity {
 pub(crate) struct Router {
     pub(crate) dispatch: Dispatch,
     pub(crate) features: Features,
+    /// Methods that are work: those of tasks and of hosted handlers.
+    pub(crate) methods: BTreeMap<&'static str, Arc<Work>>,
+    pub(crate) tasks: Option<Arc<Tasks>>,
+    pub(crate) skills: Skills,
     pub(crate) sessions: Sessions,
     pub(crate) drain: Arc<Drain>,
     pub(crate) changes: Changes,
@@ -162,8 +168,18 @@ impl Router {
             "server/discover" => Ok(self.fixed(id, Era::Modern, self.catalogue.discover())),
             // streams
             "subscriptions/listen" => self.listen(&request),
+            "skills/list" | "skills/get" | "resources/directory/read" if !self.skills.is_empty() => {
+                self.skill(method, &request)
+            }
             // by what they name
             "tools/call" => self.call_tool(request, scope()),
+            "tasks/get" | "tasks/update" | "tasks/cancel" if self.methods.contains_key(method.as_ref()) => {
+                let client = request.params.meta.client_capabilities.unwrap_or_default();
+                match ClientCapabilities::TASKS.missing_from(client) {
+                    missing if missing.is_empty() => self.of_both_eras(method, request, scope()),
+                    missing => Err(Refusal::missing_capability(Era::Modern, missing)),
+                }
+            }
             method => self.of_both_eras(method, request, scope()),
         }
     }
@@ -245,6 +261,33 @@ impl Router {
         }
     }
 
+    /// What the skills extension answers.
+    fn skill(&self, method: &str, request: &Request<'_>) -> Handled {
+        let uri = request.params.uri.get();
+        let page = self.catalogue.page_entries_max();
+        let invalid = |message: &str| Refusal::invalid_params(false, message);
+        let members = match (method, uri) {
+            ("skills/list", _) => self.skills.list(cursor(&request.params)?, page).ok_or_else(bad_cursor)?,
+            (_, None) => return Err(invalid("params.uri is missing or not text")),
+            ("skills/get", Some(uri)) => self
+                .skills
+                .get(uri)
+                .ok_or_else(|| invalid("params.uri names no skill; skills/list names those that there are"))?,
+            (_, Some(uri)) => {
+                let members = self.skills.directory(uri, cursor(&request.params)?, page);
+                members.ok_or_else(|| {
+                    invalid("params.uri names no folder of a skill, or params.cursor is none that this server gave")
+                })?
+            }
+        };
+        Ok(self.fixed(request.id, request.era, &self.with_hints(members)))
+    }
+
+    /// Members with how long they may be kept.
+    pub(super) fn with_hints(&self, members: bytes::Bytes) -> bytes::Bytes {
+        [&members[..], b",", &self.catalogue.hints].concat().into()
+    }
+
     /// Whether a method belongs to something that is offered.
     fn offers(&self, method: &str) -> bool {
         let capabilities = self.catalogue.capabilities();
@@ -283,7 +326,7 @@ impl Router {
     fn listen(&self, request: &Request<'_>) -> Handled {
         let params = wire::member(request.body, self.shape, "params");
         let id = OwnedId::from(request.id);
-        feed::listen(id, params, self.catalogue.capabilities(), &self.changes, false).map(Step::Feed)
+        feed::listen(id, params, self.catalogue.capabilities(), &self.changes, self.tasks.is_some()).map(Step::Feed)
     }
 
     /// What the client answered to a question of a call.
@@ -313,7 +356,7 @@ impl Router {
         }
     }
 
-    fn fixed(&self, id: Id<'_>, era: Era, members: &bytes::Bytes) -> Step {
+    pub(super) fn fixed(&self, id: Id<'_>, era: Era, members: &bytes::Bytes) -> Step {
         Step::Done(Answer::ok(self.encoder.fixed(id, era, members)))
     }
 
@@ -327,7 +370,7 @@ impl Router {
     fn list(&self, ours: &Listing, method: &str, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
         let cursor = cursor(&request.params)?;
         let elsewhere = cursor.map_or(ours.is_empty(), |cursor| cursor.starts_with('h') && cursor.contains(':'));
-        if elsewhere && self.features.methods.contains_key(method) {
+        if elsewhere && self.methods.contains_key(method) {
             let handled = self.call_hosted(request, method, Hints::Missing, scope);
             return handled.unwrap_or_else(|| Err(bad_cursor()));
         }

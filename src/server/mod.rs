@@ -18,6 +18,7 @@ use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 use self::running::{IoThreads, announce_root, tool_names};
 pub use self::running::{Running, Stopped};
 use crate::{
+    call::TASKS_EXTENSION,
     changes::Changes,
     config::{Loaded, Tuning},
     dispatch::{
@@ -39,11 +40,15 @@ use crate::{
         router::{Identity, Router},
         seal::Sealer,
         session::Sessions,
+        tasking,
         wire::ShapeLimits,
     },
     runtime::Host,
     shutdown::{Drain, Signals},
-    stdio, telemetry,
+    skill::{SKILLS_EXTENSION, Skill, Skills},
+    stdio,
+    tasks::{Memory, Store, Tasks},
+    telemetry,
     tool::{Features, Prompt, Registry, Resource, Tool},
     toolbox,
 };
@@ -93,6 +98,13 @@ impl Server {
     }
 }
 
+/// Where tasks are kept.
+#[derive(Debug)]
+enum TaskStore {
+    Memory,
+    Own(Arc<dyn Store>),
+}
+
 /// A server being put together.
 #[derive(Debug, Default)]
 pub struct Builder {
@@ -100,6 +112,8 @@ pub struct Builder {
     resources: Vec<Resource>,
     prompts: Vec<Prompt>,
     changes: Changes,
+    skills: Vec<Skill>,
+    tasks: Option<TaskStore>,
     toolbox: bool,
     identity: Option<Identity>,
 }
@@ -199,6 +213,27 @@ impl Builder {
         self
     }
 
+    /// Adds a skill.
+    #[must_use]
+    pub fn skill(mut self, skill: Skill) -> Self {
+        self.skills.push(skill);
+        self
+    }
+
+    /// Lets calls become tasks ([`crate::Ctx::become_task`]), kept in this process's memory.
+    #[must_use]
+    pub fn tasks(mut self) -> Self {
+        self.tasks = Some(TaskStore::Memory);
+        self
+    }
+
+    /// The same, kept in a store of yours.
+    #[must_use]
+    pub fn tasks_in(mut self, store: Arc<dyn Store>) -> Self {
+        self.tasks = Some(TaskStore::Own(store));
+        self
+    }
+
     /// A way to tell clients that a list or a resource has changed, for use outside calls.
     pub fn changes(&self) -> Changes {
         self.changes.clone()
@@ -280,7 +315,7 @@ impl Builder {
                 loaded.resolved.concurrent_requests_max.saturating_mul(tuning.limits.request_bytes_max.as_usize()),
             ),
             streams: Gate::new(loaded.resolved.streams_max),
-            router: self.router(loaded, drain)?,
+            router: Arc::new(self.router(loaded, drain)?),
         })
     }
 
@@ -315,10 +350,35 @@ impl Builder {
         let (tuning, resolved) = (&loaded.tuning, &loaded.resolved);
         let registry = self.registry(loaded)?;
         let features = Features::new(self.resources, self.prompts).map_err(StartError::config)?;
-        let capabilities = Capabilities::of(&features, serde_json::Map::new());
+        let skills = Skills::new(self.skills).map_err(StartError::config)?;
+        let tasks = self.tasks.map(|store| {
+            let config = tuning.tasks.clone();
+            let store = match store {
+                TaskStore::Memory => Arc::new(Memory::new(config.tasks_max, config.per_caller_max)) as Arc<dyn Store>,
+                TaskStore::Own(store) => store,
+            };
+            Tasks::new(config, store, self.changes.clone())
+        });
+        let mut methods = features.methods.clone();
+        let mut extensions = serde_json::Map::new();
+        if let Some(tasks) = &tasks {
+            methods.extend(tasking::methods(tasks, &features.methods));
+            extensions.insert(TASKS_EXTENSION.into(), serde_json::json!({}));
+        }
+        if !skills.is_empty() {
+            extensions.insert(SKILLS_EXTENSION.into(), serde_json::json!({ "directoryRead": true }));
+        }
+        let capabilities = Capabilities::of(&features, !skills.is_empty(), extensions);
         let instructions = &tuning.server.instructions;
-        let catalogue =
-            Catalogue::new(tuning.lists.clone(), instructions, &registry.snapshot(), &features, capabilities);
+        let of_skills = skills.resource_entries().map(|(uri, json)| (uri.clone(), json.clone())).collect();
+        let catalogue = Catalogue::new(
+            tuning.lists.clone(),
+            instructions,
+            &registry.snapshot(),
+            &features,
+            of_skills,
+            capabilities,
+        );
         let sizes = Sizes {
             threads: resolved.pool_threads,
             threads_max: resolved.pool_threads_max,
@@ -344,6 +404,9 @@ impl Builder {
         Ok(Router {
             dispatch,
             features,
+            methods,
+            tasks,
+            skills,
             sessions: Sessions::new(tuning.sessions.clone(), streams, std::time::Instant::now()),
             drain,
             changes: self.changes,
@@ -419,6 +482,9 @@ async fn sweep(front: Arc<Front>, idle_timeout_s: u64) {
         let ended = front.router.sessions.sweep(std::time::Instant::now());
         if ended > 0 {
             tracing::debug!(ended, "idle sessions ended");
+        }
+        if let Some(tasks) = &front.router.tasks {
+            tasks.sweep().await;
         }
     }
 }

@@ -1,0 +1,171 @@
+//! The tasks extension on the wire: a call that becomes a task is answered with the task and goes on by itself, and
+//! `tasks/get`, `tasks/update` and `tasks/cancel` are what a client does with it. What a task is, is `tasks`' business.
+
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    call::{Caller, Kind, Lane, Reply},
+    dispatch::{Answered, Run, Served, Work},
+    error::CallError,
+    input::{Defers, Parks},
+    mcp::code::{self, Era},
+    tasks::{Handle, StoreError, Tasks},
+};
+
+/// What a client does with a task.
+pub(crate) const METHODS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
+
+type Running = Pin<Box<dyn Future<Output = Result<Answered, CallError>> + Send>>;
+
+/// A call that can become a task.
+#[derive(Debug)]
+pub(super) struct Deferral {
+    tasks: Arc<Tasks>,
+    caller: Caller,
+    begun: OnceLock<(Bytes, Arc<Handle>)>,
+}
+
+impl Deferral {
+    pub(super) fn new(tasks: Arc<Tasks>, caller: Caller) -> Arc<Self> {
+        Arc::new(Self { tasks, caller, begun: OnceLock::new() })
+    }
+
+    /// Runs the call to its end, or to where it becomes a task: then it goes on by itself, and the answer is the task.
+    pub(super) async fn run(&self, mut call: Running) -> Result<Answered, CallError> {
+        let outcome = poll_fn(|cx| match call.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending if self.begun.get().is_some() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await;
+        let Some((members, handle)) = self.begun.get() else { return outcome.unwrap_or(Err(CallError::Internal)) };
+        match outcome {
+            Some(outcome) => finish(handle, outcome).await, // it ended in the same breath
+            None => {
+                let handle = Arc::clone(handle);
+                // The task of a task: it ends with the call, which has a time limit.
+                tokio::spawn(async move {
+                    let outcome = tokio::select! {
+                        biased;
+                        () = handle.cancelled() => return,
+                        outcome = call => outcome,
+                    };
+                    finish(&handle, outcome).await;
+                });
+            }
+        }
+        let reply = Reply { kind: Kind::Task, ..Reply::of(members.clone()) };
+        Ok(Answered { reply, served: Served::Fresh })
+    }
+}
+
+/// Keeps how a task's call ended.
+async fn finish(handle: &Handle, outcome: Result<Answered, CallError>) {
+    let reply = match outcome {
+        Ok(answered) => Ok(answered.reply),
+        Err(error) => match code::of_call(&error, Era::Modern, true) {
+            None => return, // taken back
+            Some(reply) => reply,
+        },
+    };
+    let ended = match reply {
+        Ok(reply) => Ok(reply.to_json()),
+        Err(refusal) => {
+            let mut error = json!({ "code": refusal.code, "message": refusal.message });
+            if let Some(data) = refusal.data {
+                error["data"] = data;
+            }
+            Err(error)
+        }
+    };
+    handle.end(ended).await;
+}
+
+impl Defers for Deferral {
+    fn begin(&self) -> Pin<Box<dyn Future<Output = Result<(), CallError>> + Send + '_>> {
+        Box::pin(async {
+            let (record, handle) =
+                self.tasks.create(self.caller.subject()).await.map_err(|error| unavailable(&error))?;
+            let _ = self.begun.set((record.created_members(), Arc::new(handle)));
+            Ok(())
+        })
+    }
+
+    fn task(&self) -> Option<Arc<dyn Parks>> {
+        self.begun.get().map(|(_, handle)| Arc::clone(handle) as _)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.begun.get().is_some_and(|(_, handle)| handle.is_cancelled())
+    }
+
+    fn extra_time(&self) -> Duration {
+        if self.begun.get().is_some() { self.tasks.timeout() } else { Duration::ZERO }
+    }
+}
+
+fn unavailable(error: &StoreError) -> CallError {
+    tracing::warn!(?error, "a task could not be kept");
+    CallError::Overloaded { retry_after_s: 30 }
+}
+
+/// The methods, as work. A task that is not ours may be a hosted handler's.
+pub(crate) fn methods(
+    tasks: &Arc<Tasks>,
+    hosted: &BTreeMap<&'static str, Arc<Work>>,
+) -> BTreeMap<&'static str, Arc<Work>> {
+    METHODS
+        .into_iter()
+        .map(|method| {
+            let (tasks, hosted) = (Arc::clone(tasks), hosted.get(method).map(Arc::clone));
+            let wants_raw = hosted.is_some();
+            let run = Run::Async(Arc::new(move |params: Value, ctx: crate::call::Ctx| {
+                let (tasks, hosted) = (Arc::clone(&tasks), hosted.clone());
+                Box::pin(async move {
+                    let owner = ctx.caller().clone();
+                    match answer(&tasks, method, owner.subject(), &params).await? {
+                        Some(reply) => Ok(reply),
+                        None => match hosted.as_ref().map(|work| &work.run) {
+                            Some(Run::Async(run)) => run(params, ctx).await,
+                            _ => Err(CallError::InvalidParams("params.taskId names no task of this caller".into())),
+                        },
+                    }
+                })
+            }));
+            (method, Arc::new(Work { name: method.into(), lane: Lane::Async, run, wants_raw }))
+        })
+        .collect()
+}
+
+/// `None` when there is no such task here.
+async fn answer(tasks: &Tasks, method: &str, owner: &str, params: &Value) -> Result<Option<Reply>, CallError> {
+    let Some(id) = params.get("taskId").and_then(Value::as_str) else {
+        return Err(CallError::InvalidParams("params.taskId is missing or not text".into()));
+    };
+    let acknowledged = |known: bool| known.then(|| Reply::of(Bytes::new()));
+    match method {
+        "tasks/get" => {
+            let record = tasks.get(owner, id).await.map_err(|error| unavailable(&error))?;
+            Ok(record.map(|record| Reply::of(record.detailed_members())))
+        }
+        "tasks/update" => {
+            let answers = match params.get("inputResponses") {
+                Some(Value::Object(answers)) => answers.clone(),
+                None => Map::new(),
+                Some(_) => return Err(CallError::InvalidParams("params.inputResponses must be an object".into())),
+            };
+            tasks.answer(owner, id, answers).await.map(acknowledged).map_err(|error| unavailable(&error))
+        }
+        _ => tasks.cancel(owner, id).await.map(acknowledged).map_err(|error| unavailable(&error)),
+    }
+}
