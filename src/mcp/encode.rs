@@ -104,12 +104,6 @@ impl Encoder {
         surround(id, Era::Modern, Kind::Complete, &Bytes::new(), &tail.into())
     }
 
-    /// An empty modern result, as an acknowledgement.
-    pub(crate) fn acknowledgement(&self, id: Id<'_>) -> Payload {
-        let tail = format!("\"_meta\":{{{}}}}}}}", self.server_info_member);
-        surround(id, Era::Modern, Kind::Complete, &Bytes::new(), &tail.into())
-    }
-
     /// Members of a result that are the same for everybody, with the given ones after the `resultType`.
     pub(crate) fn fixed(&self, id: Id<'_>, era: Era, members: &Bytes) -> Payload {
         match era {

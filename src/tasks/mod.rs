@@ -175,10 +175,6 @@ impl Tasks {
 }
 
 impl Handle {
-    pub(crate) fn id(&self) -> &str {
-        &self.id
-    }
-
     pub(crate) fn is_cancelled(&self) -> bool {
         self.live.is_cancelled.load(Ordering::Acquire)
     }
@@ -273,7 +269,7 @@ mod tests {
     async fn a_task_is_its_owners_and_there_at_once() {
         let tasks = tasks(Config::default());
         let (record, handle) = tasks.create("me").await.expect("room");
-        assert!(tasks.get("me", handle.id()).await.expect("a store").is_some());
+        assert!(tasks.get("me", &record.id).await.expect("a store").is_some());
         assert!(tasks.get("you", &record.id).await.expect("a store").is_none());
         assert_eq!(tasks.cancel("you", &record.id).await, Ok(false));
         handle.end(Ok(json!({ "content": [] }))).await;

@@ -43,6 +43,9 @@ const EXTENSIONS = [
   ...['directory', 'enumeration', 'manifest'].map((kind) => `sep-2640-skills-${kind}`),
 ];
 
+// What the suite itself leaves out, in every server: it has no test yet for what this is about.
+const LEFT_OUT_BY_THE_SUITE = ['tasks-status-notifications'];
+
 const plan = (suite, revision, scenarios) => scenarios.map((scenario) => ({ suite, revision, scenario }));
 // `conformance-modern` and `conformance-legacy` are the names of two releases of the suite in package.json.
 const PLAN = [
@@ -65,7 +68,8 @@ async function run({ suite, revision, scenario }, url, scratch) {
     const has = (status) => checks.some((check) => check.status === status);
     if (has('FAILURE')) return { checks };
     if (code !== 0) return { checks, problem: `the suite ended with ${code}:\n${output}` };
-    if (!has('SUCCESS')) return { checks, problem: 'nothing was checked' };
+    const leftOut = LEFT_OUT_BY_THE_SUITE.includes(scenario) && has('SKIPPED');
+    if (!has('SUCCESS') && !leftOut) return { checks, problem: 'nothing was checked' };
     return { checks };
   } catch {
     return { checks: [], problem: `did not run, the suite ended with ${code}:\n${output}` };

@@ -12,12 +12,15 @@ const PYTHON: &str = "tests/clients/.venv/bin/python";
 
 /// Runs one client program and returns the line that it prints: what it is, which revisions it spoke, what it found.
 fn run(interpreter: &str, program: &str) -> Value {
+    run_against(&Process::start(&[]), interpreter, program)
+}
+
+fn run_against(server: &Process, interpreter: &str, program: &str) -> Value {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     assert!(
         root.join(interpreter).exists(),
         "{interpreter} is missing: scripts/setup-tests.sh installs the official clients"
     );
-    let server = Process::start(&[]);
     let output = Command::new(root.join(interpreter))
         .arg(root.join("tests/clients").join(program))
         .arg(format!("http://{}/mcp", server.addr))
@@ -64,5 +67,18 @@ fn fastmcp_4_speaks_both_eras() {
 #[test]
 fn the_inspector_lists_and_calls() {
     let line = run(NODE, "inspector_cli.mjs");
+    assert!(speaks(&line, "2026-07-28") && speaks(&line, "2025-11-25"), "{line}");
+}
+
+/// Questions answered, progress, a resource watched, a stream that broke, rounds: on the everything server.
+#[test]
+fn a_working_day_of_the_typescript_client() {
+    let line = run_against(&Process::start_example("everything"), NODE, "story.mjs");
+    assert!(speaks(&line, "2026-07-28") && speaks(&line, "2025-11-25"), "{line}");
+}
+
+#[test]
+fn a_working_day_of_the_python_client() {
+    let line = run_against(&Process::start_example("everything"), PYTHON, "story.py");
     assert!(speaks(&line, "2026-07-28") && speaks(&line, "2025-11-25"), "{line}");
 }

@@ -35,7 +35,18 @@ impl Process {
     }
 
     pub(crate) fn start_in(folder: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bigiron"))
+        Self::start_program(Path::new(env!("CARGO_BIN_EXE_bigiron")), folder, args)
+    }
+
+    /// The same for an example, which is a program with the same command line.
+    pub(crate) fn start_example(name: &str) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_bigiron")).with_file_name("examples").join(name);
+        assert!(program.exists(), "{} is missing: cargo test builds it", program.display());
+        Self::start_program(&program, Path::new(env!("CARGO_MANIFEST_DIR")), &[])
+    }
+
+    fn start_program(program: &Path, folder: &Path, args: &[&str]) -> Self {
+        let mut child = Command::new(program)
             .args(["serve", "--listen", "127.0.0.1:0", "--set", "server.admin_listen=127.0.0.1:0"])
             .args(["--set", "log.format=json"])
             .args(args)
