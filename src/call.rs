@@ -143,6 +143,12 @@ impl Ticket {
     }
 }
 
+/// What comes on top of a call's time limit: waiting for its client is not the tool's time, and a task has more.
+pub(crate) fn extra_time(outbox: Option<&Outbox>, deferred: Option<&dyn Defers>) -> Duration {
+    let waited = outbox.map_or(Duration::ZERO, |o| o.waited(Instant::now()));
+    waited + deferred.map_or(Duration::ZERO, Defers::extra_time)
+}
+
 /// What a tool knows of the call it serves, and its way to say something before it is done.
 #[derive(Clone, Debug)]
 pub struct Ctx {
@@ -204,10 +210,9 @@ impl Ctx {
             || Instant::now() >= self.deadline.at() + self.extra_time()
     }
 
-    /// What comes on top of the time limit: waiting for the client is not the tool's time, and a task has more.
+    /// See [`extra_time`].
     pub(crate) fn extra_time(&self) -> Duration {
-        let waited = self.outbox.as_ref().map_or(Duration::ZERO, |o| o.waited(Instant::now()));
-        waited + self.deferred.as_ref().map_or(Duration::ZERO, |deferred| deferred.extra_time())
+        extra_time(self.outbox.as_deref(), self.deferred.as_deref())
     }
 
     /// Whether the client asked to hear of progress, so that a tool can spare itself the counting.

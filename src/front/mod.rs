@@ -183,7 +183,12 @@ impl Front {
         let step = self.router.message(&headers.head(conn.peer), None, &body, now);
         match step {
             Step::Done(answer) => Ok(reply::message(answer, headers.takes)),
-            Step::Call(call) => Ok(stream::run(conn, call, headers.takes, place).await),
+            Step::Call(mut call) => {
+                if call.wants_parts() {
+                    call.give_parts(head.clone());
+                }
+                Ok(stream::run(conn, call, headers.takes, place).await)
+            }
             Step::Batch(batch) => {
                 let answer = batch.run(&self.router).await;
                 drop(place);

@@ -21,6 +21,8 @@ const VERSION: &str = "2025-03-26";
 /// Messages in one batch.
 const MESSAGES_MAX: usize = 100;
 
+type Running<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+
 /// Messages of one batch, each answered or ready to run.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -74,7 +76,7 @@ impl Batch {
     /// All answers in one, in the order of their messages. 202 when there was nothing to answer.
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(self.steps.len());
-        let mut running: Vec<(usize, Pin<Box<dyn Future<Output = Answer> + Send + '_>>)> = Vec::new();
+        let mut running: Vec<(usize, Running<'_>)> = Vec::new();
         for (at, step) in self.steps.into_iter().enumerate() {
             match step {
                 Step::Done(answer) => answers.push(Some(answer)),

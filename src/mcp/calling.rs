@@ -193,7 +193,7 @@ impl Router {
         if work.lane != Lane::Inline {
             ctx.changes = Some(self.changes.clone());
             if era == Era::Modern && !method.starts_with("tasks/") && (params.is_retry || !client.is_empty()) {
-                let name = params.name.get().or(params.uri.get()).unwrap_or_default();
+                let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
                 let binding = seal::binding(ctx.caller(), method, name, &arguments);
                 let rounds = if params.is_retry { self.rounds(body, &binding)? } else { Rounds::default() };
                 ctx.exchange = Exchange::Rounds(Arc::new(rounds));

@@ -139,9 +139,8 @@ pub(crate) fn listen(
     has_tasks: bool,
 ) -> Result<Feed, Refusal> {
     let invalid = |message: &str| Refusal::invalid_params(false, message);
-    let filter = match params.as_ref().and_then(|p| p.get("notifications")) {
-        Some(Value::Object(filter)) => filter,
-        _ => return Err(invalid("params.notifications must be an object that says what to hear of")),
+    let Some(Value::Object(filter)) = params.as_ref().and_then(|p| p.get("notifications")) else {
+        return Err(invalid("params.notifications must be an object that says what to hear of"));
     };
     let mut accepted = Map::new();
     let mut lists = Lists::default();

@@ -22,7 +22,7 @@ use crate::{
         modern,
         seal::Sealer,
         session::{Session, Sessions},
-        wire::{self, Envelope, Id, IdField, Params, ShapeLimits, Text},
+        wire::{self, Envelope, Id, IdField, Params, ShapeLimits, Text, WireFault},
     },
     outbox::LogLevel,
     shutdown::Drain,
@@ -119,11 +119,11 @@ pub(super) type Handled = Result<Step, Refusal>;
 impl Router {
     /// One message. `own` is the session of a transport that is one.
     pub(crate) fn message(&self, head: &Head<'_>, own: Option<&OwnSession>, body: &[u8], now: Instant) -> Step {
-        if batch::is_one(body) {
+        let (envelope, fault) = wire::read(body, self.shape);
+        if batch::is_one(body) && matches!(fault, Some(WireFault::InvalidRequest(_))) {
             let taken = self.batch(head, own, body, now);
             return taken.unwrap_or_else(|refusal| Step::Done(Answer::refused(None, &refusal)));
         }
-        let (envelope, fault) = wire::read(body, self.shape);
         let id = envelope.request_id();
         let handled = match fault {
             Some(fault) => {
@@ -180,6 +180,10 @@ impl Router {
                     missing => Err(Refusal::missing_capability(Era::Modern, missing)),
                 }
             }
+            // what a session remembers, and there is none
+            method if method.ends_with("/subscribe") || method.ends_with("/unsubscribe") => {
+                Err(Refusal::method_not_found(Era::Modern, method))
+            }
             method => self.of_both_eras(method, request, scope()),
         }
     }
@@ -228,7 +232,9 @@ impl Router {
             // what the session remembers
             "logging/setLevel" => set_log_level(id, &session, &request.params),
             "resources/subscribe" | "resources/unsubscribe" if self.offers(method) => {
-                subscribe(id, &session, &request.params, method == "resources/subscribe")
+                let done = subscribe(id, &session, &request.params, method == "resources/subscribe")?;
+                let told = self.methods.contains_key(method.as_ref());
+                if told { self.of_both_eras(method, request, Some(session)) } else { Ok(done) }
             }
             // by what they name
             "tools/call" => self.call_tool(request, Some(session)),
@@ -255,7 +261,8 @@ impl Router {
             "completion/complete" => self.complete(request, scope),
             method => {
                 let (era, refused) = (request.era, method.to_owned());
-                let handled = self.call_hosted(request, method, Hints::No, scope);
+                let hints = if method.starts_with("skills/") { Hints::Missing } else { Hints::No };
+                let handled = self.call_hosted(request, method, hints, scope);
                 handled.unwrap_or_else(|| Err(Refusal::method_not_found(era, &refused)))
             }
         }

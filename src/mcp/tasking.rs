@@ -17,7 +17,7 @@ use crate::{
     call::{Caller, Kind, Lane, Reply},
     dispatch::{Answered, Run, Served, Work},
     error::CallError,
-    input::{Defers, Parks},
+    input::{Defers, Parks, Waiting},
     mcp::code::{self, Era},
     tasks::{Handle, StoreError, Tasks},
 };
@@ -92,7 +92,7 @@ async fn finish(handle: &Handle, outcome: Result<Answered, CallError>) {
 }
 
 impl Defers for Deferral {
-    fn begin(&self) -> Pin<Box<dyn Future<Output = Result<(), CallError>> + Send + '_>> {
+    fn begin(&self) -> Waiting<'_, ()> {
         Box::pin(async {
             let (record, handle) =
                 self.tasks.create(self.caller.subject()).await.map_err(|error| unavailable(&error))?;

@@ -49,7 +49,7 @@ use crate::{
     stdio,
     tasks::{Memory, Store, Tasks},
     telemetry,
-    tool::{Features, Prompt, Registry, Resource, Tool},
+    tool::{Features, Handler, Prompt, Registry, Resource, Tool, handler::Hosted},
     toolbox,
 };
 
@@ -113,6 +113,7 @@ pub struct Builder {
     prompts: Vec<Prompt>,
     changes: Changes,
     skills: Vec<Skill>,
+    handlers: Vec<Handler>,
     tasks: Option<TaskStore>,
     toolbox: bool,
     identity: Option<Identity>,
@@ -213,6 +214,13 @@ impl Builder {
         self
     }
 
+    /// Serves an rmcp handler as it is, besides what else there is.
+    #[must_use]
+    pub fn host(mut self, handler: Handler) -> Self {
+        self.handlers.push(handler);
+        self
+    }
+
     /// Adds a skill.
     #[must_use]
     pub fn skill(mut self, skill: Skill) -> Self {
@@ -273,8 +281,8 @@ impl Builder {
         let admin_addr = admin_socket.as_ref().map(address).transpose()?;
 
         let drain = Arc::<Drain>::default();
-        let front = Arc::new(self.front(loaded, addr, Arc::clone(&drain))?);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
+        let front = Arc::new(self.front(loaded, addr, Arc::clone(&drain), &runtime)?);
         if let Some(socket) = admin_socket {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain) })
@@ -303,7 +311,13 @@ impl Builder {
         Ok(Running { io, _io_threads, front, connections, stop, accept_ended, drain, addr, admin_addr, grace })
     }
 
-    fn front(self, loaded: &Loaded, addr: SocketAddr, drain: Arc<Drain>) -> Result<Front, StartError> {
+    fn front(
+        self,
+        loaded: &Loaded,
+        addr: SocketAddr,
+        drain: Arc<Drain>,
+        runtime: &Runtime,
+    ) -> Result<Front, StartError> {
         let tuning = &loaded.tuning;
         Ok(Front {
             path: tuning.server.path.clone(),
@@ -315,7 +329,7 @@ impl Builder {
                 loaded.resolved.concurrent_requests_max.saturating_mul(tuning.limits.request_bytes_max.as_usize()),
             ),
             streams: Gate::new(loaded.resolved.streams_max),
-            router: Arc::new(self.router(loaded, drain)?),
+            router: self.router(loaded, drain, runtime)?,
         })
     }
 
@@ -324,7 +338,9 @@ impl Builder {
     /// # Errors
     /// What would stop a start.
     pub fn check(mut self, loaded: &Loaded) -> Result<(), StartError> {
-        self.registry(loaded).map(drop)
+        let runtime = io_runtime(1)?;
+        let hosted = self.hosted(&runtime)?;
+        self.registry(loaded, &hosted).map(drop)
     }
 
     /// The folder that the toolbox reads, when there is one.
@@ -333,12 +349,20 @@ impl Builder {
         (self.toolbox && toolbox.enabled).then(|| toolbox.root.clone())
     }
 
-    fn registry(&mut self, loaded: &Loaded) -> Result<Registry, StartError> {
+    /// Asks the hosted handlers what they have.
+    fn hosted(&mut self, runtime: &Runtime) -> Result<Hosted, StartError> {
+        let handlers = std::mem::take(&mut self.handlers);
+        runtime.block_on(Hosted::new(handlers, self.changes.clone())).map_err(StartError::config)
+    }
+
+    fn registry(&mut self, loaded: &Loaded, hosted: &Hosted) -> Result<Registry, StartError> {
         let tuning = &loaded.tuning;
-        let mut tools = std::mem::take(&mut self.tools);
+        let mut tools = self.tools.clone();
         if self.toolbox && tuning.toolbox.enabled {
             tools.extend(toolbox::tools(&tuning.toolbox).map_err(StartError::config)?);
         }
+        self.tools.clone_from(&tools); // kept for when the handlers' tools change
+        tools.extend(hosted.tools.iter().cloned());
         loaded.check_tools(tools.iter().map(Tool::name)).map_err(StartError::config)?;
         Registry::new(tools, &tuning.tools, tuning.limits.request_timeout_ms).map_err(|fault| {
             let path = format!("tools.{}", fault.name);
@@ -346,10 +370,12 @@ impl Builder {
         })
     }
 
-    fn router(mut self, loaded: &Loaded, drain: Arc<Drain>) -> Result<Router, StartError> {
+    fn router(mut self, loaded: &Loaded, drain: Arc<Drain>, runtime: &Runtime) -> Result<Arc<Router>, StartError> {
         let (tuning, resolved) = (&loaded.tuning, &loaded.resolved);
-        let registry = self.registry(loaded)?;
-        let features = Features::new(self.resources, self.prompts).map_err(StartError::config)?;
+        let hosted = self.hosted(runtime)?;
+        let registry = self.registry(loaded, &hosted)?;
+        let mut features = Features::new(self.resources, self.prompts).map_err(StartError::config)?;
+        features.methods.clone_from(&hosted.methods);
         let skills = Skills::new(self.skills).map_err(StartError::config)?;
         let tasks = self.tasks.map(|store| {
             let config = tuning.tasks.clone();
@@ -360,7 +386,7 @@ impl Builder {
             Tasks::new(config, store, self.changes.clone())
         });
         let mut methods = features.methods.clone();
-        let mut extensions = serde_json::Map::new();
+        let mut extensions = hosted.extensions.clone();
         if let Some(tasks) = &tasks {
             methods.extend(tasking::methods(tasks, &features.methods));
             extensions.insert(TASKS_EXTENSION.into(), serde_json::json!({}));
@@ -369,11 +395,12 @@ impl Builder {
             extensions.insert(SKILLS_EXTENSION.into(), serde_json::json!({ "directoryRead": true }));
         }
         let capabilities = Capabilities::of(&features, !skills.is_empty(), extensions);
-        let instructions = &tuning.server.instructions;
+        let own = (!tuning.server.instructions.is_empty()).then(|| tuning.server.instructions.clone());
+        let instructions = own.or_else(|| hosted.instructions.clone()).unwrap_or_default();
         let of_skills = skills.resource_entries().map(|(uri, json)| (uri.clone(), json.clone())).collect();
         let catalogue = Catalogue::new(
             tuning.lists.clone(),
-            instructions,
+            &instructions,
             &registry.snapshot(),
             &features,
             of_skills,
@@ -401,7 +428,7 @@ impl Builder {
         };
         let sealer = Sealer::new(&tuning.input)
             .map_err(|message| StartError::config(loaded.fault("input.state_keys", message)))?;
-        Ok(Router {
+        let router = Arc::new(Router {
             dispatch,
             features,
             methods,
@@ -417,7 +444,11 @@ impl Builder {
             shape,
             stream_buffer_bytes_max,
             request_timeout_ms: limits.request_timeout_ms,
-        })
+        });
+        if !hosted.tools.is_empty() {
+            runtime.spawn(keep_tools(Arc::clone(&router), hosted, self.tools, tuning.tools.clone()));
+        }
+        Ok(router)
     }
 
     /// Serves by settings that were loaded: over HTTP until a signal stops it, or over standard input and output until
@@ -444,8 +475,8 @@ impl Builder {
 
     fn serve_stdio(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
         let root = self.toolbox_root(loaded);
-        let router = Arc::new(self.router(loaded, Arc::default())?);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
+        let router = self.router(loaded, Arc::default(), &runtime)?;
         tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
         if let Some(root) = root {
             announce_root(&root);
@@ -485,6 +516,27 @@ async fn sweep(front: Arc<Front>, idle_timeout_s: u64) {
         }
         if let Some(tasks) = &front.router.tasks {
             tasks.sweep().await;
+        }
+    }
+}
+
+/// Serves the tools that hosted handlers have, whenever they say that they are others.
+async fn keep_tools(
+    router: Arc<Router>,
+    hosted: Hosted,
+    own: Vec<Tool>,
+    configs: std::collections::BTreeMap<String, crate::tool::Config>,
+) {
+    loop {
+        hosted.tools_changed.notified().await;
+        let listed = hosted.list_tools().await.map(|theirs| own.iter().cloned().chain(theirs).collect());
+        let replaced = listed.and_then(|tools| {
+            let replaced = router.dispatch.replace_tools(tools, &configs, router.request_timeout_ms);
+            replaced.map_err(|fault| format!("tool {:?}: {}", fault.name, fault.message))
+        });
+        match replaced {
+            Ok(()) => router.changes.tools(),
+            Err(error) => tracing::warn!(error, "a handler has other tools that cannot be served; the old ones stay"),
         }
     }
 }

@@ -8,7 +8,6 @@ mod store;
 use std::{
     collections::HashMap,
     fmt::Write,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -26,7 +25,11 @@ pub use self::{
     record::{Change, Record, Status},
     store::{Memory, Store, StoreError, Stored},
 };
-use crate::{changes::Changes, error::CallError, input::Parks};
+use crate::{
+    changes::Changes,
+    error::CallError,
+    input::{Parks, Waiting},
+};
 
 /// `[tasks]`: calls whose answer is fetched later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -216,10 +219,7 @@ impl Handle {
 }
 
 impl Parks for Handle {
-    fn ask(
-        &self,
-        requests: Map<String, Value>,
-    ) -> Pin<Box<dyn Future<Output = Result<Map<String, Value>, CallError>> + Send + '_>> {
+    fn ask(&self, requests: Map<String, Value>) -> Waiting<'_, Map<String, Value>> {
         Box::pin(async move {
             let limit = self.tasks.timeout();
             let waited = timeout(limit, self.wait_for(requests)).await;

@@ -3,6 +3,7 @@
 //! tool runs is `dispatch`'s business.
 
 mod features;
+pub(crate) mod handler;
 mod native;
 mod prompt;
 pub(crate) mod registry;
@@ -12,6 +13,7 @@ mod schema;
 use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc};
 
 pub(crate) use features::Features;
+pub use handler::Handler;
 pub use native::{IntoReply, Json};
 pub use prompt::{IntoMessages, Prompt};
 pub(crate) use registry::Registry;

@@ -17,9 +17,11 @@ use crate::{
     },
 };
 
+type Propose = dyn Fn(&str) -> Vec<String> + Send + Sync;
+
 /// Proposes values for one argument.
 #[derive(Clone)]
-pub(crate) struct Complete(pub(crate) Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>);
+pub(crate) struct Complete(pub(crate) Arc<Propose>);
 
 impl fmt::Debug for Complete {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

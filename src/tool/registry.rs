@@ -75,6 +75,20 @@ impl Registry {
         Ok(Self { current: ArcSwap::from_pointee(snapshot(tools, configs, request_timeout_ms)?) })
     }
 
+    /// Serves other tools from here on; calls that run go on with the tools they saw.
+    ///
+    /// # Errors
+    /// As [`Registry::new`].
+    pub(crate) fn replace(
+        &self,
+        tools: Vec<Tool>,
+        configs: &BTreeMap<String, Config>,
+        request_timeout_ms: u64,
+    ) -> Result<(), ToolFault> {
+        self.current.store(Arc::new(snapshot(tools, configs, request_timeout_ms)?));
+        Ok(())
+    }
+
     pub(crate) fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.current.load()
     }

@@ -9,6 +9,7 @@ mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
 
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
+mod hosted; // rmcp handlers as they are
 mod pool; // full, hung, abandoned
 mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
