@@ -74,6 +74,7 @@ pub(super) const RANGES: &[Range] = &[
     range("input.state_ttl_s", 1, DAY_MS / 1000, "0 would make every answer come too late"),
     range("tasks.tasks_max", 1, 10_000_000, "0 would refuse every task, and each takes memory"),
     range("tasks.per_caller_max", 1, 10_000_000, "0 would refuse every task"),
+    range("tasks.bytes_max", KIB, 64 * GIB, "0 would fail every task, and it is memory"),
     range("tasks.ttl_ms", 1, 30 * DAY_MS, TIME),
     range("tasks.poll_interval_ms", 1, DAY_MS, TIME),
     range("tasks.timeout_ms", 1, 30 * DAY_MS, TIME),

@@ -7,11 +7,12 @@ use std::{
     pin::Pin,
     sync::{Arc, OnceLock},
     task::Poll,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     call::{Caller, Kind, Lane, Reply},
@@ -19,7 +20,7 @@ use crate::{
     error::CallError,
     input::{Defers, Parks, Waiting},
     mcp::code::{self, Era},
-    tasks::{Handle, StoreError, Tasks},
+    tasks::{Handle, Link, Record, StoreError, Tasks},
 };
 
 /// What a client does with a task.
@@ -32,12 +33,14 @@ type Running = Pin<Box<dyn Future<Output = Result<Answered, CallError>> + Send>>
 pub(super) struct Deferral {
     tasks: Arc<Tasks>,
     caller: Caller,
-    begun: OnceLock<(Bytes, Arc<Handle>)>,
+    begun: OnceLock<(Bytes, Link)>,
+    /// Who runs it has this; it is given up with the end.
+    handle: Mutex<Option<Handle>>,
 }
 
 impl Deferral {
     pub(super) fn new(tasks: Arc<Tasks>, caller: Caller) -> Arc<Self> {
-        Arc::new(Self { tasks, caller, begun: OnceLock::new() })
+        Arc::new(Self { tasks, caller, begun: OnceLock::new(), handle: Mutex::default() })
     }
 
     /// Runs the call to its end, or to where it becomes a task: then it goes on by itself, and the answer is the task.
@@ -48,19 +51,20 @@ impl Deferral {
             Poll::Pending => Poll::Pending,
         })
         .await;
-        let Some((members, handle)) = self.begun.get() else { return outcome.unwrap_or(Err(CallError::Internal)) };
+        let Some((members, link)) = self.begun.get() else { return outcome.unwrap_or(Err(CallError::Internal)) };
+        let handle = self.handle.lock().take().ok_or(CallError::Internal)?;
         match outcome {
             Some(outcome) => finish(handle, outcome).await, // it ended in the same breath
             None => {
-                let handle = Arc::clone(handle);
+                let link = link.clone();
                 // The task of a task: it ends with the call, which has a time limit.
                 tokio::spawn(async move {
                     let outcome = tokio::select! {
                         biased;
-                        () = handle.cancelled() => return,
+                        () = link.cancelled() => return,
                         outcome = call => outcome,
                     };
-                    finish(&handle, outcome).await;
+                    finish(handle, outcome).await;
                 });
             }
         }
@@ -70,7 +74,7 @@ impl Deferral {
 }
 
 /// Keeps how a task's call ended.
-async fn finish(handle: &Handle, outcome: Result<Answered, CallError>) {
+async fn finish(handle: Handle, outcome: Result<Answered, CallError>) {
     let reply = match outcome {
         Ok(answered) => Ok(answered.reply),
         Err(error) => match code::of_call(&error, Era::Modern, true) {
@@ -78,39 +82,41 @@ async fn finish(handle: &Handle, outcome: Result<Answered, CallError>) {
             Some(reply) => reply,
         },
     };
-    let ended = match reply {
-        Ok(reply) => Ok(reply.to_json()),
-        Err(refusal) => {
-            let mut error = json!({ "code": refusal.code, "message": refusal.message });
-            if let Some(data) = refusal.data {
-                error["data"] = data;
-            }
-            Err(error)
-        }
-    };
-    handle.end(ended).await;
+    match reply.map(|reply| RawValue::from_string(reply.to_json().to_string())) {
+        Ok(Ok(result)) => handle.complete(result).await,
+        Ok(Err(_)) => handle.fail(code::INTERNAL_ERROR, CallError::Internal.to_string(), None).await,
+        Err(refusal) => handle.fail(refusal.code, refusal.message, refusal.data).await,
+    }
 }
 
 impl Defers for Deferral {
     fn begin(&self) -> Waiting<'_, ()> {
         Box::pin(async {
-            let (record, handle) =
-                self.tasks.create(self.caller.subject()).await.map_err(|error| unavailable(&error))?;
-            let _ = self.begun.set((record.created_members(), Arc::new(handle)));
+            let created = self.tasks.create(self.caller.subject(), SystemTime::now()).await;
+            let (record, handle) = created.map_err(|error| unavailable(&error))?;
+            let _ = self.begun.set((record.created_members(), handle.link()));
+            *self.handle.lock() = Some(handle);
             Ok(())
         })
     }
 
     fn task(&self) -> Option<Arc<dyn Parks>> {
-        self.begun.get().map(|(_, handle)| Arc::clone(handle) as _)
+        self.begun.get().map(|(_, link)| Arc::new(link.clone()) as _)
     }
 
     fn is_cancelled(&self) -> bool {
-        self.begun.get().is_some_and(|(_, handle)| handle.is_cancelled())
+        self.begun.get().is_some_and(|(_, link)| link.is_cancelled())
     }
 
     fn extra_time(&self) -> Duration {
-        if self.begun.get().is_some() { self.tasks.timeout() } else { Duration::ZERO }
+        let timeout = Duration::from_millis(self.tasks.config().timeout_ms);
+        if self.begun.get().is_some() { timeout } else { Duration::ZERO }
+    }
+}
+
+impl Parks for Link {
+    fn ask(&self, requests: Map<String, Value>) -> Waiting<'_, Map<String, Value>> {
+        Box::pin(async move { Self::ask(self, requests).await.map_err(|_| CallError::Cancelled) })
     }
 }
 
@@ -152,7 +158,7 @@ async fn answer(tasks: &Tasks, method: &str, owner: &str, params: &Value) -> Res
     let Some(id) = params.get("taskId").and_then(Value::as_str) else {
         return Err(CallError::InvalidParams("params.taskId is missing or not text".into()));
     };
-    let acknowledged = |known: bool| known.then(|| Reply::of(Bytes::new()));
+    let acknowledged = |record: Option<Record>| record.map(|_| Reply::of(Bytes::new()));
     match method {
         "tasks/get" => {
             let record = tasks.get(owner, id).await.map_err(|error| unavailable(&error))?;

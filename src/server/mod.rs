@@ -47,7 +47,7 @@ use crate::{
     shutdown::{Drain, Signals},
     skill::{SKILLS_EXTENSION, Skill, Skills},
     stdio,
-    tasks::{Memory, Store, Tasks},
+    tasks::{Memory, Record, Store, Tasks},
     telemetry,
     tool::{Features, Handler, Prompt, Registry, Resource, Tool, handler::Hosted},
     toolbox,
@@ -378,12 +378,13 @@ impl Builder {
         features.methods.clone_from(&hosted.methods);
         let skills = Skills::new(self.skills).map_err(StartError::config)?;
         let tasks = self.tasks.map(|store| {
-            let config = tuning.tasks.clone();
             let store = match store {
-                TaskStore::Memory => Arc::new(Memory::new(config.tasks_max, config.per_caller_max)) as Arc<dyn Store>,
+                TaskStore::Memory => Arc::new(Memory::new(&tuning.tasks)) as Arc<dyn Store>,
                 TaskStore::Own(store) => store,
             };
-            Tasks::new(config, store, self.changes.clone())
+            let changes = self.changes.clone();
+            let told = move |record: &Record| changes.task(&record.id, &record.detailed_members());
+            Tasks::with_on_change(tuning.tasks.clone(), store, Arc::new(told))
         });
         let mut methods = features.methods.clone();
         let mut extensions = hosted.extensions.clone();
@@ -515,7 +516,10 @@ async fn sweep(front: Arc<Front>, idle_timeout_s: u64) {
             tracing::debug!(ended, "idle sessions ended");
         }
         if let Some(tasks) = &front.router.tasks {
-            tasks.sweep().await;
+            let expired = tasks.sweep(std::time::SystemTime::now()).await;
+            if expired > 0 {
+                tracing::debug!(expired, "tasks whose time was over");
+            }
         }
     }
 }

@@ -1,49 +1,69 @@
-//! Tasks: calls whose answer is fetched later (`io.modelcontextprotocol/tasks`). A task is in the store before its
-//! client hears of it, so that asking for it can never come too early; what runs it is held by the instance that it runs
-//! on. Where tasks are kept is behind [`Store`]; what a task is, in [`Record`].
+//! Tasks (`io.modelcontextprotocol/tasks`): calls that answer at once with a name, under which the client then finds
+//! the state, the questions and the result. Here is what may happen to a task and who may see it; requests are read
+//! and answered elsewhere, and the work itself is run by who made the task.
+//!
+//! ```text
+//! client --get, answer, cancel--> Tasks --change--> Store: one Record each, any instance finds it
+//!                                   |                 ^
+//!                                   | wakes           | ask, say, complete, fail
+//!                                   v                 |
+//!                                 Live <--waits-- Handle, Link: the run, on this instance
+//! ```
+//!
+//! A record's only way to change is [`Record::apply`]. A task that has ended stays as it is until it expires, so each
+//! request may come late, twice, or on another instance.
 
+mod handle;
+mod live;
+mod memory;
 mod record;
+mod shards;
 mod store;
+#[cfg(test)]
+mod tests;
+mod wire;
 
 use std::{
-    collections::HashMap,
-    fmt::Write,
+    fmt::{self, Write},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use tokio::{sync::Notify, time::timeout};
+use serde_json::{Map, Value};
 
 pub use self::{
-    record::{Change, Record, Status},
-    store::{Memory, Store, StoreError, Stored},
+    handle::{Cancelled, Handle, Link},
+    memory::Memory,
+    record::{Change, Effect, Failure, Record, STATUS_MESSAGE_CHARS_MAX, Status},
+    store::{After, Store, StoreError, StoreFuture},
 };
-use crate::{
-    changes::Changes,
-    error::CallError,
-    input::{Parks, Waiting},
-};
+use self::{live::Live, shards::Shards};
+use crate::units::ByteSize;
 
-/// `[tasks]`: calls whose answer is fetched later.
+/// Random bytes in an id; 192 bits cannot be guessed.
+const ID_BYTES: usize = 24;
+const ID_CHARS: usize = ID_BYTES * 2;
+
+/// `[tasks]`: limits of calls that run on while their client asks for them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Tasks kept at once, those that have ended included.
+    /// Tasks that are kept at once, running and ended.
     pub tasks_max: usize,
-    /// Tasks kept at once of one caller.
+    /// Tasks of one caller that are kept at once.
     pub per_caller_max: usize,
-    /// How long a task is kept after its creation, in milliseconds.
+    /// Memory for results and unread answers, over all tasks. A result without room fails its task.
+    pub bytes_max: ByteSize,
+    /// How long a task is kept after it was made, in milliseconds. Not less than `timeout_ms`.
     pub ttl_ms: u64,
-    /// How often clients are asked to look, in milliseconds.
+    /// How often clients are told to ask for a task, in milliseconds.
     pub poll_interval_ms: u64,
-    /// Time for a task to end, in milliseconds.
+    /// The longest that a task may run, with all its waiting, in milliseconds.
     pub timeout_ms: u64,
 }
 
@@ -52,6 +72,7 @@ impl Default for Config {
         Self {
             tasks_max: 10_000,
             per_caller_max: 1_000,
+            bytes_max: ByteSize::mib(256),
             ttl_ms: 3_600_000,
             poll_interval_ms: 1_000,
             timeout_ms: 600_000,
@@ -59,279 +80,216 @@ impl Default for Config {
     }
 }
 
-/// All tasks.
-#[derive(Debug)]
-pub(crate) struct Tasks {
+/// Called after each change that a client can see, with the record after it; for one task in the order of its changes.
+/// Must be short, must not block, and must not call [`Tasks`].
+pub type OnChange = Arc<dyn Fn(&Record) + Send + Sync>;
+
+/// All tasks of this instance, and the way to those of others through the store.
+pub struct Tasks {
     config: Config,
     store: Arc<dyn Store>,
-    changes: Changes,
-    /// What runs here, by id.
-    live: Mutex<HashMap<String, Arc<Live>>>,
+    on_change: Option<OnChange>,
+    /// Those that run here.
+    live: Shards<Arc<Live>>,
+    live_count: AtomicUsize,
 }
 
-/// What the instance that runs a task holds of it.
-#[derive(Debug, Default)]
-struct Live {
-    answers: Mutex<Map<String, Value>>,
-    answered: Notify,
-    is_cancelled: AtomicBool,
-    cancelled: Notify,
-}
-
-/// A task that runs here, held by who runs it. Dropped without an end, the task has failed.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    tasks: Arc<Tasks>,
-    id: String,
-    live: Arc<Live>,
-    ended: AtomicBool,
+impl fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tasks").field("store", &self.store).field("live", &self.live_count).finish_non_exhaustive()
+    }
 }
 
 impl Tasks {
-    pub(crate) fn new(config: Config, store: Arc<dyn Store>, changes: Changes) -> Arc<Self> {
-        Arc::new(Self { config, store, changes, live: Mutex::default() })
+    /// Tasks in a store.
+    pub fn new(config: Config, store: Arc<dyn Store>) -> Arc<Self> {
+        Self::build(config, store, None)
     }
 
-    /// How long a task may run.
-    pub(crate) fn timeout(&self) -> Duration {
-        Duration::from_millis(self.config.timeout_ms)
+    /// The same, with somebody who hears of every change that is made here.
+    pub fn with_on_change(config: Config, store: Arc<dyn Store>, on_change: OnChange) -> Arc<Self> {
+        Self::build(config, store, Some(on_change))
     }
 
-    /// A new task. It is in the store when this resolves.
-    pub(crate) async fn create(self: &Arc<Self>, owner: &str) -> Result<(Record, Handle), StoreError> {
-        let now_ms = record::millis(SystemTime::now());
-        let record = Record {
-            id: new_id()?,
-            owner: owner.to_owned(),
-            status: Status::Working,
-            created_at_ms: now_ms,
-            updated_at_ms: now_ms,
-            ttl_ms: self.config.ttl_ms,
-            poll_interval_ms: self.config.poll_interval_ms,
-            input_requests: Map::new(),
-            result: None,
-            error: None,
-        };
-        self.store.insert(record.clone()).await?;
-        let live = Arc::<Live>::default();
-        self.live.lock().insert(record.id.clone(), Arc::clone(&live));
-        let handle = Handle { tasks: Arc::clone(self), id: record.id.clone(), live, ended: AtomicBool::new(false) };
-        Ok((record, handle))
+    fn build(config: Config, store: Arc<dyn Store>, on_change: Option<OnChange>) -> Arc<Self> {
+        Arc::new(Self { config, store, on_change, live: Shards::new(), live_count: AtomicUsize::new(0) })
     }
 
-    /// The owner's task of this id. Another's is as if it were not there.
-    pub(crate) async fn get(&self, owner: &str, id: &str) -> Result<Option<Record>, StoreError> {
-        let record = self.store.load(id).await?;
-        Ok(record.filter(|r| r.owner == owner && !r.is_over(SystemTime::now())))
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
-    /// Brings answers to a task's questions; those that nobody asked for are ignored. False when there is no such task.
-    pub(crate) async fn answer(&self, owner: &str, id: &str, answers: Map<String, Value>) -> Result<bool, StoreError> {
-        let Some(record) = self.get(owner, id).await? else { return Ok(false) };
-        let wanted: Map<_, _> =
-            answers.into_iter().filter(|(key, _)| record.input_requests.contains_key(key)).collect();
-        if wanted.is_empty() {
-            return Ok(true);
-        }
-        let keys = wanted.keys().cloned().collect();
-        let live = self.live.lock().get(id).map(Arc::clone);
-        if let Some(live) = &live {
-            live.answers.lock().extend(wanted);
-        }
-        self.change(id, Change::Answered(keys)).await?;
-        if let Some(live) = live {
-            live.answered.notify_one();
-        }
-        Ok(true)
+    /// Tasks that run on this instance.
+    pub fn running(&self) -> usize {
+        self.live_count.load(Ordering::Relaxed)
     }
 
-    /// Takes a task back. False when there is no such task; one that has ended stays as it is.
-    pub(crate) async fn cancel(&self, owner: &str, id: &str) -> Result<bool, StoreError> {
-        if self.get(owner, id).await?.is_none() {
-            return Ok(false);
-        }
-        self.change(id, Change::Cancel).await?;
-        let live = self.live.lock().get(id).map(Arc::clone);
-        if let Some(live) = live {
-            live.is_cancelled.store(true, Ordering::Release);
-            live.cancelled.notify_one();
-            live.answered.notify_one();
-        }
-        Ok(true)
-    }
-
-    /// Forgets tasks whose time is over.
-    pub(crate) async fn sweep(&self) {
-        match self.store.sweep(SystemTime::now()).await {
-            Ok(0) => {}
-            Ok(forgotten) => tracing::debug!(forgotten, "tasks whose time was over"),
-            Err(error) => tracing::warn!(?error, "tasks cannot be swept"),
-        }
-    }
-
-    async fn change(&self, id: &str, change: Change) -> Result<(), StoreError> {
-        if let Some((record, true)) = self.store.change(id, change, SystemTime::now()).await? {
-            self.changes.task(id, &record.detailed_members());
-        }
-        Ok(())
-    }
-}
-
-impl Handle {
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.live.is_cancelled.load(Ordering::Acquire)
-    }
-
-    /// Returns when the client takes the task back.
-    pub(crate) async fn cancelled(&self) {
-        while !self.is_cancelled() {
-            self.live.cancelled.notified().await;
-        }
-    }
-
-    /// The end of the task: a result object, or an error object.
-    pub(crate) async fn end(&self, outcome: Result<Value, Value>) {
-        self.ended.store(true, Ordering::Release);
-        let change = outcome.map_or_else(Change::Fail, Change::Complete);
-        if let Err(error) = self.tasks.change(&self.id, change).await {
-            tracing::error!(?error, task = self.id, "the end of a task could not be kept");
-        }
-    }
-
-    async fn wait_for(&self, requests: Map<String, Value>) -> Result<Map<String, Value>, CallError> {
-        let keys: Vec<String> = requests.keys().cloned().collect();
-        self.live.answers.lock().retain(|key, _| !keys.contains(key)); // answers to an older question of this name
-        let kept = self.tasks.change(&self.id, Change::Ask(requests)).await;
-        kept.map_err(|_| CallError::Internal)?;
-        loop {
-            if self.is_cancelled() {
-                return Err(CallError::Cancelled);
+    /// Makes a task. When this returns, any instance finds it. The record is for the answer, the handle for who runs
+    /// the work.
+    ///
+    /// # Errors
+    /// What the store says, or that too many tasks run here.
+    pub async fn create(self: &Arc<Self>, owner: &str, now: SystemTime) -> Result<(Record, Handle), StoreError> {
+        let Config { ttl_ms, poll_interval_ms, timeout_ms, .. } = self.config;
+        let record = Record::new(new_id()?, owner, now, ttl_ms, poll_interval_ms);
+        let live = Live::new(&record.id, record.created_at_ms.saturating_add(timeout_ms.min(ttl_ms)));
+        // The handle is there before the record, so that a caller who leaves in between does not leave a record behind
+        // that nobody ends.
+        let handle = self.run(live)?;
+        match self.store.insert(record.clone()).await {
+            Ok(()) => Ok((record, handle)),
+            Err(error) => {
+                self.remove_live(handle.id());
+                handle.discard();
+                Err(error)
             }
-            {
-                let mut answers = self.live.answers.lock();
-                if keys.iter().all(|key| answers.contains_key(key)) {
-                    return Ok(keys.into_iter().filter_map(|key| answers.remove_entry(&key)).collect());
-                }
-            }
-            self.live.answered.notified().await;
         }
     }
-}
 
-impl Parks for Handle {
-    fn ask(&self, requests: Map<String, Value>) -> Waiting<'_, Map<String, Value>> {
-        Box::pin(async move {
-            let limit = self.tasks.timeout();
-            let waited = timeout(limit, self.wait_for(requests)).await;
-            waited.unwrap_or_else(|_| Err(CallError::tool("the client did not answer while the task could run")))
+    /// The owner's task of this id. For anybody else it is as if it were not there.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn get(&self, owner: &str, id: &str) -> Result<Option<Record>, StoreError> {
+        if !is_id(id) {
+            return Ok(None);
+        }
+        Ok(self.load(id).await?.filter(|record| record.owner == owner))
+    }
+
+    /// Takes answers of the client in. What is not asked is ignored, and so is everything once the task has ended.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn answer(
+        &self,
+        owner: &str,
+        id: &str,
+        inputs: Map<String, Value>,
+    ) -> Result<Option<Record>, StoreError> {
+        self.change_owned(owner, id, Change::Answer(inputs)).await
+    }
+
+    /// Cancels a task: its record at once, its work as soon as that looks. Does nothing when it has ended.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn cancel(&self, owner: &str, id: &str) -> Result<Option<Record>, StoreError> {
+        self.change_owned(owner, id, Change::Cancel).await
+    }
+
+    /// Ends what has run for too long, tells the store of ends that it could not hear of before, and removes what has
+    /// expired. To be called every few seconds. Returns how many tasks expired.
+    pub async fn sweep(&self, now: SystemTime) -> usize {
+        let now_ms = record::millis(now);
+        let mut due: Vec<Arc<Live>> = Vec::new();
+        for part in self.live.parts() {
+            due.extend(part.values().filter(|live| live.needs_sweep(now_ms)).cloned());
+        }
+        for live in due {
+            if live.is_overdue(now_ms) {
+                let limit_ms = self.config.timeout_ms.min(self.config.ttl_ms);
+                let why = format!("the task did not end within {limit_ms} ms and was stopped");
+                live.end_with(Change::Fail(Failure::internal(why)));
+            }
+            if !self.settle(&live).await {
+                break; // the store is away; the others would wait for it in vain, one by one
+            }
+        }
+        self.store.sweep(now).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "expired tasks could not be removed; the next sweep tries again");
+            0
         })
     }
-}
 
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.tasks.live.lock().remove(&self.id);
-        if self.ended.load(Ordering::Acquire) || self.is_cancelled() {
-            return;
+    async fn change_owned(&self, owner: &str, id: &str, change: Change) -> Result<Option<Record>, StoreError> {
+        // An owner is for ever, so that what is true before the change is true in it.
+        if self.get(owner, id).await?.is_none() {
+            return Ok(None);
         }
-        let (tasks, id) = (Arc::clone(&self.tasks), std::mem::take(&mut self.id));
-        let error = json!({ "code": -32603, "message": "the task ended without an answer" });
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { tasks.change(&id, Change::Fail(error)).await });
+        self.change(id, change).await
+    }
+
+    /// Changes a record, wakes the run and tells who wants to hear of it.
+    async fn change(&self, id: &str, change: Change) -> Result<Option<Record>, StoreError> {
+        let live = self.live.part(id).get(id).map(Arc::clone);
+        let after = self.store.change(id, change, SystemTime::now()).await?;
+        Ok(after.map(|after| self.changed(live.as_deref(), after)))
+    }
+
+    fn changed(&self, live: Option<&Live>, After { record, effect }: After) -> Record {
+        if effect == Effect::Visible {
+            match (&self.on_change, live) {
+                (Some(tell), Some(live)) => live.tell(&record, |record| tell(record)),
+                (Some(tell), None) => tell(&record),
+                (None, _) => {}
+            }
         }
+        if let Some(live) = live.filter(|_| effect != Effect::None) {
+            live.wake(record.status.is_final());
+        }
+        record
+    }
+
+    async fn load(&self, id: &str) -> Result<Option<Record>, StoreError> {
+        self.store.load(id).await
+    }
+
+    /// Brings an end to the store. False when the store could not be reached, so that the sweep tries again.
+    async fn settle(&self, live: &Live) -> bool {
+        let Some(end) = live.pending() else { return true };
+        match self.store.change(live.id(), end, SystemTime::now()).await {
+            Ok(after) => {
+                after.map(|after| self.changed(Some(live), after));
+                self.remove_live(live.id());
+                live.settle();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, task = live.id(), "a task's end is not in the store yet; it is tried again");
+                false
+            }
+        }
+    }
+
+    /// Notes a task as running here.
+    fn run(self: &Arc<Self>, live: Live) -> Result<Handle, StoreError> {
+        let below = |n: usize| (n < self.config.tasks_max).then_some(n + 1);
+        self.live_count.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).map_err(|_| StoreError::Full)?;
+        let live = Arc::new(live);
+        self.live.part(live.id()).insert(live.id().into(), Arc::clone(&live));
+        Ok(Handle::new(Arc::clone(self), live))
+    }
+
+    fn remove_live(&self, id: &str) {
+        let removed = self.live.part(id).remove(id);
+        if removed.is_some() {
+            self.live_count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.store.is_shared()
+    }
+
+    fn look_interval(&self) -> Duration {
+        handle::look_interval(self.config.poll_interval_ms)
     }
 }
 
+/// Random, in hex: it travels in a header, which wants visible ASCII.
 fn new_id() -> Result<String, StoreError> {
-    let mut bytes = [0; 24];
-    getrandom::fill(&mut bytes).map_err(|e| StoreError::Unavailable(format!("no random numbers: {e}")))?;
-    let mut id = String::with_capacity(48);
+    let mut bytes = [0; ID_BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| StoreError::Unavailable(format!("no random numbers: {error}")))?;
+    let mut id = String::with_capacity(ID_CHARS);
     for byte in bytes {
         let _ = write!(id, "{byte:02x}");
     }
     Ok(id)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tasks(config: Config) -> Arc<Tasks> {
-        let store = Memory::new(config.tasks_max, config.per_caller_max);
-        Tasks::new(config, Arc::new(store), Changes::default())
-    }
-
-    fn object(value: Value) -> Map<String, Value> {
-        if let Value::Object(object) = value { object } else { Map::new() }
-    }
-
-    #[tokio::test]
-    async fn a_task_is_its_owners_and_there_at_once() {
-        let tasks = tasks(Config::default());
-        let (record, handle) = tasks.create("me").await.expect("room");
-        assert!(tasks.get("me", &record.id).await.expect("a store").is_some());
-        assert!(tasks.get("you", &record.id).await.expect("a store").is_none());
-        assert_eq!(tasks.cancel("you", &record.id).await, Ok(false));
-        handle.end(Ok(json!({ "content": [] }))).await;
-        drop(handle);
-        let ended = tasks.get("me", &record.id).await.expect("a store").expect("kept");
-        assert_eq!(ended.status, Status::Completed);
-        assert_eq!(tasks.cancel("me", &record.id).await, Ok(true), "as often as one likes");
-        assert_eq!(tasks.get("me", &record.id).await.expect("a store").expect("kept"), ended);
-    }
-
-    #[tokio::test]
-    async fn questions_wait_for_all_their_answers() {
-        let tasks = tasks(Config::default());
-        let (record, handle) = tasks.create("me").await.expect("room");
-        let asking = tokio::spawn(async move {
-            let answers = handle.ask(object(json!({ "a": {}, "b": {} }))).await;
-            handle.end(Ok(Value::Null)).await;
-            answers
-        });
-        while tasks.get("me", &record.id).await.expect("a store").expect("kept").status != Status::InputRequired {
-            tokio::task::yield_now().await;
-        }
-        for (answers, status) in [
-            (json!({ "c": 3 }), Status::InputRequired),
-            (json!({ "a": 1, "c": 3 }), Status::InputRequired),
-            (json!({ "b": 2 }), Status::Working),
-        ] {
-            assert_eq!(tasks.answer("me", &record.id, object(answers)).await, Ok(true));
-            let now = tasks.get("me", &record.id).await.expect("a store").expect("kept").status;
-            assert!(now == status || now == Status::Completed, "{now:?}");
-        }
-        assert_eq!(asking.await.expect("ends"), Ok(object(json!({ "a": 1, "b": 2 }))));
-    }
-
-    #[tokio::test]
-    async fn cancelling_wakes_and_dropping_fails() {
-        let tasks = tasks(Config::default());
-        let (record, handle) = tasks.create("me").await.expect("room");
-        let asking = tokio::spawn(async move { handle.ask(object(json!({ "a": {} }))).await });
-        tokio::task::yield_now().await;
-        assert_eq!(tasks.cancel("me", &record.id).await, Ok(true));
-        assert_eq!(asking.await.expect("ends"), Err(CallError::Cancelled));
-        let (record, handle) = tasks.create("me").await.expect("room");
-        drop(handle);
-        while tasks.get("me", &record.id).await.expect("a store").expect("kept").status != Status::Failed {
-            tokio::task::yield_now().await;
-        }
-        assert!(tasks.live.lock().is_empty());
-    }
-
-    #[tokio::test]
-    async fn tasks_are_bounded_and_end_with_their_time() {
-        let tasks = tasks(Config { tasks_max: 3, per_caller_max: 2, ttl_ms: 0, ..Config::default() });
-        let (record, one) = tasks.create("me").await.expect("room");
-        let (_, two) = tasks.create("me").await.expect("room");
-        assert_eq!(tasks.create("me").await.err(), Some(StoreError::OwnerFull));
-        let (_, three) = tasks.create("you").await.expect("room");
-        assert_eq!(tasks.create("them").await.err(), Some(StoreError::Full));
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        assert!(tasks.get("me", &record.id).await.expect("a store").is_none());
-        tasks.sweep().await;
-        tasks.create("me").await.expect("room again");
-        drop((one, two, three));
-    }
+/// Whether a text could be an id, so that a store is asked for nothing else.
+fn is_id(text: &str) -> bool {
+    text.len() == ID_CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

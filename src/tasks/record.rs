@@ -1,231 +1,474 @@
-//! What is kept of a task, and what may happen to it. Pure: a store applies a [`Change`] to a [`Record`] and keeps the
-//! outcome. A task that has ended stays as it ended.
+//! The durable state of one task, and what may happen to it. [`Record::apply`] is the whole state machine: values in,
+//! values out, no clock and no lock. Who keeps records is in `store`; how they are written for clients is in `wire`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value, value::RawValue};
 
-/// How far a task is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Characters of a status message that are kept; it is a line for people, not a result.
+pub const STATUS_MESSAGE_CHARS_MAX: usize = 500;
+
+/// Where a task stands. The last three are for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It runs.
     Working,
-    /// It waits for answers of its client.
+    /// It waits for answers of the client.
     InputRequired,
-    /// It has a result, which may say that the tool failed.
+    /// It has a result, which may say `isError`.
     Completed,
-    /// It ended with a JSON-RPC error.
+    /// It ended with a JSON-RPC error; what a tool itself reports as an error is `Completed`.
     Failed,
-    /// Its client took it back.
+    /// The client called it off.
     Cancelled,
 }
 
 impl Status {
-    /// Whether nothing can happen any more.
-    pub fn is_terminal(self) -> bool {
+    /// Whether nothing can happen to the task any more.
+    pub const fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 }
 
-/// A task as it is kept. Any store can keep it: it is plain data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// 192 random bits in hex.
-    pub id: String,
-    /// Who may see it: the subject of the caller.
-    pub owner: String,
-    /// How far it is.
-    pub status: Status,
-    /// Milliseconds since 1970.
-    pub created_at_ms: u64,
-    /// Milliseconds since 1970.
-    pub updated_at_ms: u64,
-    /// How long it is kept after its creation, in milliseconds.
-    pub ttl_ms: u64,
-    /// How often its client should ask, in milliseconds.
-    pub poll_interval_ms: u64,
-    /// Questions without an answer, by key.
-    pub input_requests: Map<String, Value>,
-    /// The result object of the call.
-    pub result: Option<Value>,
-    /// The error object of the call.
-    pub error: Option<Value>,
+/// The JSON-RPC error of a task that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its code.
+    pub code: i32,
+    /// Its message.
+    pub message: String,
+    /// Its data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Value>,
 }
 
-/// What may happen to a task.
-#[derive(Clone, Debug, PartialEq)]
+impl Failure {
+    /// A fault of ours.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self { code: -32603, message: message.into(), data: None }
+    }
+}
+
+/// Something that happens to a task.
+#[derive(Clone, Debug)]
 pub enum Change {
-    /// It needs answers to these questions, and waits.
+    /// The run says how it goes. The task stays `input_required` while it asks something.
+    Working {
+        /// The new status message.
+        message: Option<String>,
+    },
+    /// The run asks the client. A key must not have been used in this task before.
     Ask(Map<String, Value>),
-    /// Answers came to the questions with these keys.
-    Answered(Vec<String>),
-    /// It ended with this result.
-    Complete(Value),
-    /// It ended with this error.
-    Fail(Value),
-    /// Its client took it back.
+    /// The client answers. What was not asked, or is answered already, is ignored.
+    Answer(Map<String, Value>),
+    /// The run has read the answers under these keys, or does not want them any more.
+    Forget(Vec<String>),
+    /// The run ended with a result.
+    Complete(Arc<RawValue>),
+    /// The run ended with an error.
+    Fail(Failure),
+    /// The client calls the task off.
     Cancel,
 }
 
+/// What a change did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing; the record is as it was.
+    None,
+    /// Something that a client cannot see.
+    Hidden,
+    /// Something that a client can see, so that it is worth telling.
+    Visible,
+}
+
+/// The durable state of one task. A store may keep it anywhere; its form is that of `serde_json`. Members that this
+/// version does not know are passed over, since instances of two versions may share a store for a while.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Names the task; cannot be guessed.
+    pub id: String,
+    /// The subject of the caller who made it.
+    pub owner: String,
+    /// Where it stands.
+    pub status: Status,
+    /// A line about that, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_message: Option<String>,
+    /// When it was made, in milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// When a client could last see a difference, in milliseconds since 1970.
+    pub last_updated_at_ms: u64,
+    /// How long it is kept after it was made.
+    pub ttl_ms: u64,
+    /// How often to ask for it.
+    pub poll_interval_ms: u64,
+    /// Grows with every change, so that a store can tell whether somebody else wrote in between, and so that news of a
+    /// task does not overtake newer news.
+    pub version: u64,
+    /// The open questions, by key.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub input_requests: Map<String, Value>,
+    /// Answers that the run has not read yet, by key.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub inputs: Map<String, Value>,
+    /// The result, when it is completed.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "shared_json")]
+    pub result: Option<Arc<RawValue>>,
+    /// The error, when it has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
+}
+
 impl Record {
-    /// Applies a change; false when nothing happened, because the task has ended or was not concerned.
-    pub fn apply(&mut self, change: Change, now: SystemTime) -> bool {
-        if self.status.is_terminal() {
-            return false;
-        }
-        match change {
-            Change::Ask(requests) => {
-                self.status = Status::InputRequired;
-                self.input_requests = requests;
-            }
-            Change::Answered(keys) => {
-                let before = self.input_requests.len();
-                self.input_requests.retain(|key, _| !keys.contains(key));
-                if self.input_requests.len() == before {
-                    return false;
-                }
-                if self.input_requests.is_empty() {
-                    self.status = Status::Working;
-                }
-            }
-            Change::Complete(result) => self.end(Status::Completed, Some(result), None),
-            Change::Fail(error) => self.end(Status::Failed, None, Some(error)),
-            Change::Cancel => self.end(Status::Cancelled, None, None),
-        }
-        self.updated_at_ms = millis(now).max(self.updated_at_ms);
-        true
-    }
-
-    fn end(&mut self, status: Status, result: Option<Value>, error: Option<Value>) {
-        self.status = status;
-        self.input_requests.clear();
-        self.result = result;
-        self.error = error;
-    }
-
-    /// Whether its time is over.
-    pub fn is_over(&self, now: SystemTime) -> bool {
-        millis(now) > self.created_at_ms.saturating_add(self.ttl_ms)
-    }
-
-    /// The members of the result that tells of its creation.
-    pub(crate) fn created_members(&self) -> Bytes {
-        members(&self.envelope())
-    }
-
-    /// The members of its whole state.
-    pub(crate) fn detailed_members(&self) -> Bytes {
-        let mut state = self.envelope();
-        if self.status == Status::InputRequired {
-            state["inputRequests"] = Value::Object(self.input_requests.clone());
-        }
-        for (key, value) in [("result", &self.result), ("error", &self.error)] {
-            if let Some(value) = value {
-                state[key] = value.clone();
-            }
-        }
-        members(&state)
-    }
-
-    fn envelope(&self) -> Value {
-        json!({
-            "taskId": self.id,
-            "status": self.status,
-            "createdAt": iso8601(self.created_at_ms),
-            "lastUpdatedAt": iso8601(self.updated_at_ms),
-            "ttlMs": self.ttl_ms,
-            "pollIntervalMs": self.poll_interval_ms,
-        })
-    }
-}
-
-fn members(value: &Value) -> Bytes {
-    let json = value.to_string();
-    Bytes::copy_from_slice(&json.as_bytes()[1..json.len() - 1])
-}
-
-/// Milliseconds since 1970.
-pub(super) fn millis(time: SystemTime) -> u64 {
-    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis()).unwrap_or(u64::MAX)
-}
-
-/// `2026-07-28T12:34:56.789Z`. Days to dates by the civil calendar, whose eras of 400 years are all alike.
-fn iso8601(millis: u64) -> String {
-    let (seconds, millis) = (millis / 1000, millis % 1000);
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let shifted = days + 719_468; // days since the first of March of the year 0, where leap days end a year
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record() -> Record {
-        Record {
-            id: "t".into(),
-            owner: "o".into(),
+    /// A task that has just started.
+    pub fn new(id: String, owner: &str, now: SystemTime, ttl_ms: u64, poll_interval_ms: u64) -> Self {
+        let now_ms = millis(now);
+        Self {
+            id,
+            owner: owner.to_owned(),
             status: Status::Working,
-            created_at_ms: 1000,
-            updated_at_ms: 1000,
-            ttl_ms: 500,
-            poll_interval_ms: 10,
+            status_message: None,
+            created_at_ms: now_ms,
+            last_updated_at_ms: now_ms,
+            ttl_ms,
+            poll_interval_ms,
+            version: 0,
             input_requests: Map::new(),
+            inputs: Map::new(),
             result: None,
             error: None,
         }
     }
 
-    fn questions(keys: &[&str]) -> Map<String, Value> {
-        keys.iter().map(|key| ((*key).to_owned(), json!({}))).collect()
+    /// Whether nobody is promised to find it any more.
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        millis(now) >= self.created_at_ms.saturating_add(self.ttl_ms)
+    }
+
+    /// Bytes held that are not the server's own: the result and the unread answers.
+    pub fn bytes(&self) -> usize {
+        self.result.as_ref().map_or(0, |r| r.get().len()) + bytes_of(&self.inputs)
+    }
+
+    /// Applies a change and says what it did. Nothing happens to a task that has ended.
+    pub fn apply(&mut self, change: Change, now: SystemTime) -> Effect {
+        let effect = if self.status.is_final() { Effect::None } else { self.apply_live(change) };
+        if effect != Effect::None {
+            self.version += 1;
+        }
+        if effect == Effect::Visible {
+            // The clock may have been set back; what a client saw does not go back with it.
+            self.last_updated_at_ms = self.last_updated_at_ms.max(millis(now));
+        }
+        effect
+    }
+
+    fn apply_live(&mut self, change: Change) -> Effect {
+        match change {
+            Change::Working { message } => self.say(message),
+            Change::Ask(requests) => self.ask(requests),
+            Change::Answer(answers) => self.answer(answers),
+            Change::Forget(keys) => self.forget(&keys),
+            Change::Complete(result) => {
+                self.result = Some(result);
+                self.end(Status::Completed)
+            }
+            Change::Fail(failure) => {
+                self.error = Some(failure);
+                self.end(Status::Failed)
+            }
+            Change::Cancel => self.end(Status::Cancelled),
+        }
+    }
+
+    fn say(&mut self, message: Option<String>) -> Effect {
+        let message = message.map(|m| m.chars().take(STATUS_MESSAGE_CHARS_MAX).collect());
+        if message == self.status_message {
+            return Effect::None;
+        }
+        self.status_message = message;
+        Effect::Visible
+    }
+
+    fn ask(&mut self, requests: Map<String, Value>) -> Effect {
+        if requests.is_empty() {
+            return Effect::None;
+        }
+        self.input_requests.extend(requests);
+        self.status = Status::InputRequired;
+        Effect::Visible
+    }
+
+    fn answer(&mut self, answers: Map<String, Value>) -> Effect {
+        let mut effect = Effect::None;
+        for (key, answer) in answers {
+            if self.input_requests.remove(&key).is_some() {
+                self.inputs.insert(key, answer);
+                effect = Effect::Visible;
+            }
+        }
+        self.work_on();
+        effect
+    }
+
+    fn forget(&mut self, keys: &[String]) -> Effect {
+        let mut effect = Effect::None;
+        for key in keys {
+            if self.input_requests.remove(key).is_some() {
+                effect = Effect::Visible;
+            } else if self.inputs.remove(key).is_some() && effect == Effect::None {
+                effect = Effect::Hidden;
+            }
+        }
+        self.work_on();
+        effect
+    }
+
+    fn work_on(&mut self) {
+        if self.input_requests.is_empty() {
+            self.status = Status::Working;
+        }
+    }
+
+    fn end(&mut self, status: Status) -> Effect {
+        self.status = status;
+        // What the message said of the run is not true any more.
+        self.status_message = None;
+        self.input_requests = Map::new();
+        self.inputs = Map::new();
+        Effect::Visible
+    }
+}
+
+impl Change {
+    /// Bytes that it may add to what a record holds; see [`Record::bytes`].
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Complete(result) => result.get().len(),
+            Self::Answer(answers) => bytes_of(answers),
+            _ => 0,
+        }
+    }
+}
+
+/// Milliseconds since 1970; 0 for what lies before.
+pub(super) fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn bytes_of(map: &Map<String, Value>) -> usize {
+    map.iter().map(|(key, value)| key.len() + value_bytes(value)).sum()
+}
+
+/// About what a value takes as text. The depth is that of what was read, which the reader limits.
+fn value_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => 2 + items.iter().map(value_bytes).sum::<usize>(),
+        Value::Object(members) => 2 + bytes_of(members),
+    }
+}
+
+/// A shared text of JSON, which serde by itself knows only as a box.
+mod shared_json {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde_json::value::RawValue;
+
+    pub(super) fn serialize<S: Serializer>(json: &Option<Arc<RawValue>>, serializer: S) -> Result<S::Ok, S::Error> {
+        json.as_deref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(json: D) -> Result<Option<Arc<RawValue>>, D::Error> {
+        Ok(Option::<Box<RawValue>>::deserialize(json)?.map(Arc::from))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn record() -> Record {
+        Record::new("id".into(), "owner", at(100), 60_000, 1000)
+    }
+
+    fn map(value: Value) -> Map<String, Value> {
+        value.as_object().expect("an object").clone()
+    }
+
+    fn raw(json: &str) -> Arc<RawValue> {
+        Arc::from(RawValue::from_string(json.into()).expect("JSON"))
+    }
+
+    fn failure() -> Failure {
+        Failure { code: -1, message: "broken".into(), data: None }
+    }
+
+    fn changes() -> Vec<(&'static str, Change)> {
+        vec![
+            ("say", Change::Working { message: Some("half".into()) }),
+            ("ask", Change::Ask(map(json!({ "a": 1, "b": 2 })))),
+            ("answer a", Change::Answer(map(json!({ "a": 10 })))),
+            ("answer both", Change::Answer(map(json!({ "a": 10, "b": 20 })))),
+            ("answer other", Change::Answer(map(json!({ "z": 0 })))),
+            ("forget", Change::Forget(vec!["a".into(), "b".into()])),
+            ("complete", Change::Complete(raw("{}"))),
+            ("fail", Change::Fail(failure())),
+            ("cancel", Change::Cancel),
+        ]
+    }
+
+    /// From each state, by each of [`changes`] in their order, to a status; `!` is something that clients see, `~` is
+    /// something that they do not, `.` is nothing.
+    const TABLE: [(&str, &str); 4] = [
+        ("fresh", "W! I! W. W. W. W. C! F! X!"),
+        ("asking", "I! I! I! W! I. W! C! F! X!"),
+        ("half answered", "I! I! I. W! I. W! C! F! X!"),
+        ("answered", "W! I! W. W. W. W~ C! F! X!"),
+    ];
+
+    fn cell(text: &str) -> (Status, Effect) {
+        let status = match &text[..1] {
+            "W" => Status::Working,
+            "I" => Status::InputRequired,
+            "C" => Status::Completed,
+            "F" => Status::Failed,
+            _ => Status::Cancelled,
+        };
+        let effect = match &text[1..] {
+            "!" => Effect::Visible,
+            "~" => Effect::Hidden,
+            _ => Effect::None,
+        };
+        (status, effect)
+    }
+
+    fn started(name: &str) -> Record {
+        let mut record = record();
+        let ask = Change::Ask(map(json!({ "a": 1, "b": 2 })));
+        let answer = |answers| Change::Answer(map(answers));
+        let before = match name {
+            "asking" => vec![ask],
+            "half answered" => vec![ask, answer(json!({ "a": 10 }))],
+            "answered" => vec![ask, answer(json!({ "a": 10, "b": 20 }))],
+            _ => vec![],
+        };
+        for change in before {
+            record.apply(change, at(100));
+        }
+        record
     }
 
     #[test]
-    fn times_read_as_people_write_them() {
-        for (millis, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
-            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
-            (1_785_196_800_123, "2026-07-28T00:00:00.123Z"),
-            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
-        ] {
-            assert_eq!(iso8601(millis), text);
+    fn the_state_machine() {
+        use Status::InputRequired;
+        for (name, cells) in TABLE {
+            let start = started(name);
+            let cells: Vec<_> = cells.split(' ').map(cell).collect();
+            assert_eq!(cells.len(), changes().len(), "{name}");
+            for ((what, change), (status, effect)) in changes().into_iter().zip(cells) {
+                let mut record = start.clone();
+                let did = record.apply(change, at(200));
+                assert_eq!((record.status, did), (status, effect), "{name}, then {what}");
+                let updated = if effect == Effect::Visible { 200_000 } else { 100_000 };
+                assert_eq!(record.last_updated_at_ms, updated, "{name}, then {what}");
+                assert_eq!(record.version - start.version, u64::from(effect != Effect::None), "{name}, then {what}");
+                assert_eq!(status == InputRequired, !record.input_requests.is_empty(), "{name}, then {what}");
+            }
         }
     }
 
     #[test]
-    fn a_task_asks_goes_on_and_ends_once() {
-        let now = UNIX_EPOCH + Duration::from_millis(1200);
-        let mut task = record();
-        assert!(task.apply(Change::Ask(questions(&["a", "b"])), now));
-        assert_eq!((task.status, task.updated_at_ms), (Status::InputRequired, 1200));
-        assert!(!task.apply(Change::Answered(vec!["c".into()]), now));
-        assert!(task.apply(Change::Answered(vec!["a".into()]), now));
-        assert_eq!(task.status, Status::InputRequired, "one is still open");
-        assert!(task.apply(Change::Answered(vec!["b".into(), "c".into()]), now));
-        assert_eq!(task.status, Status::Working);
-        assert!(task.apply(Change::Complete(json!({ "content": [] })), now));
-        for late in [Change::Cancel, Change::Fail(json!({})), Change::Ask(questions(&["a"]))] {
-            let before = task.clone();
-            assert!(!task.apply(late, now));
-            assert_eq!(task, before);
+    fn an_ended_task_ignores_everything() {
+        for (name, end) in
+            [("complete", Change::Complete(raw("1"))), ("fail", Change::Fail(failure())), ("cancel", Change::Cancel)]
+        {
+            let mut ended = record();
+            ended.apply(Change::Ask(map(json!({ "a": 1, "b": 2 }))), at(110));
+            ended.apply(Change::Answer(map(json!({ "a": 1 }))), at(110));
+            ended.apply(end, at(120));
+            assert!(ended.input_requests.is_empty() && ended.inputs.is_empty(), "{name} leaves nothing open");
+            let before = serde_json::to_string(&ended).expect("JSON");
+            for (what, change) in changes() {
+                assert_eq!(ended.apply(change, at(200)), Effect::None, "{name}, then {what}");
+            }
+            assert_eq!(serde_json::to_string(&ended).expect("JSON"), before, "{name}");
         }
-        let text = String::from_utf8(task.detailed_members().to_vec()).expect("UTF-8");
-        let state: Value = serde_json::from_str(&format!("{{{text}}}")).expect("JSON");
-        assert_eq!(state["result"], json!({ "content": [] }));
-        assert!(state.get("error").is_none() && state.get("inputRequests").is_none());
-        assert!(!task.is_over(UNIX_EPOCH + Duration::from_millis(1500)));
-        assert!(task.is_over(UNIX_EPOCH + Duration::from_millis(1501)));
+    }
+
+    #[test]
+    fn partial_answers_stay_and_an_answer_counts_once() {
+        let mut record = record();
+        record.apply(Change::Ask(map(json!({ "a": 1, "b": 2 }))), at(100));
+        record.apply(Change::Answer(map(json!({ "a": "first" }))), at(100));
+        record.apply(Change::Answer(map(json!({ "a": "second", "b": "b" }))), at(100));
+        assert_eq!(record.inputs, map(json!({ "a": "first", "b": "b" })));
+        assert_eq!(record.status, Status::Working);
+    }
+
+    #[test]
+    fn a_message_is_cut_and_does_not_repeat_itself() {
+        let mut record = record();
+        let long = || Change::Working { message: Some("ä".repeat(STATUS_MESSAGE_CHARS_MAX + 1)) };
+        assert_eq!(record.apply(long(), at(100)), Effect::Visible);
+        assert_eq!(record.status_message.as_ref().map(|m| m.chars().count()), Some(STATUS_MESSAGE_CHARS_MAX));
+        assert_eq!(record.apply(long(), at(100)), Effect::None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_turn_updates_back() {
+        let mut record = record();
+        record.apply(Change::Working { message: Some("on".into()) }, at(1));
+        assert_eq!(record.last_updated_at_ms, 100_000);
+    }
+
+    #[test]
+    fn a_record_survives_its_store() {
+        let mut asking = record();
+        asking.apply(Change::Ask(map(json!({ "a": { "method": "roots/list" }, "b": {} }))), at(101));
+        asking.apply(Change::Answer(map(json!({ "b": [1] }))), at(102));
+        let mut completed = record();
+        completed.apply(Change::Complete(raw(r#"{"content":[],"n":1.50}"#)), at(101));
+        let mut failed = record();
+        failed.apply(Change::Fail(Failure { data: Some(json!({ "why": 1 })), ..failure() }), at(101));
+        for record in [record(), asking, completed, failed] {
+            let text = serde_json::to_string(&record).expect("JSON");
+            let back: Record = serde_json::from_str(&text).expect("a record");
+            assert_eq!(serde_json::to_string(&back).expect("JSON"), text);
+            assert_eq!(back.bytes(), record.bytes());
+        }
+    }
+
+    #[test]
+    fn a_record_is_kept_for_its_whole_ttl() {
+        assert!(!record().is_expired(at(0)));
+        assert!(!record().is_expired(at(100 + 60) - Duration::from_millis(1)));
+        assert!(record().is_expired(at(100 + 60)));
+    }
+
+    #[test]
+    fn a_change_says_at_least_what_it_adds() {
+        for (what, change) in changes() {
+            let mut record = record();
+            record.apply(Change::Ask(map(json!({ "a": 1, "b": 2 }))), at(100));
+            let bytes = change.bytes();
+            record.apply(change, at(100));
+            assert!(record.bytes() <= bytes, "{what}: {} <= {bytes}", record.bytes());
+        }
     }
 }

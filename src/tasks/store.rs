@@ -1,137 +1,66 @@
-//! Where tasks are kept: the trait, and the one in memory.
+//! Where records live: the contract between the tasks and their store. `memory` has the one that is built in; another
+//! process's memory or a database fit behind the same four functions, so that any instance finds any task.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    hash::{BuildHasher, RandomState},
-    pin::Pin,
-    sync::atomic::{AtomicUsize, Ordering},
-    time::SystemTime,
-};
+use std::{fmt, pin::Pin, time::SystemTime};
 
-use parking_lot::Mutex;
+use super::record::{Change, Effect, Record};
 
-use super::record::{Change, Record};
+/// What a store's functions return.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// What a store answers.
-pub type Stored<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+/// Keeps records. A record is promised to be found until its `ttl_ms` is over.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// Adds a record. When this resolves, every instance finds it: the client is told of the task right after.
+    fn insert(&self, record: Record) -> StoreFuture<'_, ()>;
 
-/// Why a store did not do what it was asked.
+    /// The record of this id.
+    fn load<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<Record>>;
+
+    /// Applies a change by [`Record::apply`], whole or not at all, and against no other change of the same record at
+    /// the same time. `None` when there is no such record.
+    fn change<'a>(&'a self, id: &'a str, change: Change, now: SystemTime) -> StoreFuture<'a, Option<After>>;
+
+    /// Removes what has expired and says how many those were.
+    fn sweep(&self, now: SystemTime) -> StoreFuture<'_, usize>;
+
+    /// Whether others than this process write to it, or a change may be given up halfway: then whoever waits for an
+    /// answer or a cancel looks for it every poll interval, besides being woken.
+    fn is_shared(&self) -> bool {
+        false
+    }
+}
+
+/// A record after a change.
+#[derive(Clone, Debug)]
+pub struct After {
+    /// The record.
+    pub record: Record,
+    /// What the change did.
+    pub effect: Effect,
+}
+
+/// Why a store did not do what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StoreError {
-    /// It holds as many tasks as it may.
+    /// It has all that it may keep. Nobody's fault; later there is room again.
     Full,
-    /// This owner has as many as one may have.
-    OwnerFull,
-    /// It cannot be reached or does not answer: what was wrong.
+    /// This caller has all the tasks that one may have.
+    CallerFull,
+    /// It cannot be reached, or failed. The reason is for the log.
     Unavailable(String),
 }
 
-/// Keeps tasks. What one call did, every later call sees, on whichever instance.
-pub trait Store: fmt::Debug + Send + Sync {
-    /// Keeps a new task. It can be loaded from the moment that this resolves.
-    fn insert(&self, record: Record) -> Stored<'_, ()>;
-    /// The task of this id.
-    fn load<'a>(&'a self, id: &'a str) -> Stored<'a, Option<Record>>;
-    /// Applies a change to the task of this id, as one step. Gives the task after it, and whether anything happened.
-    fn change<'a>(&'a self, id: &'a str, change: Change, now: SystemTime) -> Stored<'a, Option<(Record, bool)>>;
-    /// Forgets tasks whose time is over.
-    fn sweep(&self, now: SystemTime) -> Stored<'_, usize>;
-}
-
-/// Shards of the map: enough that threads seldom meet at one lock.
-const SHARDS: usize = 32;
-
-/// Tasks in the memory of this process.
-#[derive(Debug)]
-pub struct Memory {
-    shards: Box<[Mutex<HashMap<String, Record>>]>,
-    hasher: RandomState,
-    count: AtomicUsize,
-    tasks_max: usize,
-    per_caller_max: usize,
-    per_owner: Mutex<HashMap<String, usize>>,
-}
-
-impl Memory {
-    /// Room for `tasks_max`, and `per_caller_max` of one owner.
-    pub fn new(tasks_max: usize, per_caller_max: usize) -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
-            count: AtomicUsize::new(0),
-            tasks_max,
-            per_caller_max,
-            per_owner: Mutex::default(),
-        }
-    }
-
-    fn shard(&self, id: &str) -> &Mutex<HashMap<String, Record>> {
-        #[allow(clippy::cast_possible_truncation)] // any bits will do
-        let hash = self.hasher.hash_one(id) as usize;
-        &self.shards[hash % SHARDS]
-    }
-
-    fn insert_now(&self, record: Record) -> Result<(), StoreError> {
-        let below = |n: usize| (n < self.tasks_max).then_some(n + 1);
-        self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).map_err(|_| StoreError::Full)?;
-        {
-            let mut per_owner = self.per_owner.lock();
-            let count = per_owner.entry(record.owner.clone()).or_default();
-            if *count >= self.per_caller_max {
-                self.count.fetch_sub(1, Ordering::AcqRel);
-                return Err(StoreError::OwnerFull);
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the server keeps as much of tasks as it may; try again later"),
+            Self::CallerFull => {
+                f.write_str("this caller has as many tasks as one may have; they go when their ttlMs is over")
             }
-            *count += 1;
+            Self::Unavailable(why) => write!(f, "the store of tasks is not available: {why}"),
         }
-        self.shard(&record.id).lock().insert(record.id.clone(), record);
-        Ok(())
-    }
-
-    fn sweep_now(&self, now: SystemTime) -> usize {
-        let mut over = Vec::new();
-        for shard in &self.shards {
-            shard.lock().retain(|_, record| {
-                let keep = !record.is_over(now);
-                if !keep {
-                    over.push(std::mem::take(&mut record.owner));
-                }
-                keep
-            });
-        }
-        self.count.fetch_sub(over.len(), Ordering::AcqRel);
-        let mut per_owner = self.per_owner.lock();
-        for owner in &over {
-            if let Some(count) = per_owner.get_mut(owner) {
-                *count -= 1;
-                if *count == 0 {
-                    per_owner.remove(owner);
-                }
-            }
-        }
-        over.len()
     }
 }
 
-impl Store for Memory {
-    fn insert(&self, record: Record) -> Stored<'_, ()> {
-        Box::pin(std::future::ready(self.insert_now(record)))
-    }
-
-    fn load<'a>(&'a self, id: &'a str) -> Stored<'a, Option<Record>> {
-        Box::pin(std::future::ready(Ok(self.shard(id).lock().get(id).cloned())))
-    }
-
-    fn change<'a>(&'a self, id: &'a str, change: Change, now: SystemTime) -> Stored<'a, Option<(Record, bool)>> {
-        let mut shard = self.shard(id).lock();
-        let changed = shard.get_mut(id).map(|record| {
-            let happened = record.apply(change, now);
-            (record.clone(), happened)
-        });
-        Box::pin(std::future::ready(Ok(changed)))
-    }
-
-    fn sweep(&self, now: SystemTime) -> Stored<'_, usize> {
-        Box::pin(std::future::ready(Ok(self.sweep_now(now))))
-    }
-}
+impl std::error::Error for StoreError {}
