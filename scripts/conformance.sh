@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Official MCP conformance: builds and starts examples/everything on a free port, runs the scenarios that
-# need only tools (tests/clients/conformance.mjs has the list), prints a table, and stops the server.
+# Official MCP conformance: builds and starts examples/everything on a free port, runs every scenario for
+# servers (tests/clients/conformance.mjs has the list), prints a table, and stops the server.
 # BIGIRON_CONFORMANCE_URL=http://127.0.0.1:PORT/mcp tests a server that runs already instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -159,15 +159,15 @@ pub struct Ctx {
     pub(crate) outbox: Option<Arc<Outbox>>,
     pub(crate) exchange: Exchange,
     pub(crate) changes: Option<Changes>,
-    pub(crate) raw: Option<Arc<Raw>>,
+    pub(crate) raw: Option<Box<Raw>>,
     pub(crate) deferred: Option<Arc<dyn Defers>>,
 }
 
 /// The request as it came, for a hosted handler, which reads it in its own way. Made only for work that wants it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Raw {
     /// The revision that the request follows.
-    pub(crate) version: String,
+    pub(crate) version: &'static str,
     pub(crate) id: Value,
     pub(crate) meta: Map<String, Value>,
     /// What the session's `initialize` said, up to 2025-11-25.

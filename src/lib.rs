@@ -20,15 +20,16 @@
 //! # The way of a request
 //!
 //! ```text
-//!  bytes -> listener -> front -> mcp -> dispatch -> tool -> toolbox, or a function of yours
+//!  bytes -> listener -> front -> mcp -> dispatch -> tool -> toolbox, a function of yours, or an rmcp handler
 //!                         |       |        |
 //!                       checks  rules    cache, pool
 //!                         |
 //!          admin (its own thread and runtime)          stdio -> mcp (the same way, without HTTP)
 //! ```
 //!
-//! Replies are return values, so the arrows run one way. What a tool says before it is done leaves through an `outbox`
-//! that was made for the call; a tool sees a sender, never a connection.
+//! Replies are return values, so the arrows run one way. What a tool says or asks before it is done leaves through an
+//! `outbox` that was made for the call; a tool sees a sender, never a connection. What changes is said to `changes`, and
+//! streams that no call owns take it from there.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -42,19 +43,22 @@
 //! | `stdio` | the same messages over a pair of pipes |
 //! | [`mcp`] | the protocol, pure: bytes and values in, values out |
 //! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), pool (home of crossbeam), deadlines |
-//! | [`tool`] | what a tool is; the registry, an immutable snapshot |
+//! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
+//! | [`skill`] | skills: what authors write, and what is served of it |
+//! | [`tasks`] | calls whose answer is fetched later, and where they are kept |
 //! | [`toolbox`] | the tools that ship with the binary, confined to one folder |
 //! | [`telemetry`] | the log |
-//! | [`call`], [`error`], [`outbox`], [`units`] | the shared words |
+//! | [`call`], [`changes`], [`error`], [`input`], [`outbox`], [`units`] | the shared words |
 //!
 //! # Which module may use which
 //!
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
-//! | call, error, units, outbox | each other | anything else of ours |
+//! | call, changes, error, input, outbox, units | each other | anything else of ours |
+//! | skill, tasks | | anything else of ours |
 //! | tool, toolbox | each other | dispatch, mcp, front |
 //! | dispatch | tool | mcp, front |
-//! | mcp | dispatch, shutdown | front, tool |
+//! | mcp | dispatch, shutdown, skill, tasks | front, tool |
 //! | front, stdio | mcp, shutdown | dispatch, tool |
 //! | listener | front | the rest |
 //! | config | the `Config` of each part, runtime | what the parts do |
@@ -78,7 +82,8 @@
 //!   met.
 //! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.
 //! - Dropping a call's future cancels the call: a client's leaving, a deadline and a cancel notification all come to
-//!   that. A tool on a worker thread is told through its `Ctx`.
+//!   that. A tool on a worker thread is told through its `Ctx`. Two kinds of call outlive their connection, each in a
+//!   task of its own: one whose stream in a session has begun, and one that became a task.
 //! - A tool that panics or hangs costs its own call an error.
 //! - No lock is held across an await.
 

@@ -71,6 +71,9 @@ fn main() -> ExitCode {
         .tool("test_missing_capability", "Needs a client with sampling", Lane::Inline, |_: Nothing, ctx: Ctx| {
             ctx.require(ClientCapabilities::SAMPLING).map(|()| "The client can sample.")
         })
+        .tool("test_panic", "Panics, for tests of what that costs", Lane::Inline, |_: Nothing, _| -> String {
+            panic!("by request")
+        })
         .tool(
             "test_trigger_tool_change",
             "Says that the list of tools has changed",

@@ -13,7 +13,7 @@ use serde_json::Value;
 pub(crate) use self::pool::Pool;
 pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
-    call::{Ctx, Reply},
+    call::{Ctx, Lane, Reply},
     dispatch::{
         cache::{Cache, CacheKey},
         deadline::until,
@@ -96,6 +96,26 @@ impl Dispatch {
             }
         }
         self.run(&tool.tool.work, arguments, ctx).await
+    }
+
+    /// Answers a call that needs no waiting, here and now: of a tool in the lane `Inline` whose results are not kept.
+    /// Gives everything back when the call is not one of those.
+    #[allow(clippy::result_large_err)] // what comes back goes on another way
+    pub(crate) fn call_now(
+        &self,
+        tool: &ServedTool,
+        arguments: Value,
+        ctx: Ctx,
+    ) -> Result<Result<Answered, CallError>, (Value, Ctx)> {
+        let work = &tool.tool.work;
+        if work.lane != Lane::Inline || tool.cache.is_some() || !matches!(work.run, Run::Sync(_)) {
+            return Err((arguments, ctx));
+        }
+        if let Some(fault) = tool.arguments.fault(&arguments) {
+            return Ok(Err(CallError::Tool(fault)));
+        }
+        let outcome = self.runner.run_now(work, arguments, ctx);
+        Ok(outcome.map(|reply| Answered { reply, served: Served::Fresh }))
     }
 
     /// Runs what is not a tool. Dropping the future cancels it.

@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -15,6 +15,7 @@ use crate::{
     call::{Ctx, Deadline, Lane, Reply, extra_time},
     dispatch::{deadline::until_extended, pool::Pool},
     error::CallError,
+    telemetry::rarely::Rarely,
     tool::{Outcome, Run, Running, Work},
 };
 
@@ -33,6 +34,11 @@ impl Runner {
             (Run::Async(start), _) => run_async(work, |ctx| start(arguments, ctx), ctx).await?,
         };
         self.fits(work, reply)
+    }
+
+    /// Runs what returns when it is done, on this thread.
+    pub(crate) fn run_now(&self, work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
+        self.fits(work, run_sync(work, arguments, ctx)?)
     }
 
     fn fits(&self, work: &Work, reply: Reply) -> Outcome {
@@ -59,14 +65,45 @@ async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) ->
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
-    let Ok(mut running) = catch_unwind(AssertUnwindSafe(|| start(ctx))) else { return Err(panicked(work)) };
-    let contained = poll_fn(move |cx| {
-        catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)))
-            .unwrap_or_else(|_| Poll::Ready(Err(panicked(work))))
-    });
+    let Ok(running) = catch_unwind(AssertUnwindSafe(|| start(ctx))) else { return Err(panicked(work)) };
+    let mut running = Contained { running: Some(running), work };
+    let contained = poll_fn(move |cx| running.poll(cx));
     until_extended(deadline, || extra_time(outbox.as_deref(), deferred.as_deref()), contained)
         .await
         .unwrap_or_else(|| Err(timed_out(work, deadline)))
+}
+
+/// A tool's future, whose panics end here, also those of what it holds when it is dropped.
+struct Contained<'w> {
+    running: Option<Running>,
+    work: &'w Work,
+}
+
+impl Contained<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(running) = &mut self.running else { return Poll::Ready(Err(CallError::Internal)) };
+        let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
+        match polled.unwrap_or_else(|_| Poll::Ready(Err(panicked(self.work)))) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(outcome) => Poll::Ready(if self.end() { outcome } else { Err(CallError::Internal) }),
+        }
+    }
+
+    /// Drops the future; false when that panicked.
+    fn end(&mut self) -> bool {
+        let running = self.running.take();
+        let ended = catch_unwind(AssertUnwindSafe(|| drop(running))).is_ok();
+        if !ended {
+            panicked(self.work);
+        }
+        ended
+    }
+}
+
+impl Drop for Contained<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 pub(super) fn timed_out(work: &Work, deadline: Deadline) -> CallError {
@@ -75,6 +112,9 @@ pub(super) fn timed_out(work: &Work, deadline: Deadline) -> CallError {
 }
 
 fn panicked(work: &Work) -> CallError {
-    tracing::error!(name = %work.name, "a tool panicked; its call got an error, others go on");
+    static RARELY: Rarely = Rarely::new();
+    if let Some(left_out) = RARELY.may(Instant::now()) {
+        tracing::error!(left_out, name = %work.name, "a tool panicked; its call got an error, others go on");
+    }
     CallError::Internal
 }

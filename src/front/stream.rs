@@ -51,7 +51,11 @@ type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
 /// Runs a call and answers in the form that it needs.
 pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes, place: Place) -> Response<Body> {
     let Some(voice) = call.voice() else {
-        let answer = call.run(&conn.front.router).await;
+        let answer = match call.run_now(&conn.front.router) {
+            Ok(answer) => answer,
+            // Boxed, since every connection has room for the largest future of a request, whatever it is at.
+            Err(call) => Box::pin(call.run(&conn.front.router)).await,
+        };
         return finish(answer, takes);
     };
     let owner = Arc::clone(conn);

@@ -211,7 +211,7 @@ impl Router {
             deferral = Some(call);
         }
         if work.wants_raw {
-            ctx.raw = Some(Arc::new(self.raw(body, era, scope.as_deref())));
+            ctx.raw = Some(Box::new(Self::raw(body, era, scope.as_deref())));
         }
         let id = OwnedId::from(id);
         // What is answered at once cannot be cancelled, nor meet another of its id.
@@ -256,25 +256,13 @@ impl Router {
     }
 
     /// The request as it came.
-    fn raw(&self, body: &[u8], era: Era, session: Option<&Session>) -> Raw {
-        let mut meta = Map::new();
-        if let Some(Value::Object(mut params)) = wire::member(body, self.shape, "params")
-            && let Some(Value::Object(own)) = params.remove("_meta")
-        {
-            meta = own;
-        }
+    fn raw(body: &[u8], era: Era, session: Option<&Session>) -> Raw {
         let version = match (era, session) {
             (Era::Legacy, Some(session)) => session.version(),
             _ => MODERN_VERSION,
         };
-        let initialize = session.and_then(Session::initialize).and_then(|json| serde_json::from_str(json).ok());
-        Raw {
-            version: version.to_owned(),
-            id: wire::member(body, self.shape, "id").unwrap_or_default(),
-            meta,
-            initialize: initialize.map(Arc::new),
-            parts: None,
-        }
+        let (id, meta) = wire::see(body);
+        Raw { version, id, meta, initialize: session.and_then(Session::initialize).map(Arc::clone), parts: None }
     }
 }
 
@@ -381,8 +369,29 @@ impl PendingCall {
 
     /// See [`PendingCall::wants_parts`].
     pub(crate) fn give_parts(&mut self, parts: http::request::Parts) {
-        if let Some(raw) = self.ctx.raw.as_mut().and_then(Arc::get_mut) {
+        if let Some(raw) = &mut self.ctx.raw {
             raw.parts = Some(parts);
+        }
+    }
+
+    /// Runs the call at once when it needs no waiting, and gives it back when it does. Most calls of a busy server end
+    /// here, so they need no future, and connections need no room for one.
+    #[allow(clippy::result_large_err)] // what comes back goes on another way
+    pub(crate) fn run_now(self, router: &Router) -> Result<Answer, Self> {
+        if !matches!(self.target, Target::Tool(_)) || self.in_flight.is_some() || self.deferral.is_some() {
+            return Err(self);
+        }
+        let Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral } = self;
+        let client = ctx.client();
+        let ran = match &target {
+            Target::Tool(tool) => router.dispatch.call_now(tool, arguments, ctx),
+            Target::Work(..) => Err((arguments, ctx)),
+        };
+        match ran {
+            Ok(outcome) => Ok(Ending { router, id: &id, era, target, client, bound_to }.answer(outcome)),
+            Err((arguments, ctx)) => {
+                Err(Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral })
+            }
         }
     }
 

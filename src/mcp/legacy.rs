@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
+use serde_json::Value;
 
 use crate::{
     call::Caller,
@@ -60,7 +61,7 @@ pub(crate) fn initialize(
     head: &Head<'_>,
     sessions: &Sessions,
     own: Option<&OwnSession>,
-    initialize: Option<Box<str>>,
+    initialize: Option<Arc<Value>>,
     caller: &Caller,
     now: Instant,
 ) -> Result<Opened, Refusal> {

@@ -199,7 +199,7 @@ impl Router {
         let caller = &Caller::ANONYMOUS;
         if let (Some("initialize"), Some(id)) = (envelope.method.get(), envelope.request_id()) {
             let said = self.features.wants_initialize().then(|| wire::member(body, self.shape, "params")).flatten();
-            let said = said.map(|params| params.to_string().into_boxed_str());
+            let said = said.map(Arc::new);
             let opened = legacy::initialize(&envelope, head, &self.sessions, own, said, caller, now)?;
             let Identity { name, version } = &self.identity;
             let members = self.catalogue.initialize(opened.version, name, version);

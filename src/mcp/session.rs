@@ -76,7 +76,7 @@ pub(crate) struct Session {
     /// The newest revision is 0; see [`LEGACY_VERSIONS`].
     version: u8,
     /// What `initialize` said, where a hosted handler wants to know.
-    initialize: Option<Box<str>>,
+    initialize: Option<Arc<Value>>,
     live: OnceLock<Box<Live>>,
     settings: Arc<Settings>,
     /// Calls that may still be cancelled, which are those not answered at once.
@@ -90,8 +90,8 @@ impl Session {
     }
 
     /// What `initialize` said.
-    pub(crate) fn initialize(&self) -> Option<&str> {
-        self.initialize.as_deref()
+    pub(crate) fn initialize(&self) -> Option<&Arc<Value>> {
+        self.initialize.as_ref()
     }
 
     /// The least level that the client wants to hear of.
@@ -179,7 +179,7 @@ pub(crate) struct Start {
     pub(crate) client: ClientCapabilities,
     /// An index into [`LEGACY_VERSIONS`].
     pub(crate) version: u8,
-    pub(crate) initialize: Option<Box<str>>,
+    pub(crate) initialize: Option<Arc<Value>>,
 }
 
 /// Why no session was opened.

@@ -113,6 +113,28 @@ impl<'a> Envelope<'a> {
     }
 }
 
+/// A message as a hosted handler wants to see it: its id and its `_meta`.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Seen {
+    #[serde(default)]
+    id: Value,
+    #[serde(default)]
+    params: SeenParams,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+struct SeenParams {
+    #[serde(default, rename = "_meta")]
+    meta: serde_json::Map<String, Value>,
+}
+
+/// Reads these of a message that was found good before; the rest is passed over.
+pub(crate) fn see(bytes: &[u8]) -> (Value, serde_json::Map<String, Value>) {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let Seen { id, params } = serde_json::from_slice(bytes).unwrap_or_default();
+    (id, params.meta)
+}
+
 /// The value of one member of a message that was read before, such as `params`: for what only few methods read. It was
 /// found good then, so it is read the same now.
 pub(crate) fn member(bytes: &[u8], limits: ShapeLimits, name: &str) -> Option<Value> {

@@ -1,10 +1,15 @@
 //! The log: human-readable on a terminal, JSON lines otherwise. No secrets, no bodies.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    time::Instant,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::telemetry::rarely::Rarely;
 
 /// `[log]`: what is written to standard error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -61,9 +66,11 @@ pub fn init(config: &Config) -> Result<(), String> {
 
 /// Sends panics to the log as one line each, instead of several on standard error.
 pub fn log_panics() {
+    static RARELY: Rarely = Rarely::new();
     std::panic::set_hook(Box::new(|panic| {
+        let Some(left_out) = RARELY.may(Instant::now()) else { return };
         let message: String = panic.payload_as_str().unwrap_or("no message").chars().take(PANIC_CHARS_MAX).collect();
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, message, thread = std::thread::current().name().unwrap_or(""), "panicked");
+        tracing::error!(left_out, place, message, thread = std::thread::current().name().unwrap_or(""), "panicked");
     }));
 }

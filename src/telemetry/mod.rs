@@ -1,3 +1,4 @@
 //! What bigiron says of itself. The log today; metrics and traces will stand beside it.
 
 pub mod log;
+pub(crate) mod rarely;

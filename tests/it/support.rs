@@ -103,6 +103,17 @@ impl Process {
         self.log.try_iter().collect()
     }
 
+    /// Waits for a log line that has this text in it, and counts the lines until then.
+    pub(crate) fn log_line_count_until(&self, text: &str) -> usize {
+        for count in 1.. {
+            let line = self.log.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no log line with {text:?}"));
+            if line.contains(text) {
+                return count;
+            }
+        }
+        unreachable!("counting does not end")
+    }
+
     /// Waits for a log line that has this text in it.
     pub(crate) fn log_line_with(&self, text: &str) -> String {
         loop {

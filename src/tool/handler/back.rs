@@ -69,6 +69,8 @@ pub(super) struct Heard {
 struct Back {
     running: RunningService<RoleServer, Nobody>,
     wire: Arc<Wire>,
+    /// What the session that it spoke for last said of itself.
+    introduced: Option<Arc<Value>>,
 }
 
 impl Drop for Back {
@@ -140,13 +142,25 @@ impl Back {
         let (answers, inbound) = mpsc::channel(ANSWERS_MAX);
         let wire = Arc::new(Wire { heard, answers, lent: Mutex::default() });
         let running = serve_directly(Nobody, Pipe { wire: Arc::clone(&wire), inbound }, None);
-        Self { running, wire }
+        Self { running, wire, introduced: None }
     }
 }
 
 impl Lent {
     pub(super) fn peer(&self) -> Option<Peer<RoleServer>> {
         self.back.as_ref().map(|back| back.running.peer().clone())
+    }
+
+    /// Tells the handler what the session said of itself.
+    pub(super) fn introduce(&mut self, said: &Arc<Value>) {
+        let Some(back) = &mut self.back else { return };
+        if back.introduced.as_ref().is_some_and(|before| Arc::ptr_eq(before, said)) {
+            return;
+        }
+        if let Ok(info) = serde_json::from_value(said.as_ref().clone()) {
+            back.running.peer().set_peer_info(info);
+            back.introduced = Some(Arc::clone(said));
+        }
     }
 
     /// The next question of the handler.

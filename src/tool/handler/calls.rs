@@ -11,8 +11,8 @@ use std::{
 use rmcp::{
     RoleServer,
     model::{
-        CallToolRequestParams, CallToolResponse, ClientRequest, ErrorCode, ErrorData, RequestId, RequestMetaObject,
-        ServerConfig,
+        CallToolRequestParams, CallToolResponse, ClientRequest, ErrorCode, ErrorData, MetaObject, RequestId,
+        RequestMetaObject, ServerConfig,
     },
     service::RequestContext,
 };
@@ -72,9 +72,9 @@ impl Calls {
         let mut cursor: Option<String> = None;
         loop {
             let lent = self.backs.lend(For { caller: String::new(), has_session: false }, None, None);
-            let raw = Raw { version: MODERN_VERSION.into(), id: 0.into(), meta: own_meta(), ..Raw::default() };
+            let raw = Raw { version: MODERN_VERSION, id: 0.into(), meta: own_meta(), ..Raw::default() };
             let request = request_of("tools/list", cursor.map_or_else(|| json!({}), |c| json!({ "cursor": c })))?;
-            let context = context(&lent, &raw).ok_or("no way back")?;
+            let context = context(&lent, raw).ok_or("no way back")?;
             let page =
                 self.host.request(request, context).await.map_err(|e| format!("tools/list of a handler: {e}"))?;
             let mut page = serde_json::to_value(&page).map_err(|e| e.to_string())?;
@@ -112,19 +112,20 @@ impl Calls {
         Tool { definition, work: Arc::new(work) }
     }
 
-    async fn call_tool(&self, name: std::borrow::Cow<'static, str>, arguments: Value, ctx: Ctx) -> Outcome {
+    async fn call_tool(&self, name: std::borrow::Cow<'static, str>, arguments: Value, mut ctx: Ctx) -> Outcome {
         let mut params = CallToolRequestParams::new(name);
         if let Value::Object(arguments) = arguments {
             params.arguments = Some(arguments);
         }
-        let talk = Talk::new(&self.backs, &ctx);
+        let mut talk = Talk::new(&self.backs, &mut ctx);
         let (answers, kept) = said_before(&ctx);
         if !answers.is_empty() {
             params.input_responses = Some(answers.into_iter().collect());
         }
         params.request_state = kept;
         for _ in 0..ROUNDS_MAX {
-            let context = talk.context().ok_or(CallError::Internal)?;
+            // Only in a session can a call be made again from here.
+            let context = talk.context(!matches!(ctx.exchange, Exchange::Stream(_))).ok_or(CallError::Internal)?;
             let cancels = context.ct.clone().drop_guard(); // tells the handler's own tasks when the call is dropped
             let response = talk.run(self.host.call(params.clone(), context)).await.map_err(failed)?;
             cancels.disarm();
@@ -258,8 +259,9 @@ impl Calls {
         }
         let uri = params["uri"].as_str().map(str::to_owned);
         let request = request_of(method, params).map_err(CallError::InvalidParams)?;
-        let talk = Talk::new(&self.backs, ctx);
-        let context = talk.context().ok_or(CallError::Internal)?;
+        let mut ctx = ctx.clone();
+        let mut talk = Talk::new(&self.backs, &mut ctx);
+        let context = talk.context(true).ok_or(CallError::Internal)?;
         let cancels = context.ct.clone().drop_guard();
         let result = talk.run(self.host.request(request, context)).await.map_err(|error| match (error.code, uri) {
             (ErrorCode::RESOURCE_NOT_FOUND, Some(uri)) => CallError::NoResource(uri),
@@ -307,12 +309,12 @@ fn reply_of(result: &impl Serialize, kind: Kind) -> Outcome {
     Ok(Reply { meta, kind, ..Reply::of(open_object(&result)?) })
 }
 
-fn context(lent: &Lent, raw: &Raw) -> Option<RequestContext<RoleServer>> {
-    let id = serde_json::from_value(raw.id.clone()).unwrap_or(RequestId::Number(0));
+fn context(lent: &Lent, raw: Raw) -> Option<RequestContext<RoleServer>> {
+    let id = serde_json::from_value(raw.id).unwrap_or(RequestId::Number(0));
     let mut context = RequestContext::new(id, lent.peer()?);
-    context.meta = serde_json::from_value(Value::Object(raw.meta.clone())).unwrap_or_default();
-    if let Some(parts) = &raw.parts {
-        context.extensions.insert(parts.clone());
+    context.meta = RequestMetaObject(MetaObject(raw.meta));
+    if let Some(parts) = raw.parts {
+        context.extensions.insert(parts);
     }
     Some(context)
 }
@@ -320,22 +322,20 @@ fn context(lent: &Lent, raw: &Raw) -> Option<RequestContext<RoleServer>> {
 /// A call's talk with its client while its handler runs.
 struct Talk {
     lent: Lent,
-    raw: Arc<Raw>,
+    raw: Raw,
     client: Option<(Arc<dyn Answers>, Arc<Outbox>)>,
 }
 
 type Asking<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 impl Talk {
-    fn new(backs: &Arc<Backs>, ctx: &Ctx) -> Self {
-        let raw = ctx.raw.clone().unwrap_or_default();
+    fn new(backs: &Arc<Backs>, ctx: &mut Ctx) -> Self {
+        let raw = ctx.raw.take().map(|raw| *raw).unwrap_or_default();
         let has_session = raw.version != MODERN_VERSION;
         let owner = For { caller: ctx.caller().subject().to_owned(), has_session };
-        let lent = backs.lend(owner, ctx.outbox.clone(), raw.meta.get("progressToken").cloned());
-        if let (Some(said), Some(peer)) = (&raw.initialize, lent.peer())
-            && let Ok(info) = serde_json::from_value(said.as_ref().clone())
-        {
-            peer.set_peer_info(info);
+        let mut lent = backs.lend(owner, ctx.outbox.clone(), raw.meta.get("progressToken").cloned());
+        if let Some(said) = &raw.initialize {
+            lent.introduce(said);
         }
         let client = match (&ctx.exchange, &ctx.outbox) {
             (Exchange::Stream(client), Some(outbox)) => Some((Arc::clone(client), Arc::clone(outbox))),
@@ -344,8 +344,10 @@ impl Talk {
         Self { lent, raw, client }
     }
 
-    fn context(&self) -> Option<RequestContext<RoleServer>> {
-        context(&self.lent, &self.raw)
+    /// The handler's view of the request, the last time that it is asked for without a copy.
+    fn context(&mut self, is_last: bool) -> Option<RequestContext<RoleServer>> {
+        let raw = if is_last { std::mem::take(&mut self.raw) } else { self.raw.clone() };
+        context(&self.lent, raw)
     }
 
     /// Runs the handler, and brings its questions to the client and the answers back meanwhile.

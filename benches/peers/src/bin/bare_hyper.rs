@@ -1,18 +1,26 @@
 //! The limit of the rig: hyper's HTTP/1.1 server with nothing behind it. Every POST is answered with the same
 //! bytes, those of the file given, whatever it asked. With parsing (the default) the body is first read into a
 //! `serde_json::Value`, which is the least that a server of JSON-RPC does; with `--no-parse` it is only read.
+//! Every GET opens a chunked response of one event that never ends.
 //!
 //! Not here: routing, header checks, limits, ids. It is no MCP server, and its figure is a line to measure
 //! against, not one to reach.
 
-use std::{convert::Infallible, error::Error, net::SocketAddr, path::PathBuf};
+use std::{
+    convert::Infallible,
+    error::Error,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use clap::Parser;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::{
-    Request, Response, StatusCode,
-    body::Incoming,
+    Method, Request, Response, StatusCode,
+    body::{Body, Frame, Incoming},
     header::{CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
@@ -64,7 +72,26 @@ async fn serve(listen: SocketAddr, body: Bytes, parse: bool) -> std::io::Result<
     }
 }
 
-async fn answer(request: Request<Incoming>, body: Bytes, parse: bool) -> Result<Response<Full<Bytes>>, Infallible> {
+/// A body with one event, which then stays open.
+struct Open(Option<Bytes>);
+
+impl Body for Open {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.take().map_or(Poll::Pending, |event| Poll::Ready(Some(Ok(Frame::data(event)))))
+    }
+}
+
+type Answer = Either<Full<Bytes>, Open>;
+
+async fn answer(request: Request<Incoming>, body: Bytes, parse: bool) -> Result<Response<Answer>, Infallible> {
+    if request.method() == Method::GET {
+        let mut response = Response::new(Either::Right(Open(Some(Bytes::from_static(b": open\n\n")))));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        return Ok(response);
+    }
     let asked = request.into_body().collect().await.map(|collected| collected.to_bytes());
     let understood = match &asked {
         Ok(asked) if parse => serde_json::from_slice::<serde_json::Value>(asked).is_ok_and(|value| value.is_object()),
@@ -72,11 +99,11 @@ async fn answer(request: Request<Incoming>, body: Bytes, parse: bool) -> Result<
         Err(_) => false,
     };
     if !understood {
-        let mut refusal = Response::new(Full::default());
+        let mut refusal = Response::new(Either::Left(Full::default()));
         *refusal.status_mut() = StatusCode::BAD_REQUEST;
         return Ok(refusal);
     }
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(Either::Left(Full::new(body)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }

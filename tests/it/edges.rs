@@ -1,0 +1,250 @@
+//! The edges of calls: tools that panic in odd places, results that are no JSON, clients that leave or take back at the
+//! worst moment. Each costs its own call at most.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bigiron::{Ctx, Json, Lane, LogLevel, Reply, Server, server::Running};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::support::{Client, Process, Session, call, eventually, meta, modern, modern_headers, post_bytes, start};
+
+/// Panics when it is dropped.
+struct Trap;
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        panic!("by request, on the way out");
+    }
+}
+
+/// Counts a running call, down again when it is dropped.
+struct Inside(Arc<AtomicUsize>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+struct Served {
+    running: Running,
+    inside: Arc<AtomicUsize>,
+    effects: Arc<AtomicUsize>,
+}
+
+fn serve() -> Served {
+    let (inside, effects) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (hanging, effecting) = (Arc::clone(&inside), Arc::clone(&effects));
+    let shared = Arc::<Mutex<u32>>::default();
+    let held = Arc::clone(&shared);
+    let kept = Arc::<Mutex<Option<Ctx>>>::default();
+    let keeping = Arc::clone(&kept);
+    let server = Server::builder()
+        .tool("quick", "Answers at once", Lane::Inline, |(): (), _| "quick")
+        .tool("count", "Counts under a lock", Lane::Pool, move |(): (), _| {
+            *shared.lock() += 1;
+            "counted"
+        })
+        .tool("panic_locked", "Panics with a lock in its hand", Lane::Pool, move |(): (), _| -> String {
+            let _held = held.lock();
+            panic!("by request, with a lock")
+        })
+        .async_tool("panic_in_drop", "Panics when it is over", |(): (), _| async {
+            let _trap = Trap;
+            tokio::task::yield_now().await;
+            "done"
+        })
+        .async_tool("panic_when_dropped", "Panics when it is given up", |(): (), _| async {
+            let _trap = Trap;
+            std::future::pending::<()>().await;
+            "never"
+        })
+        .tool("not_a_number", "A result that JSON has no number for", Lane::Inline, |(): (), _| {
+            Json(json!({ "value": f64::NAN }))
+        })
+        .tool(
+            "odd_text",
+            "Text that terminals and parsers stumble over",
+            Lane::Inline,
+            |(): (), _| "\u{1b}[31mred\u{202e}\u{200b}\u{0}\u{7f}\u{2028}\"\\\r\n",
+        )
+        .tool("large", "A result as large as it may be", Lane::Inline, |(): (), _| Reply::text(&"x".repeat(4 << 20)))
+        .tool("effect", "Has an effect after a while", Lane::Pool, move |(): (), ctx: Ctx| {
+            thread::sleep(Duration::from_millis(30));
+            if !ctx.is_cancelled() {
+                effecting.fetch_add(1, Ordering::SeqCst);
+            }
+            "done"
+        })
+        .async_tool("hang", "Never ends by itself", move |(): (), _| {
+            hanging.fetch_add(1, Ordering::SeqCst);
+            let inside = Inside(Arc::clone(&hanging));
+            async move {
+                let _inside = inside;
+                std::future::pending::<()>().await;
+                "never"
+            }
+        })
+        .async_tool("brief", "Ends at about the moment of a cancel", |(): (), _| async {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+            "brief"
+        })
+        .async_tool("keep", "Goes on talking after its end", move |(): (), ctx: Ctx| {
+            *keeping.lock() = Some(ctx.clone());
+            async move {
+                ctx.log(LogLevel::Info, &"before");
+                "kept"
+            }
+        })
+        .tool("after", "Says something for a call that is over", Lane::Inline, move |(): (), _| {
+            if let Some(ctx) = kept.lock().as_ref() {
+                ctx.progress(99.0, None, "late");
+                ctx.log(LogLevel::Info, &"late");
+            }
+            "said"
+        });
+    Served { running: start(server, |t| t.limits.request_timeout_ms = 2000), inside, effects }
+}
+
+#[test]
+fn panics_in_odd_places_cost_one_call() {
+    let served = serve();
+    let addr = served.running.addr();
+    for _ in 0..3 {
+        assert_eq!(call(addr, "panic_locked", json!({})).code(), Some(-32603));
+        assert_eq!(call(addr, "count", json!({})).text(), "counted", "the lock is free again");
+        assert_eq!(call(addr, "panic_in_drop", json!({})).code(), Some(-32603));
+    }
+    let mut client = Client::connect(addr);
+    let request = modern(1, "tools/call", json!({ "name": "panic_when_dropped" }));
+    client.send(&post_bytes(&modern_headers("tools/call", "panic_when_dropped"), request.to_string().as_bytes()));
+    eventually("it runs", || served.running.in_flight() == 1);
+    drop(client);
+    eventually("it is dropped", || served.running.in_flight() == 0);
+    assert_eq!(call(addr, "quick", json!({})).text(), "quick");
+}
+
+#[test]
+fn a_flood_of_panics_is_answered_and_does_not_flood_the_log() {
+    let process = Process::start_example("everything");
+    let mut client = Client::connect(process.addr);
+    let flood = 500;
+    for id in 0..flood {
+        let request = modern(id, "tools/call", json!({ "name": "test_panic" }));
+        assert_eq!(client.post(&modern_headers("tools/call", "test_panic"), &request).code(), Some(-32603));
+    }
+    assert_eq!(call(process.addr, "test_simple_text", json!({})).status, 200);
+    process.signal("TERM");
+    let lines = process.log_line_count_until("stopped");
+    assert!(lines < flood as usize, "{lines} lines for {flood} panics");
+}
+
+#[test]
+fn whatever_a_tool_returns_the_wire_is_json() {
+    let served = serve();
+    let addr = served.running.addr();
+    let value = call(addr, "not_a_number", json!({})).json();
+    assert_eq!(value["result"]["structuredContent"]["value"], Value::Null, "{value}");
+    let text = call(addr, "odd_text", json!({})).text();
+    assert_eq!(text, "\u{1b}[31mred\u{202e}\u{200b}\u{0}\u{7f}\u{2028}\"\\\r\n", "unchanged, inside its quotes");
+}
+
+#[test]
+fn nothing_is_said_after_the_end() {
+    let served = serve();
+    let addr = served.running.addr();
+    let mut params = json!({ "name": "keep", "_meta": meta() });
+    params["_meta"]["progressToken"] = 1.into();
+    params["_meta"]["io.modelcontextprotocol/logLevel"] = "debug".into();
+    let mut client = Client::connect(addr);
+    let events = client.post(&modern_headers("tools/call", "keep"), &modern(1, "tools/call", params)).events();
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(call(addr, "after", json!({})).text(), "said");
+    // Were anything said, it would stand before this answer on the same connection.
+    let next =
+        client.post(&modern_headers("tools/call", "quick"), &modern(2, "tools/call", json!({ "name": "quick" })));
+    assert_eq!(next.text(), "quick");
+}
+
+#[test]
+fn who_leaves_takes_the_work_along() {
+    let served = serve();
+    let addr = served.running.addr();
+    // Running: its future is dropped.
+    let mut client = Client::connect(addr);
+    let request = modern(1, "tools/call", json!({ "name": "hang" }));
+    client.send(&post_bytes(&modern_headers("tools/call", "hang"), request.to_string().as_bytes()));
+    eventually("it runs", || served.inside.load(Ordering::SeqCst) == 1);
+    drop(client);
+    eventually("it is dropped", || served.inside.load(Ordering::SeqCst) == 0);
+    // Queued or running on a worker: it is told, and what it would do it does not do.
+    let clients: Vec<Client> = (0..20)
+        .map(|id| {
+            let mut client = Client::connect(addr);
+            let request = modern(id, "tools/call", json!({ "name": "effect" }));
+            client.send(&post_bytes(&modern_headers("tools/call", "effect"), request.to_string().as_bytes()));
+            client
+        })
+        .collect();
+    eventually("some wait for a worker", || served.running.in_flight() > 0);
+    drop(clients);
+    eventually("none is left", || served.running.in_flight() == 0);
+    let effects = served.effects.load(Ordering::SeqCst);
+    assert!(effects < 20, "{effects} effects of 20 calls that nobody waits for");
+    // Writing: the rest is dropped with the connection.
+    let connections = served.running.connections();
+    let mut client = Client::connect(addr);
+    client.narrow();
+    let request = modern(1, "tools/call", json!({ "name": "large" }));
+    client.send(&post_bytes(&modern_headers("tools/call", "large"), request.to_string().as_bytes()));
+    client.reset();
+    eventually("the connection is gone", || served.running.connections() <= connections);
+    assert_eq!(call(addr, "quick", json!({})).text(), "quick");
+}
+
+#[test]
+fn a_cancel_races_with_the_end_and_there_is_one_answer_or_none() {
+    let served = serve();
+    let addr = served.running.addr();
+    let session = Session::open(addr, "2025-11-25");
+    let mut cancels = Client::connect(addr);
+    let (mut answered, mut silent) = (0, 0);
+    for id in 0..1000 {
+        let request = json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": "brief" } });
+        let mut client = Client::connect(addr);
+        client.send(&post_bytes(&[("Mcp-Session-Id", &session.id)], request.to_string().as_bytes()));
+        let cancel = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id } });
+        assert_eq!(cancels.post(&[("Mcp-Session-Id", &session.id)], &cancel).status, 202);
+        let answer = client.receive().expect("an answer, or the end of one");
+        if answer.body.is_empty() {
+            silent += 1;
+            continue;
+        }
+        let is_json = answer.header("content-type") == Some("application/json");
+        let messages = if is_json { vec![answer.json()] } else { answer.events() };
+        assert_eq!(messages.len(), 1, "{messages:?}");
+        assert_eq!(messages[0]["result"]["content"][0]["text"], "brief");
+        answered += 1;
+    }
+    assert_eq!(answered + silent, 1000);
+    eventually("nothing is left running", || served.running.in_flight() == 0);
+}
+
+#[test]
+fn a_second_initialize_changes_nothing() {
+    let served = serve();
+    let mut session = Session::open(served.running.addr(), "2025-06-18");
+    let params = json!({ "protocolVersion": "2025-11-25", "capabilities": { "sampling": {} }, "clientInfo": { "name": "x", "version": "2" } });
+    let refused = session.request(5, "initialize", params);
+    assert_eq!(refused.code(), Some(-32600));
+    session.client = Client::connect(served.running.addr());
+    assert_eq!(session.request(6, "tools/call", json!({ "name": "quick" })).text(), "quick");
+}
