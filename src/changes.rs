@@ -11,6 +11,9 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+/// Readers of one inbox.
+const READERS_MAX: usize = 16;
+
 /// Says to clients that something changed. Cheap to clone, and usable from any thread.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
@@ -84,7 +87,8 @@ struct Pending {
     lists: Lists,
     resources: BTreeSet<Arc<str>>,
     tasks: BTreeMap<Arc<str>, Bytes>,
-    waker: Option<Waker>,
+    /// Who reads: the streams of one session share an inbox, and any of them may end.
+    wakers: Vec<Waker>,
 }
 
 impl Changes {
@@ -160,11 +164,9 @@ impl Inbox {
     fn note(&self, note: impl FnOnce(&mut Pending)) {
         let mut pending = self.pending.lock();
         note(&mut pending);
-        let waker = pending.waker.take();
+        let wakers = std::mem::take(&mut pending.wakers);
         drop(pending); // waking may run code of the runtime
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -203,8 +205,11 @@ impl Subscription {
         if let Some(change) = pending.take() {
             return Poll::Ready(change);
         }
-        if !pending.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
-            pending.waker = Some(cx.waker().clone());
+        if !pending.wakers.iter().any(|w| w.will_wake(cx.waker())) {
+            if pending.wakers.len() >= READERS_MAX {
+                pending.wakers.remove(0); // of a stream that has ended, since there are never so many
+            }
+            pending.wakers.push(cx.waker().clone());
         }
         Poll::Pending
     }

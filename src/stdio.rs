@@ -167,6 +167,9 @@ async fn say(lines: &mpsc::Sender<Bytes>, answer: Answer) {
 }
 
 async fn send(lines: &mpsc::Sender<Bytes>, line: Bytes) {
+    if line.is_empty() {
+        return; // something that has no form on a line
+    }
     let _ = lines.send(line).await; // fails only when the output is closed, and then nobody reads
 }
 

@@ -44,6 +44,8 @@ pub(crate) enum Feed {
     Listen(Listen),
     /// A stream of a session.
     Session(SessionFeed),
+    /// The rest of a stream of which nothing is left.
+    Nothing,
 }
 
 /// A `subscriptions/listen` that runs.
@@ -92,6 +94,7 @@ impl Feed {
                 Poll::Ready(Some(Said { id: None, json: encode::change(&change, Some(&listen.id)).into() }))
             }
             Self::Session(feed) => feed.poll_next(may_take, cx),
+            Self::Nothing => Poll::Ready(None),
         }
     }
 
@@ -100,6 +103,7 @@ impl Feed {
         match self {
             Self::Listen(_) => true,
             Self::Session(feed) => feed.log.is_standalone(),
+            Self::Nothing => false,
         }
     }
 
@@ -107,7 +111,7 @@ impl Feed {
     pub(crate) fn farewell(&self, encoder: &encode::Encoder) -> Option<Bytes> {
         match self {
             Self::Listen(listen) => Some(encoder.listen_ended(&listen.id)),
-            Self::Session(_) => None,
+            Self::Session(_) | Self::Nothing => None,
         }
     }
 }

@@ -317,14 +317,12 @@ impl Router {
                 })?;
                 (log, 0)
             }
+            // An id of another session, or of a stream that is not kept any more: its rest is nothing. Not 404, which
+            // would say that the session has ended.
             field => {
                 let found = field.text().and_then(|id| session.live_if_any()?.find_stream(id, now));
-                found.ok_or_else(|| Refusal {
-                    status: 404,
-                    ..Refusal::invalid_request(
-                        "Last-Event-ID is not an event of this session that is still kept; call again what was under way",
-                    )
-                })?
+                let Some(found) = found else { return Ok(Feed::Nothing) };
+                found
             }
         };
         Ok(Feed::of_session(session, log, after))

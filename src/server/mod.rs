@@ -340,7 +340,10 @@ impl Builder {
     pub fn check(mut self, loaded: &Loaded) -> Result<(), StartError> {
         let runtime = io_runtime(1)?;
         let hosted = self.hosted(&runtime)?;
-        self.registry(loaded, &hosted).map(drop)
+        self.registry(loaded, &hosted)?;
+        Features::new(self.resources, self.prompts).map_err(StartError::config)?;
+        Skills::new(self.skills).map_err(StartError::config)?;
+        sealer(loaded).map(drop)
     }
 
     /// The folder that the toolbox reads, when there is one.
@@ -376,6 +379,7 @@ impl Builder {
         let registry = self.registry(loaded, &hosted)?;
         let mut features = Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         features.methods.clone_from(&hosted.methods);
+        features.has_hosted = !hosted.is_empty();
         let skills = Skills::new(self.skills).map_err(StartError::config)?;
         let tasks = self.tasks.map(|store| {
             let store = match store {
@@ -427,8 +431,7 @@ impl Builder {
             buffer_bytes_max: stream_buffer_bytes_max,
             retention: Duration::from_secs(tuning.sessions.resume_s),
         };
-        let sealer = Sealer::new(&tuning.input)
-            .map_err(|message| StartError::config(loaded.fault("input.state_keys", message)))?;
+        let sealer = sealer(loaded)?;
         let router = Arc::new(Router {
             dispatch,
             features,
@@ -504,6 +507,11 @@ impl Builder {
         runtime.shutdown_background(); // a read from standard input cannot be called back
         served.map(ExitCode::from).map_err(|e| StartError::host("standard input or output", e))
     }
+}
+
+/// What seals the state of rounds.
+fn sealer(loaded: &Loaded) -> Result<Sealer, StartError> {
+    Sealer::new(&loaded.tuning.input).map_err(|message| StartError::config(loaded.fault("input.state_keys", message)))
 }
 
 /// Ends sessions that nobody uses, often enough that none lives an eighth longer than it may.

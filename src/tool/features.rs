@@ -24,6 +24,8 @@ pub(crate) struct Features {
     prompts: BTreeMap<String, Prompt>,
     /// Whole methods that are answered elsewhere, for what is not here.
     pub(crate) methods: BTreeMap<&'static str, Arc<Work>>,
+    /// Whether handlers are hosted.
+    pub(crate) has_hosted: bool,
 }
 
 impl Features {
@@ -67,7 +69,7 @@ impl Features {
 
     /// Whether somebody reads what a session's `initialize` said.
     pub(crate) fn wants_initialize(&self) -> bool {
-        !self.methods.is_empty()
+        self.has_hosted
     }
 
     /// Entries of `resources/list`.

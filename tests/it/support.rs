@@ -267,6 +267,12 @@ impl Stream {
         }
     }
 
+    /// Whether it is a stream that ends without an event.
+    pub(crate) fn is_empty(mut self) -> bool {
+        assert_eq!(self.status, 200);
+        self.next().is_none()
+    }
+
     /// Ends the connection.
     pub(crate) fn hang_up(self) {}
 }

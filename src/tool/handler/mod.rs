@@ -186,6 +186,11 @@ impl Hosted {
         Ok(hosted)
     }
 
+    /// Whether there is no handler.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.handlers.is_empty()
+    }
+
     /// The tools that the handlers have at this moment.
     pub(crate) async fn list_tools(&self) -> Result<Vec<Tool>, String> {
         let mut tools = Vec::new();
