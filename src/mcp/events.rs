@@ -15,6 +15,9 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+/// The size of a message that is kept whatever else is.
+const SPARED_BYTES_MAX: usize = 4096;
+
 /// What all kept messages take, over all sessions.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -67,6 +70,13 @@ struct State {
     waker: Option<Waker>,
 }
 
+impl State {
+    /// Whether there is nothing to drop but one small message.
+    fn is_least(&self) -> bool {
+        self.messages.is_empty() || (self.messages.len() == 1 && self.bytes <= SPARED_BYTES_MAX)
+    }
+}
+
 impl EventLog {
     pub(crate) fn new(name: String, bytes_max: usize, kept: Arc<Kept>, is_standalone: bool) -> Self {
         Self { name, kept, bytes_max, is_standalone, state: Mutex::new(State { first: 1, ..State::default() }) }
@@ -84,7 +94,8 @@ impl EventLog {
         state.bytes += message.len();
         self.kept.bytes.fetch_add(message.len(), Ordering::Relaxed);
         state.messages.push_back(message);
-        while state.bytes > self.bytes_max || (!self.kept.has_room() && !state.messages.is_empty()) {
+        // The newest is kept also when all logs together are full, so that a reader who is there gets it.
+        while state.bytes > self.bytes_max || (!self.kept.has_room() && !state.is_least()) {
             let Some(dropped) = state.messages.pop_front() else { break };
             state.first += 1;
             state.bytes -= dropped.len();

@@ -1,9 +1,13 @@
 //! The protocol, pure: bytes and values in, values out. No sockets here, and `now` is an argument.
 //!
-//! In the order of a message's way: `wire` reads it (by `reader` and `strict`), `modern` says which rules it follows, `modern` and
-//! `legacy` check it by them, `router` sends it to its handler (`calling`, for tools), `encode` writes the answer. `session` holds what the
-//! older revisions remember, `catalogue` the answers that do not depend on the call, `code` the one table from
-//! failures to statuses and codes.
+//! In the order of a message's way: `wire` reads it (by `reader` and `strict`), `batch` takes several apart, `modern`
+//! says which rules it follows, `modern` and `legacy` check it by them, `router` sends it to its handler, `encode` writes
+//! the answer. Handlers: `calling` for what runs (tools, prompts, resources), `tasking` for calls that become tasks,
+//! `feed` for streams that no call owns, `catalogue` and `listing` for answers that do not depend on the call.
+//!
+//! What is remembered: `session` is the record, `live` what a session has while more goes on in it, `events` what its
+//! streams keep for who lost the connection, `seal` what clients carry for us. `code` is the one table from failures to
+//! statuses and codes.
 
 pub(crate) mod batch;
 pub(crate) mod calling;

@@ -1,6 +1,7 @@
-//! Where an answer comes from: a [`Tool`] is a name, what it says of itself, a lane and something to run.
-//! `native` makes tools from functions; `registry` holds them all; `schema` checks arguments. Where and whether a
-//! tool runs is `dispatch`'s business.
+//! Where an answer comes from: a [`Tool`], a [`Prompt`] or a [`Resource`] is a name, what it says of itself, a lane and
+//! something to run. `native`, `prompt` and `resource` make them from functions, `handler` from an rmcp handler;
+//! `registry` holds the tools and `features` the rest; `schema` checks arguments. Where and whether something runs is
+//! `dispatch`'s business.
 
 mod features;
 pub(crate) mod handler;

@@ -169,13 +169,13 @@ fn event_ids_open_their_own_stream_and_no_other() {
     let id = stream.next().and_then(|e| e.id).expect("an id");
     let mut theirs = other.stream(addr, 1, "tools/call", json!({ "name": "steps" }));
     theirs.next().expect("an event");
-    assert!(other.listen(addr, Some(&id)).is_empty(), "another session's");
+    assert!(other.listen(addr, Some(&id)).has_nothing(), "another session's");
     for wrong in ["0", "x-y-z", &id.replace("-0-", "-7-"), &"9".repeat(5000)] {
-        assert!(mine.listen(addr, Some(wrong)).is_empty(), "{wrong}");
+        assert!(mine.listen(addr, Some(wrong)).has_nothing(), "{wrong}");
     }
     while stream.next().is_some() {}
     // Kept for a second, and not for ever.
-    eventually("the stream is forgotten", || mine.listen(addr, Some(&id)).is_empty());
+    eventually("the stream is forgotten", || mine.listen(addr, Some(&id)).has_nothing());
 }
 
 #[test]

@@ -268,7 +268,7 @@ impl Stream {
     }
 
     /// Whether it is a stream that ends without an event.
-    pub(crate) fn is_empty(mut self) -> bool {
+    pub(crate) fn has_nothing(mut self) -> bool {
         assert_eq!(self.status, 200);
         self.next().is_none()
     }
