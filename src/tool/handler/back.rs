@@ -1,38 +1,50 @@
 //! The way back from a hosted handler to its client. rmcp's handle for that, the [`Peer`], is made by a service loop and
 //! nothing else. So that no call needs a loop of its own, loops are pooled: one is lent to a call, and what the handler
 //! says through its peer goes to that call while it is lent. A handler may keep a copy of a peer for longer than its
-//! call; so a peer is only ever lent to calls of one caller, and what it says outside a call is heard only when it is
-//! about lists and resources, which concerns everybody.
+//! call; such a loop is set apart and never lent again while the copy lives (`copies` says how that is seen), so that
+//! what is said by it reaches nobody else's call. What concerns everybody, changes of lists and of resources, is heard
+//! from it for as long as the handler keeps it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
-    future::{Future, ready},
-    sync::Arc,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
 use parking_lot::Mutex;
 use rmcp::{
     RoleServer, ServerHandler,
-    model::{ErrorData, JsonRpcMessage, RequestId},
+    model::{CustomNotification, ErrorData, JsonRpcMessage, RequestId, ServerNotification},
     service::{Peer, RunningService, RxJsonRpcMessage, TxJsonRpcMessage, serve_directly},
     transport::Transport,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::copies::{self, Copies};
 use crate::{
     changes::Changes,
     outbox::{LogLevel, Outbox},
 };
 
-/// Ways back that wait for a call, of one caller.
-const IDLE_MAX: usize = 32;
-/// Callers whose ways back wait for a call.
-const CALLERS_MAX: usize = 256;
+/// Ways back that wait for a call, of one kind. Each is a task and some 40 KiB.
+const IDLE_MAX: usize = 64;
+/// Ways back that are set apart. Beyond it the oldest is closed, and who kept its peer is told so when it speaks.
+const APART_MAX: usize = 1024;
+/// Ways back set apart that are looked at for each one more, to see whether they can be lent again.
+const LOOKED_AT: usize = 2;
+/// Questions of one call without an answer.
+const QUESTIONS_MAX: usize = 64;
 /// Answers on their way into a loop.
 const ANSWERS_MAX: usize = 64;
+/// What we say to a loop to see that it has taken everything that was said before.
+const SETTLED: &str = "bigiron/settled";
 
 /// A question of a handler to its client.
 #[derive(Debug)]
@@ -42,18 +54,29 @@ pub(super) struct Question {
     pub(super) params: Value,
 }
 
-/// Who a way back is for. Sessions and single requests are kept apart, since a peer remembers what a session said.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct For {
-    pub(super) caller: String,
-    pub(super) has_session: bool,
+/// Whom a way back is for: a peer remembers what a session said of itself, so that single requests have their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    Request,
+    Session,
 }
 
 /// All ways back.
 #[derive(Debug)]
 pub(super) struct Backs {
-    wire_to: Heard,
-    idle: Mutex<HashMap<For, Vec<Back>>>,
+    heard: Heard,
+    parked: Mutex<Parked>,
+    #[cfg(test)]
+    made: std::sync::atomic::AtomicUsize,
+}
+
+/// Ways back that are lent to no call.
+#[derive(Debug, Default)]
+struct Parked {
+    idle_for_requests: Vec<Back>,
+    idle_for_sessions: Vec<Back>,
+    /// Those that may still be spoken by: a handler has kept a peer, or has stopped in the middle of a word.
+    apart: VecDeque<(For, Back)>,
 }
 
 /// Where changes go that a handler tells of.
@@ -69,6 +92,8 @@ pub(super) struct Heard {
 struct Back {
     running: RunningService<RoleServer, Nobody>,
     wire: Arc<Wire>,
+    /// The copies of its peer that there are when no handler has one.
+    copies: Copies,
     /// What the session that it spoke for last said of itself.
     introduced: Option<Arc<Value>>,
 }
@@ -91,6 +116,8 @@ struct Wire {
     heard: Heard,
     answers: mpsc::Sender<RxJsonRpcMessage<RoleServer>>,
     lent: Mutex<Option<Lending>>,
+    /// Whether everything that was said before the last [`SETTLED`] has been taken.
+    is_settled: AtomicBool,
 }
 
 /// The call that a loop is lent to.
@@ -100,7 +127,7 @@ struct Lending {
     progress_token: Option<Value>,
     questions: VecDeque<Question>,
     /// Questions without an answer yet.
-    open: usize,
+    open: Vec<RequestId>,
     waker: Option<Waker>,
 }
 
@@ -110,11 +137,30 @@ pub(super) struct Lent {
     back: Option<Back>,
     backs: Arc<Backs>,
     owner: For,
+    /// The handler came to its end by itself, so that it is in the middle of no word.
+    is_done: bool,
 }
 
 impl Backs {
-    pub(super) fn new(wire_to: Heard) -> Arc<Self> {
-        Arc::new(Self { wire_to, idle: Mutex::default() })
+    pub(super) fn new(heard: Heard) -> Arc<Self> {
+        Arc::new(Self {
+            heard,
+            parked: Mutex::default(),
+            #[cfg(test)]
+            made: std::sync::atomic::AtomicUsize::new(0),
+        })
+    }
+
+    fn make(&self) -> Back {
+        #[cfg(test)]
+        self.made.fetch_add(1, Ordering::SeqCst);
+        Back::new(self.heard.clone())
+    }
+
+    /// How many there ever were.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> usize {
+        self.made.load(Ordering::SeqCst)
     }
 
     /// Lends a way back to a call.
@@ -124,25 +170,86 @@ impl Backs {
         outbox: Option<Arc<Outbox>>,
         progress_token: Option<Value>,
     ) -> Lent {
-        let idle = self.idle.lock().get_mut(&owner).and_then(Vec::pop);
-        let back = idle.unwrap_or_else(|| Back::new(self.wire_to.clone()));
+        let idle = self.parked.lock().idle(owner).pop();
+        let back = idle.unwrap_or_else(|| self.make());
         *back.wire.lent.lock() = Some(Lending { outbox, progress_token, ..Lending::default() });
-        Lent { back: Some(back), backs: Arc::clone(self), owner }
+        Lent { back: Some(back), backs: Arc::clone(self), owner, is_done: false }
     }
 
     /// A way back that is lent to no call and only hears of changes.
     pub(super) fn permanent(&self) -> (Peer<RoleServer>, impl Sized + Send + use<>) {
-        let back = Back::new(self.wire_to.clone());
+        let back = self.make();
         (back.running.peer().clone(), back)
+    }
+
+    /// Takes a way back that a call does not need any more. What is closed is given back, to be dropped without a lock.
+    fn park(&self, owner: For, back: Back, is_done: bool) -> Vec<Back> {
+        let mut closed = Vec::new();
+        let mut parked = self.parked.lock();
+        if is_done && back.is_free() {
+            closed.extend(parked.keep_idle(owner, back));
+            return closed;
+        }
+        back.settle();
+        parked.apart.push_back((owner, back));
+        for _ in 0..LOOKED_AT {
+            match parked.apart.pop_front() {
+                Some((owner, back)) if back.is_settled() => closed.extend(parked.keep_idle(owner, back)),
+                Some(kept) => parked.apart.push_back(kept),
+                None => break,
+            }
+        }
+        if parked.apart.len() > APART_MAX {
+            closed.extend(parked.apart.pop_front().map(|(_, back)| back));
+        }
+        closed
+    }
+}
+
+impl Parked {
+    fn idle(&mut self, owner: For) -> &mut Vec<Back> {
+        match owner {
+            For::Request => &mut self.idle_for_requests,
+            For::Session => &mut self.idle_for_sessions,
+        }
+    }
+
+    /// Gives the way back back when there are enough.
+    fn keep_idle(&mut self, owner: For, back: Back) -> Option<Back> {
+        let idle = self.idle(owner);
+        if idle.len() >= IDLE_MAX {
+            return Some(back);
+        }
+        idle.push(back);
+        None
     }
 }
 
 impl Back {
     fn new(heard: Heard) -> Self {
         let (answers, inbound) = mpsc::channel(ANSWERS_MAX);
-        let wire = Arc::new(Wire { heard, answers, lent: Mutex::default() });
+        let wire = Arc::new(Wire { heard, answers, lent: Mutex::default(), is_settled: AtomicBool::new(false) });
         let running = serve_directly(Nobody, Pipe { wire: Arc::clone(&wire), inbound }, None);
-        Self { running, wire, introduced: None }
+        let copies = copies::of(running.peer());
+        Self { running, wire, copies, introduced: None }
+    }
+
+    /// Whether no handler can speak by it: none has a copy of its peer, and nothing said by one waits.
+    fn is_free(&self) -> bool {
+        self.copies.are_as_before(copies::of(self.running.peer()))
+    }
+
+    /// Has the loop tell when it has taken everything that was said so far. Nothing waits for it here: a message is in
+    /// the loop's queue once its future was polled.
+    fn settle(&self) {
+        self.wire.is_settled.store(false, Ordering::Release);
+        let settled = ServerNotification::CustomNotification(CustomNotification::new(SETTLED, None));
+        let said = pin!(self.running.peer().send_notification(settled));
+        let _ = said.poll(&mut Context::from_waker(Waker::noop()));
+    }
+
+    fn is_settled(&self) -> bool {
+        self.wire.is_settled.load(Ordering::Acquire) && self.is_free()
     }
 }
 
@@ -175,8 +282,18 @@ impl Lent {
         Poll::Pending
     }
 
+    /// The handler runs.
+    pub(super) fn begun(&mut self) {
+        self.is_done = false;
+    }
+
+    /// The handler came to its end by itself.
+    pub(super) fn done(&mut self) {
+        self.is_done = true;
+    }
+
     /// Brings an answer: the result of a question, or its error.
-    pub(super) fn answer(&self, question: &Question, answer: Result<Value, Value>) {
+    pub(super) async fn answer(&self, question: &Question, answer: Result<Value, Value>) {
         let Some(back) = &self.back else { return };
         let message = match answer {
             Ok(result) => json!({ "jsonrpc": "2.0", "id": question.id, "result": result }),
@@ -186,10 +303,10 @@ impl Lent {
             let message = format!("the client's answer is none to {}: {error}", question.method);
             JsonRpcMessage::error(ErrorData::internal_error(message, None), Some(question.id.clone()))
         });
-        if back.wire.answers.try_send(message).is_ok()
+        if back.wire.answers.send(message).await.is_ok()
             && let Some(lending) = back.wire.lent.lock().as_mut()
         {
-            lending.open = lending.open.saturating_sub(1);
+            lending.open.retain(|id| *id != question.id);
         }
     }
 }
@@ -197,20 +314,21 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let Some(back) = self.back.take() else { return };
-        let lending = back.wire.lent.lock().take();
-        // A loop remembers questions without an answer for ever, so one that has some is not lent again.
-        if lending.is_none_or(|lending| lending.open > 0) {
-            return;
+        let open = back.wire.lent.lock().take().map(|lending| lending.open).unwrap_or_default();
+        // A loop remembers questions until they have an answer.
+        for id in open {
+            if back.wire.answers.try_send(over(id)).is_err() {
+                return;
+            }
         }
-        let mut idle = self.backs.idle.lock();
-        if idle.len() >= CALLERS_MAX && !idle.contains_key(&self.owner) {
-            return;
-        }
-        let waiting = idle.entry(self.owner.clone()).or_default();
-        if waiting.len() < IDLE_MAX {
-            waiting.push(back);
-        }
+        let closed = self.backs.park(self.owner, back, self.is_done);
+        drop(closed);
     }
+}
+
+/// What a question outside a call is answered with.
+fn over(id: RequestId) -> RxJsonRpcMessage<RoleServer> {
+    JsonRpcMessage::error(ErrorData::invalid_request("the call that this was asked in is over", None), Some(id))
 }
 
 /// The loop's transport: there is nothing but the wire behind it.
@@ -226,8 +344,15 @@ impl Transport<RoleServer> for Pipe {
         &mut self,
         message: TxJsonRpcMessage<RoleServer>,
     ) -> impl Future<Output = Result<(), Infallible>> + Send + 'static {
-        self.wire.take(message);
-        ready(Ok(()))
+        // At once, and not when the future is polled: what comes first is taken first.
+        let refused = self.wire.take(message);
+        let answers = self.wire.answers.clone();
+        async move {
+            if let Some(refused) = refused {
+                let _ = answers.send(refused).await; // fails only when the loop has ended
+            }
+            Ok(())
+        }
     }
 
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleServer>> {
@@ -240,37 +365,40 @@ impl Transport<RoleServer> for Pipe {
 }
 
 impl Wire {
-    fn take(&self, message: TxJsonRpcMessage<RoleServer>) {
+    /// Takes what a handler said; what comes back is the answer to a question that nobody can be asked.
+    fn take(&self, message: TxJsonRpcMessage<RoleServer>) -> Option<RxJsonRpcMessage<RoleServer>> {
         match message {
             JsonRpcMessage::Request(request) => {
-                let id = request.id.clone();
                 let json = serde_json::to_value(&request.request).unwrap_or_default();
-                self.ask(id, &json);
+                return self.ask(request.id, json);
             }
-            JsonRpcMessage::Notification(notification) => {
-                let json = serde_json::to_value(&notification.notification).unwrap_or_default();
-                self.notify(&json);
-            }
+            JsonRpcMessage::Notification(notification) => match &notification.notification {
+                ServerNotification::CustomNotification(custom) if custom.method == SETTLED => {
+                    self.is_settled.store(true, Ordering::Release);
+                }
+                notification => self.notify(&serde_json::to_value(notification).unwrap_or_default()),
+            },
             _ => {}
         }
+        None
     }
 
-    fn ask(&self, id: RequestId, request: &Value) {
+    fn ask(&self, id: RequestId, mut request: Value) -> Option<RxJsonRpcMessage<RoleServer>> {
         let method = request["method"].as_str().unwrap_or_default().to_owned();
         let mut lent = self.lent.lock();
-        let Some(lending) = lent.as_mut() else {
-            drop(lent);
-            let error = ErrorData::invalid_request("the call that this was asked in is over", None);
-            let _ = self.answers.try_send(JsonRpcMessage::error(error, Some(id)));
-            return;
-        };
-        lending.open += 1;
-        lending.questions.push_back(Question { id, method, params: request["params"].clone() });
+        let Some(lending) = lent.as_mut() else { return Some(over(id)) };
+        if lending.open.len() >= QUESTIONS_MAX {
+            let error = ErrorData::internal_error("too many questions of this call have no answer yet", None);
+            return Some(JsonRpcMessage::error(error, Some(id)));
+        }
+        lending.open.push(id.clone());
+        lending.questions.push_back(Question { id, method, params: request["params"].take() });
         let waker = lending.waker.take();
         drop(lent);
         if let Some(waker) = waker {
             waker.wake();
         }
+        None
     }
 
     fn notify(&self, notification: &Value) {

@@ -1,6 +1,8 @@
 //! From a call to a handler and back: rmcp's types on one side, ours on the other.
 
 use std::{
+    borrow::Cow,
+    cmp::Reverse,
     collections::HashMap,
     future::{Future, poll_fn},
     pin::Pin,
@@ -23,10 +25,10 @@ use tokio::runtime;
 use super::{
     Answered, Handler, Host, TOOLS_MAX,
     back::{Backs, For, Lent, Question},
-    own_meta,
+    drive, own_meta,
 };
 use crate::{
-    call::{Ctx, Kind, Lane, Raw, Reply},
+    call::{ClientCapabilities, Ctx, Kind, Lane, Raw, Reply},
     error::CallError,
     input::{Answers, Exchange, Memory, Required, request_on_stream},
     outbox::Outbox,
@@ -36,7 +38,6 @@ use crate::{
 /// Rounds of questions of one call in a session, where they are driven here.
 const ROUNDS_MAX: usize = 16;
 const MODERN_VERSION: &str = "2026-07-28";
-const RESOURCE_NOT_FOUND: i32 = -32002;
 
 /// A handler and how it is called.
 pub(super) struct Calls {
@@ -50,6 +51,11 @@ impl Calls {
     pub(super) fn new(handler: Handler, backs: Arc<Backs>) -> Self {
         let Handler { host, prefix, lanes } = handler;
         Self { host, prefix, lanes, backs }
+    }
+
+    #[cfg(test)]
+    pub(super) fn ways_back_made(&self) -> usize {
+        self.backs.made()
     }
 
     pub(super) fn info(&self) -> ServerConfig {
@@ -71,12 +77,13 @@ impl Calls {
         }
         let mut cursor: Option<String> = None;
         loop {
-            let lent = self.backs.lend(For { caller: String::new(), has_session: false }, None, None);
+            let mut lent = self.backs.lend(For::Request, None, None);
             let raw = Raw { version: MODERN_VERSION, id: 0.into(), meta: own_meta(), ..Raw::default() };
             let request = request_of("tools/list", cursor.map_or_else(|| json!({}), |c| json!({ "cursor": c })))?;
             let context = context(&lent, raw).ok_or("no way back")?;
             let page =
                 self.host.request(request, context).await.map_err(|e| format!("tools/list of a handler: {e}"))?;
+            lent.done();
             let mut page = serde_json::to_value(&page).map_err(|e| e.to_string())?;
             let definitions: Vec<rmcp::model::Tool> =
                 serde_json::from_value(page["tools"].take()).map_err(|e| format!("tools/list of a handler: {e}"))?;
@@ -102,17 +109,19 @@ impl Calls {
             Box::pin(async move { calls.call_tool(name, arguments, ctx).await })
         };
         let run = match (lane, runtime::Handle::try_current()) {
-            // A worker thread may block, and that is what it does for the handler.
-            (Lane::Pool, Ok(runtime)) => {
-                Run::Sync(Arc::new(move |arguments, ctx| runtime.block_on(call(arguments, ctx))))
-            }
+            (Lane::Pool, Ok(runtime)) => Run::Sync(Arc::new(move |arguments, mut ctx| {
+                let raw = ctx.raw.take();
+                let waiting = ctx.clone();
+                ctx.raw = raw;
+                drive::on_this_thread(&runtime, call(arguments, ctx), &waiting)
+            })),
             _ => Run::Async(Arc::new(call)),
         };
         let work = Work { name: definition.name.clone(), lane, run, wants_raw: true };
         Tool { definition, work: Arc::new(work) }
     }
 
-    async fn call_tool(&self, name: std::borrow::Cow<'static, str>, arguments: Value, mut ctx: Ctx) -> Outcome {
+    async fn call_tool(&self, name: Cow<'static, str>, arguments: Value, mut ctx: Ctx) -> Outcome {
         let mut params = CallToolRequestParams::new(name);
         if let Value::Object(arguments) = arguments {
             params.arguments = Some(arguments);
@@ -124,33 +133,22 @@ impl Calls {
         }
         params.request_state = kept;
         for _ in 0..ROUNDS_MAX {
-            // Only in a session can a call be made again from here.
-            let context = talk.context(!matches!(ctx.exchange, Exchange::Stream(_))).ok_or(CallError::Internal)?;
+            let is_last = talk.client.is_none(); // only in a session can a call be made again from here
+            let context = talk.context(is_last).ok_or(CallError::Internal)?;
+            let this = if is_last { std::mem::take(&mut params) } else { params.clone() };
             let cancels = context.ct.clone().drop_guard(); // tells the handler's own tasks when the call is dropped
-            let response = talk.run(self.host.call(params.clone(), context)).await.map_err(failed)?;
+            let response = talk.run(self.host.call(this, context)).await.map_err(|e| failed(e, talk.is_modern))?;
             cancels.disarm();
             match response {
                 CallToolResponse::Complete(result) => return result.into_reply(),
+                CallToolResponse::Task(_) if !ctx.client().contains(ClientCapabilities::TASKS) => {
+                    return Err(CallError::MissingCapability(ClientCapabilities::TASKS));
+                }
                 CallToolResponse::Task(task) => return reply_of(&task, Kind::Task),
                 CallToolResponse::InputRequired(required) => {
                     let requests = serde_json::to_value(&required.input_requests).unwrap_or_default();
-                    let requests = if let Value::Object(requests) = requests { requests } else { Map::new() };
-                    let (Exchange::Stream(client), Some(outbox)) = (&ctx.exchange, &ctx.outbox) else {
-                        let memory = Memory { kept: required.request_state.map(Value::String), ..Memory::default() };
-                        return Err(CallError::InputRequired(Box::new(Required { requests, memory })));
-                    };
-                    // The session's revision has no rounds, so they are driven here.
-                    let mut answers = std::collections::BTreeMap::new();
-                    for (key, request) in requests {
-                        let method = request["method"].as_str().unwrap_or_default();
-                        let answer =
-                            request_on_stream(client.as_ref(), outbox, method, request["params"].clone()).await?;
-                        answers.insert(
-                            key,
-                            answer.map_err(|e| CallError::tool(format!("the client refused: {}", e["message"])))?,
-                        );
-                    }
-                    params.input_responses = Some(answers);
+                    let answers = talk.ask_all(requests, required.request_state.as_deref()).await?;
+                    params.input_responses = Some(answers.into_iter().collect());
                     params.request_state = required.request_state;
                 }
                 _ => return Err(CallError::Internal),
@@ -181,20 +179,30 @@ pub(super) async fn answer(handlers: &[Arc<Calls>], method: &'static str, params
     if method.ends_with("/list") {
         return list(handlers, method, params, &ctx).await;
     }
-    let mut not_found = None;
-    for handler in handlers {
-        let mut params = params.clone();
-        if method == "prompts/get" {
-            let name = params["name"].as_str().unwrap_or_default();
-            let Some(own) = name.strip_prefix(handler.prefix.as_str()) else { continue };
-            params["name"] = own.into();
-        }
+    let mut asked: Vec<(&Arc<Calls>, Value)> =
+        handlers.iter().filter_map(|handler| Some((handler, handler.own_params(method, &params)?))).collect();
+    asked.sort_by_key(|(handler, _)| Reverse(handler.prefix.len())); // the one that a name fits best is asked first
+    let (mut closest, mut nothing) = (None, None);
+    for (handler, params) in asked {
         match handler.answer(method, params, &ctx).await {
-            Err(error) if handlers.len() > 1 && is_not_found(&error) => not_found = Some(error),
+            Err(error) if handlers.len() > 1 && nearness(&error).is_some() => {
+                if closest.as_ref().is_none_or(|before| nearness(&error) > nearness(before)) {
+                    closest = Some(error);
+                }
+            }
+            // A handler that knows nothing of what is to be completed proposes nothing.
+            Ok(reply) if method == "completion/complete" && proposes_nothing(&reply) => {
+                nothing.get_or_insert(reply);
+            }
             outcome => return outcome,
         }
     }
-    Err(not_found.unwrap_or_else(|| CallError::InvalidParams("params name nothing that this server has".into())))
+    let none = || CallError::InvalidParams("params name nothing that this server has".into());
+    nothing.map_or_else(|| Err(closest.unwrap_or_else(none)), Ok)
+}
+
+fn proposes_nothing(reply: &Reply) -> bool {
+    reply.to_json()["completion"]["values"].as_array().is_none_or(Vec::is_empty)
 }
 
 /// One page of what all handlers have. Cursors say whose list they are of: `h1:` and the handler's own.
@@ -229,46 +237,59 @@ async fn list(handlers: &[Arc<Calls>], method: &'static str, mut params: Value, 
 }
 
 impl Calls {
+    /// The params with the names that the handler itself uses; `None` when they name what another handler has.
+    fn own_params(&self, method: &str, params: &Value) -> Option<Value> {
+        let mut params = params.clone();
+        let name = match method {
+            "prompts/get" => &mut params["name"],
+            "completion/complete" if params["ref"]["type"] == "ref/prompt" => &mut params["ref"]["name"],
+            _ => return Some(params),
+        };
+        let own = name.as_str()?.strip_prefix(self.prefix.as_str())?.to_owned();
+        *name = own.into();
+        Some(params)
+    }
+
     async fn answer(&self, method: &'static str, params: Value, ctx: &Ctx) -> Outcome {
-        let mut result = self.request(method, params, ctx).await?;
-        match result["resultType"].as_str() {
-            Some("input_required") => {
-                let requests = match result["inputRequests"].take() {
-                    Value::Object(requests) => requests,
-                    _ => Map::new(),
-                };
-                let kept = Some(result["requestState"].take()).filter(Value::is_string);
-                let memory = Memory { kept, ..Memory::default() };
-                Err(CallError::InputRequired(Box::new(Required { requests, memory })))
-            }
-            Some("task") => reply_of(&result, Kind::Task),
-            _ => reply_of(&result, Kind::Complete),
-        }
+        let result = self.request(method, params, ctx).await?;
+        let kind = if result["resultType"] == "task" { Kind::Task } else { Kind::Complete };
+        reply_of(&result, kind)
     }
 
     /// The result object of any method.
     async fn request(&self, method: &'static str, mut params: Value, ctx: &Ctx) -> Result<Value, CallError> {
-        let (answers, kept) = said_before(ctx);
-        if let Some(params) = params.as_object_mut() {
-            if !answers.is_empty() {
-                params.insert("inputResponses".into(), Value::Object(answers));
-            }
-            if let Some(kept) = kept {
-                params.insert("requestState".into(), kept.into());
-            }
-        }
         let uri = params["uri"].as_str().map(str::to_owned);
-        let request = request_of(method, params).map_err(CallError::InvalidParams)?;
         let mut ctx = ctx.clone();
         let mut talk = Talk::new(&self.backs, &mut ctx);
-        let context = talk.context(true).ok_or(CallError::Internal)?;
-        let cancels = context.ct.clone().drop_guard();
-        let result = talk.run(self.host.request(request, context)).await.map_err(|error| match (error.code, uri) {
-            (ErrorCode::RESOURCE_NOT_FOUND, Some(uri)) => CallError::NoResource(uri),
-            _ => failed(error),
-        })?;
-        cancels.disarm();
-        serde_json::to_value(&result).map_err(|_| CallError::Internal)
+        let (mut answers, mut kept) = said_before(&ctx);
+        for _ in 0..ROUNDS_MAX {
+            if let Some(params) = params.as_object_mut() {
+                if !answers.is_empty() {
+                    params.insert("inputResponses".into(), Value::Object(answers));
+                }
+                if let Some(kept) = kept {
+                    params.insert("requestState".into(), kept.into());
+                }
+            }
+            let is_last = talk.client.is_none();
+            let request = request_of(method, params.clone()).map_err(CallError::InvalidParams)?;
+            let context = talk.context(is_last).ok_or(CallError::Internal)?;
+            let cancels = context.ct.clone().drop_guard();
+            let result =
+                talk.run(self.host.request(request, context)).await.map_err(|error| match (error.code, &uri) {
+                    (ErrorCode::RESOURCE_NOT_FOUND, Some(uri)) => CallError::NoResource(uri.clone()),
+                    _ => failed(error, talk.is_modern),
+                })?;
+            cancels.disarm();
+            let mut result = serde_json::to_value(&result).map_err(|_| CallError::Internal)?;
+            if result["resultType"] != "input_required" {
+                return Ok(result);
+            }
+            let state = result["requestState"].as_str().map(str::to_owned);
+            answers = talk.ask_all(result["inputRequests"].take(), state.as_deref()).await?;
+            kept = state;
+        }
+        Err(CallError::tool(format!("{method} asked too many questions")))
     }
 }
 
@@ -283,15 +304,23 @@ fn request_of(method: &str, params: Value) -> Result<ClientRequest, String> {
         .map_err(|error| format!("params do not fit {method}: {error}"))
 }
 
-fn failed(error: ErrorData) -> CallError {
-    CallError::Rpc { code: error.code.0, message: error.message.into_owned(), data: error.data }
+fn failed(error: ErrorData, is_modern: bool) -> CallError {
+    // From 2026-07-28 on this code is not to be used.
+    let code =
+        if is_modern && error.code == ErrorCode::RESOURCE_NOT_FOUND { ErrorCode::INVALID_PARAMS } else { error.code };
+    CallError::Rpc { code: code.0, message: error.message.into_owned(), data: error.data }
 }
 
-fn is_not_found(error: &CallError) -> bool {
+/// How near a handler that answers with this error is to having what it was asked for, so that the best of several
+/// errors is told; `None` when it has it.
+fn nearness(error: &CallError) -> Option<u8> {
     match error {
-        CallError::NoResource(_) | CallError::InvalidParams(_) => true,
-        CallError::Rpc { code, .. } => matches!(*code, RESOURCE_NOT_FOUND | -32601 | -32602),
-        _ => false,
+        CallError::Rpc { code, .. } if *code == ErrorCode::METHOD_NOT_FOUND.0 => Some(0),
+        CallError::NoResource(_) => Some(1),
+        CallError::Rpc { code, .. } if *code == ErrorCode::RESOURCE_NOT_FOUND.0 => Some(1),
+        CallError::Rpc { code, .. } if *code == ErrorCode::INVALID_PARAMS.0 => Some(2),
+        CallError::InvalidParams(_) => Some(2),
+        _ => None,
     }
 }
 
@@ -323,6 +352,8 @@ fn context(lent: &Lent, raw: Raw) -> Option<RequestContext<RoleServer>> {
 struct Talk {
     lent: Lent,
     raw: Raw,
+    is_modern: bool,
+    /// The client of a session, which can be asked while the handler runs.
     client: Option<(Arc<dyn Answers>, Arc<Outbox>)>,
 }
 
@@ -331,8 +362,7 @@ type Asking<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 impl Talk {
     fn new(backs: &Arc<Backs>, ctx: &mut Ctx) -> Self {
         let raw = ctx.raw.take().map(|raw| *raw).unwrap_or_default();
-        let has_session = raw.version != MODERN_VERSION;
-        let owner = For { caller: ctx.caller().subject().to_owned(), has_session };
+        let owner = if raw.initialize.is_some() { For::Session } else { For::Request };
         let mut lent = backs.lend(owner, ctx.outbox.clone(), raw.meta.get("progressToken").cloned());
         if let Some(said) = &raw.initialize {
             lent.introduce(said);
@@ -341,7 +371,7 @@ impl Talk {
             (Exchange::Stream(client), Some(outbox)) => Some((Arc::clone(client), Arc::clone(outbox))),
             _ => None,
         };
-        Self { lent, raw, client }
+        Self { lent, is_modern: raw.version == MODERN_VERSION, raw, client }
     }
 
     /// The handler's view of the request, the last time that it is asked for without a copy.
@@ -351,7 +381,15 @@ impl Talk {
     }
 
     /// Runs the handler, and brings its questions to the client and the answers back meanwhile.
-    async fn run<T>(&self, mut running: Answered<T>) -> Result<T, ErrorData> {
+    async fn run<T>(&mut self, mut running: Answered<T>) -> Result<T, ErrorData> {
+        self.lent.begun();
+        let outcome = self.run_and_ask(&mut running).await;
+        drop(running); // and with it the handler's copies of the peer, which would count as kept
+        self.lent.done();
+        outcome
+    }
+
+    async fn run_and_ask<T>(&self, running: &mut Answered<T>) -> Result<T, ErrorData> {
         let mut asking: Vec<Asking<'_>> = Vec::new();
         poll_fn(|cx| {
             loop {
@@ -390,6 +428,24 @@ impl Talk {
                 answered.unwrap_or_else(|error| Err(json!({ "code": -32603, "message": error.to_string() })))
             }
         };
-        self.lent.answer(&question, answer);
+        self.lent.answer(&question, answer).await;
+    }
+
+    /// What a handler needs to know before it goes on: asked here in a session, whose revision has no rounds. Without
+    /// one the client makes the call again with the answers.
+    async fn ask_all(&self, requests: Value, state: Option<&str>) -> Result<Map<String, Value>, CallError> {
+        let requests = if let Value::Object(requests) = requests { requests } else { Map::new() };
+        let Some((client, outbox)) = &self.client else {
+            let memory = Memory { kept: state.map(Value::from), ..Memory::default() };
+            return Err(CallError::InputRequired(Box::new(Required { requests, memory })));
+        };
+        let mut answers = Map::new();
+        for (key, mut request) in requests {
+            let params = request["params"].take();
+            let method = request["method"].as_str().unwrap_or_default();
+            let answer = request_on_stream(client.as_ref(), outbox, method, params).await?;
+            answers.insert(key, answer.map_err(|e| CallError::tool(format!("the client refused: {}", e["message"])))?);
+        }
+        Ok(answers)
     }
 }
