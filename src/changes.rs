@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// Readers of one inbox.
 const READERS_MAX: usize = 16;
@@ -66,6 +67,8 @@ pub(crate) enum Change {
 #[derive(Debug, Default)]
 struct Hub {
     state: Mutex<State>,
+    /// Moves when resources are asked about that were not, or are not any more.
+    interest: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -144,6 +147,21 @@ impl Changes {
         }
     }
 
+    /// Moves when [`Changes::watched`] does.
+    pub(crate) fn interest(&self) -> watch::Receiver<u64> {
+        self.hub.interest.subscribe()
+    }
+
+    /// The resources that somebody wants to hear of, so many at most.
+    pub(crate) fn watched(&self, max: usize) -> Vec<Arc<str>> {
+        let state = self.hub.state.lock();
+        let uris = state.by_topic.keys().filter_map(|topic| match topic {
+            Topic::Resource(uri) => Some(Arc::clone(uri)),
+            Topic::Task(_) => None,
+        });
+        uris.take(max).collect()
+    }
+
     /// Opens an inbox. What changes from here on is kept for it.
     pub(crate) fn subscribe(&self, lists: Lists, topics: Vec<Topic>) -> Subscription {
         let inbox = Arc::new(Inbox { lists, pending: Mutex::default() });
@@ -182,15 +200,28 @@ pub(crate) struct Subscription {
 impl Subscription {
     /// Hears of one more thing.
     pub(crate) fn add(&self, topic: Topic) {
-        if self.topics.lock().insert(topic.clone()) {
-            self.hub.state.lock().by_topic.entry(topic).or_default().push(self.number);
+        if !self.topics.lock().insert(topic.clone()) {
+            return;
+        }
+        let is_resource = matches!(topic, Topic::Resource(_));
+        let is_first = {
+            let mut state = self.hub.state.lock();
+            let numbers = state.by_topic.entry(topic).or_default();
+            numbers.push(self.number);
+            numbers.len() == 1
+        };
+        if is_resource && is_first {
+            self.hub.move_interest();
         }
     }
 
     /// Hears of one thing less.
     pub(crate) fn remove(&self, topic: &Topic) {
         if self.topics.lock().remove(topic) {
-            self.hub.state.lock().forget(topic, self.number);
+            let is_last = self.hub.state.lock().forget(topic, self.number);
+            if is_last && matches!(topic, Topic::Resource(_)) {
+                self.hub.move_interest();
+            }
         }
     }
 
@@ -220,20 +251,33 @@ impl Drop for Subscription {
         let topics = std::mem::take(&mut *self.topics.lock());
         let mut state = self.hub.state.lock();
         state.inboxes.remove(&self.number);
+        let mut is_last = false;
         for topic in topics {
-            state.forget(&topic, self.number);
+            is_last |= state.forget(&topic, self.number) && matches!(topic, Topic::Resource(_));
+        }
+        drop(state);
+        if is_last {
+            self.hub.move_interest();
         }
     }
 }
 
+impl Hub {
+    fn move_interest(&self) {
+        self.interest.send_modify(|version| *version += 1);
+    }
+}
+
 impl State {
-    fn forget(&mut self, topic: &Topic, number: u64) {
-        if let Some(numbers) = self.by_topic.get_mut(topic) {
-            numbers.retain(|n| *n != number);
-            if numbers.is_empty() {
-                self.by_topic.remove(topic);
-            }
+    /// True when nobody asks about it any more.
+    fn forget(&mut self, topic: &Topic, number: u64) -> bool {
+        let Some(numbers) = self.by_topic.get_mut(topic) else { return false };
+        numbers.retain(|n| *n != number);
+        let is_last = numbers.is_empty();
+        if is_last {
+            self.by_topic.remove(topic);
         }
+        is_last
     }
 }
 

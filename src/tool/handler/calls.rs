@@ -157,20 +157,8 @@ impl Calls {
         Err(CallError::tool("the tool asked too many questions"))
     }
 
-    /// Listens for what the handler tells its subscribers, for as long as the runtime lives.
-    pub(super) fn listen(&self, backs: &Arc<Backs>) {
-        let filter = json!({ "toolsListChanged": true, "promptsListChanged": true, "resourcesListChanged": true });
-        let Ok(request) = request_of("subscriptions/listen", json!({ "notifications": filter })) else { return };
-        let (peer, back) = backs.permanent();
-        let mut context = RequestContext::new(RequestId::Number(0), peer);
-        context.meta = serde_json::from_value::<RequestMetaObject>(Value::Object(own_meta())).unwrap_or_default();
-        let listening: Answered<_> = self.host.request(request, context);
-        // One task for each handler, at the start: a handler that tells nobody answers at once.
-        tokio::spawn(async move {
-            let ended = listening.await;
-            tracing::debug!(told = ended.is_ok(), "a hosted handler has ended its subscription");
-            drop(back);
-        });
+    pub(super) fn host(&self) -> Arc<dyn Host> {
+        Arc::clone(&self.host)
     }
 }
 
@@ -299,7 +287,7 @@ fn said_before(ctx: &Ctx) -> (Map<String, Value>, Option<String>) {
     (rounds.answers.clone(), rounds.kept.as_ref().and_then(Value::as_str).map(str::to_owned))
 }
 
-fn request_of(method: &str, params: Value) -> Result<ClientRequest, String> {
+pub(super) fn request_of(method: &str, params: Value) -> Result<ClientRequest, String> {
     serde_json::from_value(json!({ "method": method, "params": params }))
         .map_err(|error| format!("params do not fit {method}: {error}"))
 }

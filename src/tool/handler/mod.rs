@@ -6,6 +6,7 @@ mod back;
 mod calls;
 mod copies;
 mod drive;
+mod listen;
 #[cfg(test)]
 mod tests;
 
@@ -166,7 +167,7 @@ impl Hosted {
     /// A handler that does not say what its tools are, or has one tool under two lanes that it does not have.
     pub(crate) async fn new(handlers: Vec<Handler>, changes: Changes) -> Result<Self, String> {
         let tools_changed = Arc::<Notify>::default();
-        let heard = Heard { changes, tools_changed: Arc::clone(&tools_changed) };
+        let heard = Heard { changes: changes.clone(), tools_changed: Arc::clone(&tools_changed) };
         let backs = Backs::new(heard);
         let handlers: Arc<[Arc<Calls>]> =
             handlers.into_iter().map(|handler| Arc::new(Calls::new(handler, Arc::clone(&backs)))).collect();
@@ -181,7 +182,7 @@ impl Hosted {
         hosted.tools = hosted.list_tools().await?;
         let mut instructions = Vec::new();
         for handler in hosted.handlers.iter() {
-            handler.listen(&backs);
+            tokio::spawn(listen::listen(handler.host(), Arc::clone(&backs), changes.clone()));
             let info = handler.info();
             instructions.extend(info.instructions.clone());
             let capabilities = serde_json::to_value(&info.capabilities).unwrap_or_default();

@@ -22,10 +22,10 @@ use rmcp::{
         GetPromptResponse, GetPromptResult, InputRequest, InputRequiredResult, ListPromptsResult, ListResourcesResult,
         ListToolsResult, LoggingLevel, LoggingMessageNotificationParam, PaginatedRequestParams,
         ProgressNotificationParam, Prompt, PromptMessage, ReadResourceRequestParams, ReadResourceResponse,
-        ReadResourceResult, Reference, Resource, ResourceContents, Role, ServerCapabilities, ServerConfig, Task,
-        TaskStatus,
+        ReadResourceResult, Reference, Resource, ResourceContents, Role, ServerCapabilities, ServerConfig,
+        SubscriptionFilter, Task, TaskStatus,
     },
-    service::{Peer, RequestContext},
+    service::{Peer, RequestContext, SubscriptionContext, SubscriptionSink},
     tool, tool_handler, tool_router,
 };
 use serde_json::{Map, Value, json};
@@ -34,7 +34,7 @@ use tokio::sync::oneshot;
 use super::{Handler, Hosted};
 use crate::{
     call::{Caller, ClientCapabilities, Ctx, Deadline, Kind, Lane, Raw, Reply},
-    changes::{Change, Changes, Lists},
+    changes::{Change, Changes, Lists, Topic},
     error::CallError,
     input::{Answers, Exchange, Memory, Rounds},
     outbox::{LogLevel, Message, Outbox},
@@ -616,4 +616,69 @@ async fn ways_back_are_used_again_when_nobody_keeps_them() {
         assert!(tokio::time::timeout(Duration::from_millis(2), hanging).await.is_err());
     }
     assert!(made() < 12, "{} for one call at a time", made());
+}
+
+/// A handler that tells its subscribers of changes by the sinks that it was given.
+#[derive(Clone, Default)]
+struct Telling {
+    sinks: Arc<Mutex<Vec<SubscriptionSink>>>,
+}
+
+impl Telling {
+    async fn tell(&self, uri: &str) -> usize {
+        let sinks = self.sinks.lock().clone();
+        let mut told = 0;
+        for sink in sinks {
+            told += usize::from(sink.notify_resource_updated(uri).await.is_ok());
+        }
+        told
+    }
+}
+
+impl ServerHandler for Telling {
+    fn get_info(&self) -> ServerConfig {
+        let able = ServerCapabilities::builder().enable_resources().enable_resources_subscribe();
+        ServerConfig::new(able.enable_resources_list_changed().build())
+    }
+
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        Some(requested.clone())
+    }
+
+    async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        self.sinks.lock().push(context.sink().clone());
+        context.cancelled().await;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_subscribers_are_told_is_heard_while_somebody_wants_to() {
+    let telling = Telling::default();
+    let changes = Changes::default();
+    let _hosted = Hosted::new(vec![Handler::new(telling.clone())], changes.clone()).await.expect("hosted");
+    eventually("it has a subscriber", || !telling.sinks.lock().is_empty()).await;
+    assert_eq!(telling.tell("a:1").await, 0, "nobody asked about it");
+    let subscription = changes.subscribe(Lists::ALL, vec![Topic::Resource("a:1".into())]);
+    let told = async {
+        while telling.tell("a:1").await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), told).await.expect("told");
+    assert_eq!(poll_fn(|cx| subscription.poll_take(cx)).await, Change::Resource("a:1".into()));
+    let sink = telling.sinks.lock()[0].clone();
+    let closed = async {
+        while sink.notify_resource_list_changed().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), closed).await.expect("the one before is closed");
+    drop(subscription);
+    let over = async {
+        while telling.tell("a:1").await > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), over).await.expect("nobody asks any more");
 }
