@@ -449,7 +449,7 @@ impl Builder {
             stream_buffer_bytes_max,
             request_timeout_ms: limits.request_timeout_ms,
         });
-        if !hosted.tools.is_empty() {
+        if !hosted.is_empty() {
             runtime.spawn(keep_tools(Arc::clone(&router), hosted, self.tools, tuning.tools.clone()));
         }
         Ok(router)
