@@ -34,6 +34,7 @@ use crate::{
         reply::Refused,
     },
     mcp::{
+        calling::PendingCall,
         code::Refusal,
         router::{Router, Step},
     },
@@ -128,14 +129,29 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
     let (head, incoming) = request.into_parts();
     let headers = Headers::scan(&head.headers);
     let front = &conn.front;
-    let cors = front.origins.cors(&headers);
-    let answered = front.answer(&conn, &head, &headers, incoming).await;
-    let mut response = answered.unwrap_or_else(Refused::into_response);
+    let (cors, takes) = (front.origins.cors(&headers), headers.takes);
+    let mut response = match front.answer(&conn, &head, &headers, incoming).await {
+        Ok(Answered::Now(response)) => response,
+        Ok(Answered::ByCall(mut call, place)) => {
+            if call.wants_parts() {
+                call.give_parts(head); // what is above has seen all that it wanted of it
+            }
+            stream::run(&conn, call, takes, place).await
+        }
+        Err(refused) => refused.into_response(),
+    };
     if let Some(origin) = cors {
         reply::allow_origin(&mut response, origin);
     }
     response.body_mut().hold(busy);
     response
+}
+
+/// What becomes of a request that was let in.
+#[allow(clippy::large_enum_variant)] // the large one is the common one, and neither lives long
+enum Answered {
+    Now(Response<Body>),
+    ByCall(PendingCall, Place),
 }
 
 impl Front {
@@ -145,7 +161,7 @@ impl Front {
         head: &Parts,
         headers: &Headers<'_>,
         incoming: Incoming,
-    ) -> Result<Response<Body>, Refused> {
+    ) -> Result<Answered, Refused> {
         // who may speak at all
         checks::head_size(&head.uri, headers, &self.limits)?; //                  414, 431
         checks::said_once(headers)?; //                                           400
@@ -154,8 +170,10 @@ impl Front {
         // what for
         match (&head.method, head.uri.path()) {
             (_, path) if path == self.path => {}
-            (&Method::GET | &Method::HEAD, "/health") => return Ok(reply::alive()),
-            (&Method::GET | &Method::HEAD, "/ready") => return Ok(reply::ready(!self.router.drain.is_started())),
+            (&Method::GET | &Method::HEAD, "/health") => return Ok(Answered::Now(reply::alive())),
+            (&Method::GET | &Method::HEAD, "/ready") => {
+                return Ok(Answered::Now(reply::ready(!self.router.drain.is_started())));
+            }
             _ => return Err(reply::no_such_path(&self.path)), //                  404
         }
         match head.method {
@@ -163,11 +181,12 @@ impl Front {
             Method::GET if checks::may_have_session(headers) => {
                 checks::accept_events(headers)?; //                               406
                 let opened = self.router.open_stream(&headers.head(conn.peer), headers.last_event_id(), Instant::now());
-                return Ok(feed::open(conn, opened?)?); //                         400, 404, 409, 503
+                return Ok(Answered::Now(feed::open(conn, opened?)?)); //          400, 404, 409, 503
             }
-            Method::OPTIONS => return reply::preflight(headers, &self.origins), // 204, 403
+            Method::OPTIONS => return reply::preflight(headers, &self.origins).map(Answered::Now), // 204, 403
             Method::DELETE if checks::may_have_session(headers) => {
-                return Ok(reply::answer(self.router.end_session(&headers.head(conn.peer), Instant::now())));
+                let ended = self.router.end_session(&headers.head(conn.peer), Instant::now());
+                return Ok(Answered::Now(reply::answer(ended)));
             }
             _ => return Err(reply::no_such_method()), //                          405
         }
@@ -181,23 +200,18 @@ impl Front {
         let place = Gate::enter(conn)?; //                                        503
         let now = Instant::now(); // deadlines count from here
         let step = self.router.message(&headers.head(conn.peer), None, &body, now);
-        match step {
-            Step::Done(answer) => Ok(reply::message(answer, headers.takes)),
-            Step::Call(mut call) => {
-                if call.wants_parts() {
-                    call.give_parts(head.clone());
-                }
-                Ok(stream::run(conn, call, headers.takes, place).await)
-            }
+        Ok(match step {
+            Step::Call(call) => Answered::ByCall(call, place),
+            Step::Done(answer) => Answered::Now(reply::message(answer, headers.takes)),
             Step::Batch(batch) => {
                 let answer = batch.run(&self.router).await;
                 drop(place);
-                Ok(reply::message(answer, headers.takes))
+                Answered::Now(reply::message(answer, headers.takes))
             }
             Step::Feed(feed) => {
                 checks::accept_events(headers)?; //                               406
-                Ok(feed::open(conn, feed)?) //                                    503
+                Answered::Now(feed::open(conn, feed)?) //                         503
             }
-        }
+        })
     }
 }

@@ -210,10 +210,10 @@ impl Router {
             ctx.deferred = Some(Arc::clone(&call) as _);
             deferral = Some(call);
         }
-        if work.wants_raw {
-            ctx.raw = Some(Box::new(Self::raw(body, era, scope.as_deref())));
-        }
         let id = OwnedId::from(id);
+        if work.wants_raw {
+            ctx.raw = Some(Box::new(Self::raw(&id, body, era, scope.as_deref())));
+        }
         // What is answered at once cannot be cancelled, nor meet another of its id.
         let in_flight = match &scope {
             Some(session) if work.lane != Lane::Inline => Some(session.begin(id.clone()).ok_or_else(|| {
@@ -256,12 +256,12 @@ impl Router {
     }
 
     /// The request as it came.
-    fn raw(body: &[u8], era: Era, session: Option<&Session>) -> Raw {
+    fn raw(id: &OwnedId, body: &[u8], era: Era, session: Option<&Session>) -> Raw {
         let version = match (era, session) {
             (Era::Legacy, Some(session)) => session.version(),
             _ => MODERN_VERSION,
         };
-        let (id, meta) = wire::see(body);
+        let (id, meta) = (id.to_value(), wire::meta(body));
         Raw { version, id, meta, initialize: session.and_then(Session::initialize).map(Arc::clone), parts: None }
     }
 }

@@ -43,6 +43,13 @@ impl OwnedId {
             Self::Text(json) => Id::Text(json),
         }
     }
+
+    pub(crate) fn to_value(&self) -> serde_json::Value {
+        match self {
+            Self::Number(number) => (*number).into(),
+            Self::Text(json) => serde_json::from_str(json).unwrap_or_default(),
+        }
+    }
 }
 
 /// A message's bytes, in up to three pieces.

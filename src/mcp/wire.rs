@@ -113,11 +113,9 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// A message as a hosted handler wants to see it: its id and its `_meta`.
+/// A message as far as a hosted handler wants to see it whole.
 #[derive(Debug, Default, serde::Deserialize)]
 struct Seen {
-    #[serde(default)]
-    id: Value,
     #[serde(default)]
     params: SeenParams,
 }
@@ -128,11 +126,12 @@ struct SeenParams {
     meta: serde_json::Map<String, Value>,
 }
 
-/// Reads these of a message that was found good before; the rest is passed over.
-pub(crate) fn see(bytes: &[u8]) -> (Value, serde_json::Map<String, Value>) {
+/// Reads `params._meta` of a message that was found good before; the rest is passed over.
+pub(crate) fn meta(bytes: &[u8]) -> serde_json::Map<String, Value> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    let Seen { id, params } = serde_json::from_slice(bytes).unwrap_or_default();
-    (id, params.meta)
+    // As text at once, so that not each text in it is checked for UTF-8.
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    serde_json::from_str::<Seen>(text).unwrap_or_default().params.meta
 }
 
 /// The value of one member of a message that was read before, such as `params`: for what only few methods read. It was

@@ -17,9 +17,8 @@ pub(super) struct Copies {
 
 /// Counts the copies of a peer.
 pub(super) fn of(peer: &Peer<RoleServer>) -> Copies {
-    let mut reader = Reader { copies: Number::after("tx_count: "), room: Number::after("permits: ") };
-    let written = write!(reader, "{peer:?}");
-    debug_assert!(written.is_ok(), "the reader takes everything");
+    let mut reader = Reader { copies: Number::after("tx_count"), room: Number::after("permits") };
+    let _ = write!(reader, "{peer:?}"); // ends in an error as soon as both are there
     Copies { copies: reader.copies.value, room: reader.room.value }
 }
 
@@ -30,48 +29,38 @@ impl Copies {
     }
 }
 
-/// Reads two numbers out of a text that is never in memory as a whole.
+/// Reads two numbers out of a text that is never in memory as a whole. It comes in pieces, a piece for each name and each
+/// number, and ends where both are known: most of it is never written.
 struct Reader {
     copies: Number,
     room: Number,
 }
 
 impl Write for Reader {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            self.copies.read(byte);
-            self.room.read(byte);
-        }
-        Ok(())
+    fn write_str(&mut self, piece: &str) -> fmt::Result {
+        self.copies.read(piece);
+        self.room.read(piece);
+        if self.copies.value.is_some() && self.room.value.is_some() { Err(fmt::Error) } else { Ok(()) }
     }
 }
 
 /// The first number after a name.
 struct Number {
-    name: &'static [u8],
-    /// How much of the name has been read.
-    matched: usize,
+    name: &'static str,
+    is_named: bool,
     value: Option<u32>,
-    is_over: bool,
 }
 
 impl Number {
     const fn after(name: &'static str) -> Self {
-        Self { name: name.as_bytes(), matched: 0, value: None, is_over: false }
+        Self { name, is_named: false, value: None }
     }
 
-    fn read(&mut self, byte: u8) {
-        if self.is_over {
-            return;
-        }
-        if self.matched < self.name.len() {
-            let goes_on = byte == self.name[self.matched];
-            self.matched = if goes_on { self.matched + 1 } else { usize::from(byte == self.name[0]) };
-        } else if byte.is_ascii_digit() {
-            let value = self.value.unwrap_or(0);
-            self.value = value.checked_mul(10).and_then(|v| v.checked_add(u32::from(byte - b'0')));
-        } else {
-            self.is_over = true;
+    fn read(&mut self, piece: &str) {
+        if !self.is_named {
+            self.is_named = piece == self.name;
+        } else if self.value.is_none() && piece.as_bytes().first().is_some_and(u8::is_ascii_digit) {
+            self.value = piece.parse().ok();
         }
     }
 }
