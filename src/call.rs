@@ -45,6 +45,28 @@ impl Caller {
     }
 }
 
+/// Who a call counts for when there is not enough for all, with its weight. The authenticated caller, or the address
+/// that an anonymous one calls from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Share {
+    who: u64,
+    weight: u32,
+}
+
+impl Share {
+    /// Everybody of whom nothing is known.
+    pub(crate) const NOBODY: Self = Self { who: 0, weight: 1 };
+
+    pub(crate) const fn new(who: u64, weight: u32) -> Self {
+        Self { who, weight: if weight == 0 { 1 } else { weight } }
+    }
+
+    /// How much of a contended resource it gets, beside others.
+    pub(crate) const fn weight(self) -> u32 {
+        self.weight
+    }
+}
+
 /// The moment after which nobody wants the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline {
@@ -153,6 +175,7 @@ pub(crate) fn extra_time(outbox: Option<&Outbox>, deferred: Option<&dyn Defers>)
 #[derive(Clone, Debug)]
 pub struct Ctx {
     pub(crate) caller: Caller,
+    pub(crate) share: Share,
     pub(crate) deadline: Deadline,
     pub(crate) client: ClientCapabilities,
     pub(crate) ticket: Option<Ticket>,
@@ -180,6 +203,7 @@ impl Ctx {
     pub(crate) fn new(caller: Caller, deadline: Deadline, client: ClientCapabilities) -> Self {
         Self {
             caller,
+            share: Share::NOBODY,
             deadline,
             client,
             ticket: None,

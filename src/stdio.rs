@@ -17,6 +17,7 @@ use tokio::{
     time::sleep,
 };
 
+use crate::call::Share;
 use crate::mcp::{
     calling::{PendingCall, Voice},
     code::{Era, Refusal},
@@ -128,6 +129,7 @@ async fn tell_changes(session: Arc<Session>, lines: mpsc::Sender<Bytes>) {
 
 fn head() -> Head<'static> {
     Head {
+        share: Share::NOBODY,
         via: Via::Stdio,
         peer: None,
         protocol_version: Field::Absent,

@@ -37,6 +37,8 @@ pub struct Tuning {
     pub runtime: crate::runtime::Config,
     /// What the front door lets in, and for how long.
     pub limits: crate::front::limits::Config,
+    /// Who gets how much when there is not enough for all.
+    pub fairness: crate::front::gate::Config,
     /// Sessions of the older revisions.
     pub sessions: crate::mcp::session::Config,
     /// How lists are paged and kept.

@@ -107,6 +107,8 @@ pub(super) const RANGES: &[Range] = &[
         1_000_000,
         "without a place in the queue a call could not be handed over, and each place costs memory",
     ),
+    range("pool.queue_wait_ms_max", 0, DAY_MS, "0 sets no limit, and nobody waits longer than a day"),
+    range("pool.lost_max", 0, 4096, "each lost thread keeps its stack and perhaps a core until its tool returns"),
     range("cache.entry_bytes_max", 0, GIB, HARD_LIMIT),
     range(
         "toolbox.output_bytes_max",
@@ -122,6 +124,8 @@ pub(super) const RANGES: &[Range] = &[
         "0 would answer no query, and each connection holds files and memory",
     ),
     range("tools.*.timeout_ms", 1, DAY_MS, TIME),
+    range("tools.*.concurrency_max", 1, 1_000_000, "0 would run no call; to set no limit, leave it out"),
+    range("tools.*.waiting_max", 0, 1_000_000, "each call that waits holds a connection"),
     range(
         "tools.*.cache_ttl_s",
         1,

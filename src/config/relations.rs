@@ -11,7 +11,7 @@ use super::{
     ranges,
     resolved::Resolved,
 };
-use crate::runtime::Host;
+use crate::{front::gate::Weights, runtime::Host};
 
 /// What the checks look at.
 pub(super) struct View<'a> {
@@ -36,6 +36,7 @@ const CHECKS: &[Check] = &[
     memory_holds_what_may_be_in_flight,
     body_rate_fits_the_body_time,
     sessions_of_one_caller,
+    caller_weights,
     pool_threads,
     cache_entry_fits_the_cache,
     toolbox_output_fits_a_result,
@@ -184,6 +185,13 @@ fn body_rate_fits_the_body_time(view: &View<'_>, faults: &mut Faults) {
         view.refuse(faults, "limits.body_bytes_per_s_min", format!(
             "a body that keeps to this rate for {time} has more than {size}, so the time could never be met; lower the rate or the time",
         ));
+    }
+}
+
+/// Who is weighed is somebody.
+fn caller_weights(view: &View<'_>, faults: &mut Faults) {
+    if let Err(wrong) = Weights::new(&view.tuning.fairness) {
+        view.refuse(faults, "fairness.weights", wrong);
     }
 }
 

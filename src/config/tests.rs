@@ -336,7 +336,15 @@ fn the_defaults_hold_on_hosts_of_every_size() {
 
 #[test]
 fn every_range_is_of_a_setting_and_holds_its_default() {
-    let defaults = Given { sets: &["tools.x.timeout_ms=5000", "tools.x.cache_ttl_s=5"], ..Given::default() };
+    let defaults = Given {
+        sets: &[
+            "tools.x.timeout_ms=5000",
+            "tools.x.cache_ttl_s=5",
+            "tools.x.concurrency_max=5",
+            "tools.x.waiting_max=5",
+        ],
+        ..Given::default()
+    };
     let settings = defaults.load().expect("valid").settings();
     for range in RANGES {
         let path = range.path.replace('*', "x");

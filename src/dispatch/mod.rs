@@ -1,13 +1,22 @@
 //! Where a call runs and whether it must: arguments checked, kept results looked up, then the tool's lane. What a call
 //! means to the protocol is not known here, and neither is where it came from.
 
+mod adaptive;
+pub(crate) mod bulkhead;
 pub mod cache;
 mod deadline;
+mod lines;
+mod polls;
 pub mod pool;
 mod run;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Instant,
+};
 
+use parking_lot::RwLock;
 use serde_json::Value;
 
 pub(crate) use self::pool::Pool;
@@ -15,12 +24,14 @@ pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedT
 use crate::{
     call::{Ctx, Lane, Reply},
     dispatch::{
+        bulkhead::Bulkhead,
         cache::{Cache, CacheKey},
         deadline::until,
+        polls::Polls,
         run::Runner,
     },
     error::CallError,
-    tool::{Config as ToolConfig, Registry, Tool, registry::ToolFault},
+    tool::{Concurrency, Config as ToolConfig, Outcome, Registry, Tool, registry::ToolFault},
 };
 
 /// A tool's answer, and where it came from.
@@ -50,11 +61,14 @@ pub(crate) struct Dispatch {
     registry: Registry,
     cache: Cache,
     runner: Runner,
+    /// Of tools that have one, by name.
+    bulkheads: RwLock<HashMap<String, Arc<Bulkhead>>>,
 }
 
 impl Dispatch {
     pub(crate) fn new(registry: Registry, cache: &cache::Config, pool: Pool, result_bytes_max: usize) -> Self {
-        Self { registry, cache: Cache::new(cache), runner: Runner { pool, result_bytes_max } }
+        let runner = Runner { pool, result_bytes_max, polls: Polls::default() };
+        Self { registry, cache: Cache::new(cache), runner, bulkheads: RwLock::default() }
     }
 
     /// Serves other tools from here on.
@@ -89,13 +103,63 @@ impl Dispatch {
             if !ctx.is_watched() {
                 // Boxed, since this future is large and every connection has room for the largest.
                 let deadline = ctx.deadline();
-                let run = self.cache.run(key, policy.ttl_s, self.runner.run(&tool.tool.work, arguments, ctx));
+                let run = self.cache.run(key, policy.ttl_s, self.run_tool(tool, arguments, ctx));
                 // Who waits for another's run has a deadline too.
                 let answered = until(deadline, Box::pin(run)).await;
                 return answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }));
             }
         }
-        self.run(&tool.tool.work, arguments, ctx).await
+        let reply = self.run_tool(tool, arguments, ctx).await?;
+        Ok(Answered { reply, served: Served::Fresh })
+    }
+
+    /// Runs a tool, after others of it where only so many may run at once.
+    async fn run_tool(&self, tool: &ServedTool, arguments: Value, ctx: Ctx) -> Outcome {
+        let Some(concurrency) = tool.concurrency else { return self.runner.run(&tool.tool.work, arguments, ctx).await };
+        // Boxed, since this future is large and every connection has room for the largest.
+        Box::pin(async move {
+            let bulkhead = self.bulkhead(tool.tool.name(), concurrency);
+            let inside = bulkhead.enter(ctx.share, ctx.deadline()).await?;
+            let outcome = self.runner.run(&tool.tool.work, arguments, ctx).await;
+            inside.served(Instant::now());
+            outcome
+        })
+        .await
+    }
+
+    fn bulkhead(&self, tool: &str, concurrency: Concurrency) -> Arc<Bulkhead> {
+        if let Some(bulkhead) = self.bulkheads.read().get(tool) {
+            return Arc::clone(bulkhead);
+        }
+        // As many as tools that the configuration names.
+        let mut bulkheads = self.bulkheads.write();
+        Arc::clone(bulkheads.entry(tool.to_owned()).or_insert_with(|| Arc::new(Bulkhead::new(concurrency))))
+    }
+
+    /// To be called some times a second.
+    pub(crate) fn look_after(&self, now: Instant) {
+        self.runner.pool.look_after(now);
+        self.runner.polls.look_after(now);
+    }
+
+    /// Gives a share of the kept results up, the least used first.
+    pub(crate) fn give_up_kept(&self, share: f64) {
+        self.cache.shrink(share);
+    }
+
+    /// What a refused caller is to be told to wait, in seconds.
+    pub(crate) fn retry_after_s(&self) -> u32 {
+        self.runner.pool.retry_after_s()
+    }
+
+    /// What the pool is at.
+    pub(crate) fn pool_load(&self, now: Instant) -> pool::Load {
+        self.runner.pool.load(now)
+    }
+
+    /// Of a tool whose calls at once are limited: how many may run, how many do, how many wait.
+    pub(crate) fn bulkhead_load(&self, tool: &str) -> Option<(usize, usize, usize)> {
+        self.bulkheads.read().get(tool).map(|bulkhead| bulkhead.load())
     }
 
     /// Answers a call that needs no waiting, here and now: of a tool in the lane `Inline` whose results are not kept.
@@ -108,7 +172,11 @@ impl Dispatch {
         ctx: Ctx,
     ) -> Result<Result<Answered, CallError>, (Value, Ctx)> {
         let work = &tool.tool.work;
-        if work.lane != Lane::Inline || tool.cache.is_some() || !matches!(work.run, Run::Sync(_)) {
+        if work.lane != Lane::Inline
+            || tool.cache.is_some()
+            || tool.concurrency.is_some()
+            || !matches!(work.run, Run::Sync(_))
+        {
             return Err((arguments, ctx));
         }
         if let Some(fault) = tool.arguments.fault(&arguments) {

@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use crate::{
     call::{Ctx, Deadline, Lane, Reply, extra_time},
-    dispatch::{deadline::until_extended, pool::Pool},
+    dispatch::{deadline::until_extended, polls::Polls, pool::Pool},
     error::CallError,
-    telemetry::rarely::Rarely,
+    telemetry::{calls::Phase, rarely::Rarely},
     tool::{Outcome, Run, Running, Work},
 };
 
@@ -24,14 +24,21 @@ use crate::{
 pub(crate) struct Runner {
     pub(crate) pool: Pool,
     pub(crate) result_bytes_max: usize,
+    pub(crate) polls: Polls,
 }
 
 impl Runner {
     pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, ctx: Ctx) -> Outcome {
         let reply = match (&work.run, work.lane) {
             (Run::Sync(_), Lane::Pool) => self.pool.run(work, arguments, ctx).await?,
-            (Run::Sync(_), _) => run_sync(work, arguments, ctx)?,
-            (Run::Async(start), _) => run_async(work, |ctx| start(arguments, ctx), ctx).await?,
+            (Run::Sync(_), _) => {
+                let _ran = Ran::of(work);
+                run_sync(work, arguments, ctx)?
+            }
+            (Run::Async(start), _) => {
+                let _ran = Ran::of(work);
+                run_async(work, &self.polls, |ctx| start(arguments, ctx), ctx).await?
+            }
         };
         self.fits(work, reply)
     }
@@ -60,13 +67,13 @@ pub(super) fn run_sync(work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
     catch_unwind(AssertUnwindSafe(|| run(arguments, ctx))).unwrap_or_else(|_| Err(panicked(work)))
 }
 
-async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
+async fn run_async(work: &Arc<Work>, polls: &Polls, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
     let (deadline, outbox, deferred) = (ctx.deadline(), ctx.outbox.clone(), ctx.deferred.clone());
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
     let Ok(running) = catch_unwind(AssertUnwindSafe(|| start(ctx))) else { return Err(panicked(work)) };
-    let mut running = Contained { running: Some(running), work };
+    let mut running = Contained { running: Some(running), work, polls };
     let contained = poll_fn(move |cx| running.poll(cx));
     until_extended(deadline, || extra_time(outbox.as_deref(), deferred.as_deref()), contained)
         .await
@@ -76,12 +83,34 @@ async fn run_async(work: &Work, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) ->
 /// A tool's future, whose panics end here, also those of what it holds when it is dropped.
 struct Contained<'w> {
     running: Option<Running>,
+    work: &'w Arc<Work>,
+    polls: &'w Polls,
+}
+
+/// Measures how long a tool runs, however it ends.
+struct Ran<'w> {
     work: &'w Work,
+    began: Instant,
+}
+
+impl<'w> Ran<'w> {
+    fn of(work: &'w Work) -> Self {
+        Self { work, began: Instant::now() }
+    }
+}
+
+impl Drop for Ran<'_> {
+    fn drop(&mut self) {
+        if let Some(meter) = &self.work.meter {
+            meter.took(Phase::Run, self.began.elapsed());
+        }
+    }
 }
 
 impl Contained<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Some(running) = &mut self.running else { return Poll::Ready(Err(CallError::Internal)) };
+        let _polling = self.polls.begin(self.work);
         let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
         match polled.unwrap_or_else(|_| Poll::Ready(Err(panicked(self.work)))) {
             Poll::Pending => Poll::Pending,

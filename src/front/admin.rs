@@ -1,11 +1,15 @@
 //! The admin listener: a few paths for operators and balancers, on a thread and a runtime of its own, so that it
-//! answers whatever the rest is doing. It shares the front door's checks of Host and Origin and nothing else.
+//! answers whatever the rest is doing. It shares the front door's checks of Host and Origin and nothing else. What
+//! metrics there are is said elsewhere.
 
-use std::{convert::Infallible, io, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
+use std::{convert::Infallible, fmt, io, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
 
 use hyper::{Method, Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, oneshot},
+};
 
 use crate::{
     front::{
@@ -16,6 +20,7 @@ use crate::{
     },
     mcp::code::Refusal,
     shutdown::Drain,
+    telemetry::exposition,
 };
 
 /// Connections at once: operators, a balancer, a scraper.
@@ -24,21 +29,35 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the admin listener answers from.
-#[derive(Debug)]
 pub(crate) struct Admin {
     pub(crate) hosts: Hosts,
     pub(crate) drain: Arc<Drain>,
+    /// All metrics as text, as long as there is a server.
+    pub(crate) metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
-/// Starts the thread. It lives as long as the process.
-pub(crate) fn start(listener: StdListener, admin: Admin) -> io::Result<()> {
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("hosts", &self.hosts).field("drain", &self.drain).finish_non_exhaustive()
+    }
+}
+
+/// Starts the thread. It ends when what is returned is dropped.
+pub(crate) fn start(listener: StdListener, admin: Admin) -> io::Result<oneshot::Sender<Infallible>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = oneshot::channel();
     thread::Builder::new().name("admin".into()).spawn(move || {
-        if let Err(error) = runtime.block_on(serve(listener, Arc::new(admin))) {
+        let served = runtime.block_on(async {
+            tokio::select! {
+                served = serve(listener, Arc::new(admin)) => served,
+                _ = stopped => Ok(()),
+            }
+        });
+        if let Err(error) = served {
             tracing::error!(%error, "the admin listener ended");
         }
     })?;
-    Ok(())
+    Ok(stop)
 }
 
 async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
@@ -73,8 +92,13 @@ impl Admin {
         match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
             (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(!self.drain.is_started())),
+            (&Method::GET | &Method::HEAD, "/metrics") => match (self.metrics)() {
+                Some(text) => Ok(reply::text(text, exposition::CONTENT_TYPE)),
+                None => Err(Refusal::overloaded(1, "the server has stopped").into()),
+            },
             _ => {
-                let message = "nothing is served at this path of the admin listener; it has /health and /ready";
+                let message =
+                    "nothing is served at this path of the admin listener; it has /health, /ready and /metrics";
                 Err(Refusal { status: 404, ..Refusal::invalid_request(message) }.into())
             }
         }

@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant as TimerInstant, sleep_until},
 };
 
-use crate::front::{Front, serve};
+use crate::front::{Front, gate::Visit, serve};
 
 /// hyper's buffer for one connection; beyond it, a head is refused with 431 and no body.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -45,6 +45,7 @@ const NEVER: u64 = 0;
 pub(crate) struct Connection {
     pub(crate) front: Arc<Front>,
     pub(crate) peer: IpAddr,
+    pub(crate) visit: Visit,
     opened: Instant,
     /// Requests that are not over.
     busy: AtomicU32,
@@ -97,6 +98,7 @@ impl HangUp {
 impl Connection {
     pub(crate) fn new(front: Arc<Front>, peer: IpAddr, now: Instant) -> Self {
         Self {
+            visit: Visit::of(&front, peer),
             front,
             peer,
             opened: now,

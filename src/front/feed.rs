@@ -14,9 +14,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     front::{
-        Front, StreamPlace,
+        Front,
         body::Body,
         connection::Connection,
+        gate::StreamPlace,
         reply::{self, push_event, push_event_with_id},
     },
     mcp::{code::Refusal, feed::Feed},

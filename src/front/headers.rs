@@ -1,10 +1,11 @@
 //! The headers that anything here looks at, found in one pass over what came.
 
-use std::net::IpAddr;
-
 use hyper::{HeaderMap, header};
 
-use crate::mcp::head::{Field, Head, ParamHeaders, Via};
+use crate::{
+    front::connection::Connection,
+    mcp::head::{Field, Head, ParamHeaders, Via},
+};
 
 /// Which forms of answer the client reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +82,11 @@ impl<'a> Headers<'a> {
     }
 
     /// The part of it that the protocol reads.
-    pub(crate) fn head(&self, peer: IpAddr) -> Head<'_> {
+    pub(crate) fn head(&self, conn: &Connection) -> Head<'_> {
         Head {
             via: Via::Http,
-            peer: Some(peer),
+            peer: Some(conn.peer),
+            share: conn.visit.share(),
             protocol_version: self.protocol_version,
             method: self.method,
             name: self.name,

@@ -8,36 +8,39 @@ mod body;
 pub(crate) mod checks;
 pub(crate) mod connection;
 mod feed;
+pub mod gate;
 mod headers;
 pub(crate) mod intake;
 pub mod limits;
+pub(crate) mod pressure;
 mod reply;
 mod stream;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
-use hyper::{Method, Request, Response, body::Incoming, http::request::Parts};
+use hyper::{
+    Method, Request, Response,
+    body::Incoming,
+    header::{self, HeaderValue},
+    http::request::Parts,
+};
 
 use crate::{
     front::{
         body::Body,
         checks::{Hosts, Origins},
         connection::Connection,
+        gate::{Gate, Place},
         headers::Headers,
         intake::Bodies,
+        pressure::{Level, Pressure},
         reply::Refused,
     },
     mcp::{
         calling::PendingCall,
-        code::Refusal,
-        router::{Router, Step},
+        router::{Answer, Router, Step},
     },
+    telemetry::refusals::Refusals,
 };
 
 /// What the front door knows: its lists, its limits, and where messages go.
@@ -48,79 +51,13 @@ pub(crate) struct Front {
     pub(crate) origins: Origins,
     pub(crate) limits: limits::Config,
     pub(crate) gate: Gate,
+    pub(crate) fairness: gate::Weights,
+    pub(crate) pressure: Pressure,
     pub(crate) bodies: Bodies,
     /// Open streams that no call owns.
     pub(crate) streams: Gate,
+    pub(crate) refusals: Refusals,
     pub(crate) router: Arc<Router>,
-}
-
-/// Counts requests being served, up to a limit. On cache lines of its own: every request writes here.
-#[derive(Debug)]
-#[repr(align(128))]
-pub(crate) struct Gate {
-    inside: AtomicUsize,
-    max: usize,
-}
-
-/// A place inside the gate, free again when dropped.
-#[derive(Debug)]
-struct Place(Arc<Connection>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.front.gate.inside.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// A place among the open streams.
-struct StreamPlace(Arc<Front>);
-
-impl StreamPlace {
-    fn take(front: &Arc<Front>) -> Result<Self, Refusal> {
-        let place = Self(Arc::clone(front)); // counted from here on, also when it is refused at once
-        if front.streams.inside.fetch_add(1, Ordering::AcqRel) < front.streams.max {
-            return Ok(place);
-        }
-        let message = format!("{} streams are open, as many as may be at once", front.streams.max);
-        Err(Refusal::overloaded(STREAM_RETRY_AFTER_S, message))
-    }
-}
-
-impl Drop for StreamPlace {
-    fn drop(&mut self) {
-        self.0.streams.inside.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Streams stay open for long, so that there is little sense in trying again at once.
-const STREAM_RETRY_AFTER_S: u32 = 30;
-
-impl Gate {
-    pub(crate) fn new(max: usize) -> Self {
-        Self { inside: AtomicUsize::new(0), max }
-    }
-
-    pub(crate) fn inside(&self) -> usize {
-        self.inside.load(Ordering::Relaxed)
-    }
-
-    /// Refuses when there is no place, without taking one.
-    fn check(&self) -> Result<(), Refusal> {
-        if self.inside() < self.max { Ok(()) } else { Err(self.full()) }
-    }
-
-    fn full(&self) -> Refusal {
-        Refusal::overloaded(1, format!("{} requests are being served, as many as may be at once", self.max))
-    }
-
-    fn enter(conn: &Arc<Connection>) -> Result<Place, Refusal> {
-        let gate = &conn.front.gate;
-        let place = Place(Arc::clone(conn)); // counted from here on, also when it is refused at once
-        if gate.inside.fetch_add(1, Ordering::AcqRel) < gate.max {
-            return Ok(place);
-        }
-        Err(gate.full())
-    }
 }
 
 /// Answers one request of a connection.
@@ -138,10 +75,16 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
             }
             stream::run(&conn, call, takes, place).await
         }
-        Err(refused) => refused.into_response(),
+        Err(refused) => {
+            front.refusals.count(refused.reason());
+            refused.into_response()
+        }
     };
     if let Some(origin) = cors {
         reply::allow_origin(&mut response, origin);
+    }
+    if front.pressure.level() >= Level::KeepAlive {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().hold(busy);
     response
@@ -155,6 +98,13 @@ enum Answered {
 }
 
 impl Front {
+    /// Counts an answer that is a refusal.
+    fn count(&self, answer: &Answer) {
+        if let Some(reason) = answer.refused {
+            self.refusals.count(reason);
+        }
+    }
+
     async fn answer(
         &self,
         conn: &Arc<Connection>,
@@ -180,12 +130,12 @@ impl Front {
             Method::POST => {}
             Method::GET if checks::may_have_session(headers) => {
                 checks::accept_events(headers)?; //                               406
-                let opened = self.router.open_stream(&headers.head(conn.peer), headers.last_event_id(), Instant::now());
+                let opened = self.router.open_stream(&headers.head(conn), headers.last_event_id(), Instant::now());
                 return Ok(Answered::Now(feed::open(conn, opened?)?)); //          400, 404, 409, 503
             }
             Method::OPTIONS => return reply::preflight(headers, &self.origins).map(Answered::Now), // 204, 403
             Method::DELETE if checks::may_have_session(headers) => {
-                let ended = self.router.end_session(&headers.head(conn.peer), Instant::now());
+                let ended = self.router.end_session(&headers.head(conn), Instant::now());
                 return Ok(Answered::Now(reply::answer(ended)));
             }
             _ => return Err(reply::no_such_method()), //                          405
@@ -194,15 +144,18 @@ impl Front {
         checks::content(headers)?; //                                             415
         checks::accept(headers)?; //                                              406
         let length = checks::length(headers, &self.limits)?; //                   400, 413
-        self.gate.check()?; //                                                    503
+        self.gate.check(conn)?; //                                                    503
         // only now is the body read, and only when it is here does it take a place
         let body = intake::read(incoming, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503
         let place = Gate::enter(conn)?; //                                        503
         let now = Instant::now(); // deadlines count from here
-        let step = self.router.message(&headers.head(conn.peer), None, &body, now);
+        let step = self.router.message(&headers.head(conn), None, &body, now);
         Ok(match step {
             Step::Call(call) => Answered::ByCall(call, place),
-            Step::Done(answer) => Answered::Now(reply::message(answer, headers.takes)),
+            Step::Done(answer) => {
+                self.count(&answer);
+                Answered::Now(reply::message(answer, headers.takes))
+            }
             Step::Batch(batch) => {
                 let answer = batch.run(&self.router).await;
                 drop(place);

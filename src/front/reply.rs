@@ -14,6 +14,7 @@ use crate::{
         headers::{Headers, Takes},
     },
     mcp::{code::Refusal, encode::Payload, head::Field, router::Answer},
+    telemetry::refusals::Reason,
 };
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -39,6 +40,10 @@ impl From<Refusal> for Refused {
 impl Refused {
     pub(crate) fn with(refusal: Refusal, name: HeaderName, value: &'static str) -> Self {
         Self { refusal, header: Some((name, value)) }
+    }
+
+    pub(crate) fn reason(&self) -> Reason {
+        Reason::of(self.refusal.status, self.refusal.code)
     }
 
     pub(crate) fn into_response(self) -> Response<Body> {
@@ -71,7 +76,7 @@ pub(crate) fn message(answered: Answer, takes: Takes) -> Response<Body> {
 
 /// A message as JSON.
 pub(crate) fn answer(answered: Answer) -> Response<Body> {
-    let Answer { status, payload, session_id, retry_after_s } = answered;
+    let Answer { status, payload, session_id, retry_after_s, refused: _ } = answered;
     let has_body = payload.len() > 0;
     let mut response = Response::new(Body::from(payload));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -85,6 +90,13 @@ pub(crate) fn answer(answered: Answer) -> Response<Body> {
     if let Some(seconds) = retry_after_s {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
+    response
+}
+
+/// Text of another kind.
+pub(crate) fn text(text: String, content_type: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(Bytes::from(text)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

@@ -22,9 +22,9 @@ use tokio::{
 
 use crate::{
     front::{
-        Place,
         body::Body,
         connection::Connection,
+        gate::Place,
         headers::Takes,
         reply::{self, push_event, push_event_with_id, push_first_event},
     },
@@ -56,10 +56,15 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
             // Boxed, since every connection has room for the largest future of a request, whatever it is at.
             Err(call) => Box::pin(call.run(&conn.front.router)).await,
         };
+        conn.front.count(&answer);
         return finish(answer, takes);
     };
     let owner = Arc::clone(conn);
-    let call = Box::pin(async move { call.run(&owner.front.router).await });
+    let call = Box::pin(async move {
+        let answer = call.run(&owner.front.router).await;
+        owner.front.count(&answer);
+        answer
+    });
     let mut stream = CallStream {
         voice,
         call: Some(call),

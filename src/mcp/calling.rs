@@ -7,6 +7,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use crate::{
         wire::{self, IdField, Params, Text},
     },
     outbox::{LogLevel, Message, Outbox},
+    telemetry::calls::{CallMeter, Ended, Phase},
 };
 
 /// How much of a name that is not one of ours is repeated in an answer.
@@ -57,6 +59,16 @@ pub(super) enum Target {
     Tool(Arc<ServedTool>),
     /// A prompt, a resource, or a hosted handler's method.
     Work(Arc<Work>, Hints),
+}
+
+impl Target {
+    fn meter(&self) -> Option<&CallMeter> {
+        if let Self::Tool(tool) = self { tool.tool.work.meter.as_deref() } else { None }
+    }
+}
+
+fn ended_with(outcome: &Result<Answered, CallError>) -> Ended {
+    Ended::with(outcome.as_ref().map(|answered| &answered.reply))
 }
 
 /// Whether a result says how long it may be kept, from 2026-07-28 on.
@@ -189,6 +201,7 @@ impl Router {
         if head.takes_events && (progress_token.is_some() || log_level.is_some() || talks) {
             ctx.outbox = Some(Arc::new(Outbox::new(progress_token.is_some(), log_level, self.stream_buffer_bytes_max)));
         }
+        ctx.share = head.share;
         let mut bound_to = None;
         if work.lane != Lane::Inline {
             ctx.changes = Some(self.changes.clone());
@@ -278,7 +291,16 @@ struct Ending<'a> {
 
 impl Ending<'_> {
     /// The end of a call that is told to the client; empty for one that was taken back.
-    fn answer(&self, outcome: Result<Answered, CallError>) -> Answer {
+    fn answer(&self, outcome: Result<Answered, CallError>, ended: Option<Instant>) -> Answer {
+        let began = ended.unwrap_or_else(Instant::now);
+        let answer = self.encode(outcome);
+        if let Some(meter) = self.target.meter() {
+            meter.took(Phase::Encode, began.elapsed());
+        }
+        answer
+    }
+
+    fn encode(&self, outcome: Result<Answered, CallError>) -> Answer {
         let answered = match outcome {
             Ok(answered) => self.with_hints(answered),
             Err(CallError::InputRequired(required)) => match self.ask(&required) {
@@ -383,12 +405,20 @@ impl PendingCall {
         }
         let Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral } = self;
         let client = ctx.client();
+        let began = Instant::now();
         let ran = match &target {
             Target::Tool(tool) => router.dispatch.call_now(tool, arguments, ctx),
             Target::Work(..) => Err((arguments, ctx)),
         };
         match ran {
-            Ok(outcome) => Ok(Ending { router, id: &id, era, target, client, bound_to }.answer(outcome)),
+            Ok(outcome) => {
+                let ended = Instant::now();
+                if let Some(meter) = target.meter() {
+                    meter.ended(ended_with(&outcome));
+                    meter.took(Phase::Run, ended - began);
+                }
+                Ok(Ending { router, id: &id, era, target, client, bound_to }.answer(outcome, Some(ended)))
+            }
             Err((arguments, ctx)) => {
                 Err(Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral })
             }
@@ -400,6 +430,7 @@ impl PendingCall {
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
         let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, .. } = self;
         let ending = Ending { router, id: &id, era, target: target.clone(), client: ctx.client(), bound_to };
+        let watch = ending.target.meter().map(CallMeter::watch);
         let call = pin!(async {
             if let Some(deferral) = deferral {
                 let (router, target) = (Arc::clone(router), target.clone());
@@ -424,7 +455,10 @@ impl PendingCall {
                 () = in_flight.cancelled() => Err(CallError::Cancelled),
             },
         };
-        ending.answer(outcome)
+        if let Some(watch) = watch {
+            watch.ended(ended_with(&outcome));
+        }
+        ending.answer(outcome, None)
     }
 }
 

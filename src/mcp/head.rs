@@ -6,7 +6,7 @@ use std::{borrow::Cow, net::IpAddr};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
-use crate::dispatch::HeaderParam;
+use crate::{call::Share, dispatch::HeaderParam};
 
 /// A header that may stand only once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +55,8 @@ impl ParamHeaders for () {
 pub(crate) struct Head<'a> {
     pub(crate) via: Via,
     pub(crate) peer: Option<IpAddr>,
+    /// Who it counts for.
+    pub(crate) share: Share,
     pub(crate) protocol_version: Field<'a>,
     pub(crate) method: Field<'a>,
     pub(crate) name: Field<'a>,

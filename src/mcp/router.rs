@@ -28,6 +28,7 @@ use crate::{
     shutdown::Drain,
     skill::Skills,
     tasks::Tasks,
+    telemetry::refusals::Reason,
 };
 
 /// Values proposed at once: the most that the protocol allows.
@@ -42,11 +43,13 @@ pub(crate) struct Answer {
     /// The id of the session that this answer opens.
     pub(crate) session_id: Option<String>,
     pub(crate) retry_after_s: Option<u32>,
+    /// Why there is no result.
+    pub(crate) refused: Option<Reason>,
 }
 
 impl Answer {
     pub(super) fn ok(payload: Payload) -> Self {
-        Self { status: 200, payload, session_id: None, retry_after_s: None }
+        Self { status: 200, payload, session_id: None, retry_after_s: None, refused: None }
     }
 
     /// A message taken in that has no answer.
@@ -55,7 +58,12 @@ impl Answer {
     }
 
     pub(crate) fn refused(id: Option<Id<'_>>, refusal: &Refusal) -> Self {
-        Self { status: refusal.status, retry_after_s: refusal.retry_after_s, ..Self::ok(encode::refusal(id, refusal)) }
+        Self {
+            status: refusal.status,
+            retry_after_s: refusal.retry_after_s,
+            refused: Some(Reason::of(refusal.status, refusal.code)),
+            ..Self::ok(encode::refusal(id, refusal))
+        }
     }
 }
 
@@ -117,6 +125,11 @@ pub(super) struct Request<'a> {
 pub(super) type Handled = Result<Step, Refusal>;
 
 impl Router {
+    /// What a refused caller is to be told to wait, in seconds.
+    pub(crate) fn retry_after_s(&self) -> u32 {
+        self.dispatch.retry_after_s()
+    }
+
     /// One message. `own` is the session of a transport that is one.
     pub(crate) fn message(&self, head: &Head<'_>, own: Option<&OwnSession>, body: &[u8], now: Instant) -> Step {
         let (envelope, fault) = wire::read(body, self.shape);

@@ -148,7 +148,7 @@ pub(crate) fn methods(
                     }
                 })
             }));
-            (method, Arc::new(Work { name: method.into(), lane: Lane::Async, run, wants_raw }))
+            (method, Arc::new(Work { name: method.into(), lane: Lane::Async, run, wants_raw, meter: None }))
         })
         .collect()
 }

@@ -1,6 +1,8 @@
 //! Builds every part once, in order. The only file that sees the whole; what runs then, and how it stops, is `running`.
 
+mod metrics;
 mod running;
+mod watch;
 
 use std::{
     fmt,
@@ -26,10 +28,12 @@ use crate::{
         pool::{Pool, Sizes},
     },
     front::{
-        Front, Gate,
+        Front,
         admin::{self, Admin},
         checks::{Hosts, Origins},
+        gate::{Gate, Weights},
         intake::Bodies,
+        pressure::Pressure,
     },
     listener::{self, Connections},
     mcp::{
@@ -48,7 +52,7 @@ use crate::{
     skill::{SKILLS_EXTENSION, Skill, Skills},
     stdio,
     tasks::{Memory, Record, Store, Tasks},
-    telemetry,
+    telemetry::{self, refusals::Refusals},
     tool::{Features, Handler, Prompt, Registry, Resource, Tool, handler::Hosted},
     toolbox,
 };
@@ -283,12 +287,14 @@ impl Builder {
         let drain = Arc::<Drain>::default();
         let runtime = io_runtime(loaded.resolved.io_threads)?;
         let front = Arc::new(self.front(loaded, addr, Arc::clone(&drain), &runtime)?);
-        if let Some(socket) = admin_socket {
-            let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
-            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain) })
-                .map_err(|e| StartError::host("cannot start the admin listener", e))?;
-        }
         let (connections, stop) = (Arc::<Connections>::default(), Arc::<Notify>::default());
+        let started = admin_socket.map(|socket| {
+            let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
+            let metrics = metrics::reader(&front, &connections);
+            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics })
+        });
+        let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
+        watch::start(&front).map_err(|e| StartError::host("cannot start the watching thread", e))?;
         let accept = listener::accept(
             socket,
             Arc::clone(&front),
@@ -308,7 +314,19 @@ impl Builder {
         let grace = Duration::from_millis(config.drain_grace_ms);
         let io = runtime.handle().clone();
         let _io_threads = IoThreads::new(runtime);
-        Ok(Running { io, _io_threads, front, connections, stop, accept_ended, drain, addr, admin_addr, grace })
+        Ok(Running {
+            io,
+            _io_threads,
+            _admin: admin,
+            front,
+            connections,
+            stop,
+            accept_ended,
+            drain,
+            addr,
+            admin_addr,
+            grace,
+        })
     }
 
     fn front(
@@ -325,9 +343,13 @@ impl Builder {
             origins: Origins::new(&tuning.server.allowed_origins),
             limits: tuning.limits.clone(),
             gate: Gate::new(loaded.resolved.concurrent_requests_max),
+            fairness: Weights::new(&tuning.fairness)
+                .map_err(|message| StartError::config(loaded.fault("fairness.weights", message)))?,
+            pressure: Pressure::new(loaded.host.memory_usable_bytes()),
             bodies: Bodies::new(
                 loaded.resolved.concurrent_requests_max.saturating_mul(tuning.limits.request_bytes_max.as_usize()),
             ),
+            refusals: Refusals::default(),
             streams: Gate::new(loaded.resolved.streams_max),
             router: self.router(loaded, drain, runtime)?,
         })

@@ -1,10 +1,10 @@
 //! A server that runs: what can be asked of it, how it announces itself, and its stop, from the wish to the last byte.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::{Handle, Runtime},
-    sync::Notify,
+    sync::{Notify, oneshot},
     time::timeout,
 };
 
@@ -28,6 +28,8 @@ const TOOLS_NAMED_MAX: usize = 12;
 pub struct Running {
     pub(super) io: Handle,
     pub(super) _io_threads: IoThreads,
+    /// Its drop ends the admin listener.
+    pub(super) _admin: Option<oneshot::Sender<Infallible>>,
     pub(super) front: Arc<Front>,
     pub(super) connections: Arc<Connections>,
     pub(super) stop: Arc<Notify>,

@@ -1,4 +1,8 @@
-//! What bigiron says of itself. The log today; metrics and traces will stand beside it.
+//! What bigiron says of itself: the log, and metrics. Handles are passed to who measures; nobody reaches for a global.
 
+pub(crate) mod calls;
+pub(crate) mod exposition;
 pub mod log;
+pub(crate) mod meter;
 pub(crate) mod rarely;
+pub(crate) mod refusals;

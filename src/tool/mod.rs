@@ -27,6 +27,7 @@ use serde_json::Value;
 use crate::{
     call::{Ctx, Lane, Reply},
     error::CallError,
+    telemetry::calls::CallMeter,
 };
 
 /// `[tools.NAME]`: what differs for one tool. Absent keys take the general setting.
@@ -45,6 +46,15 @@ pub struct Config {
     /// Who shares kept results: `caller` (default) or `public`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_scope: Option<CacheScope>,
+    /// Calls that run at once; absent sets no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency_max: Option<usize>,
+    /// Whether the number that run at once follows what the tool bears, up to `concurrency_max`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency_adaptive: Option<bool>,
+    /// Calls that may wait for others to end; absent is 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_max: Option<usize>,
     /// Allows keeping results of a tool that does not say that it is read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_not_read_only: Option<bool>,
@@ -59,6 +69,16 @@ pub enum CacheScope {
     Caller,
     /// All callers share them.
     Public,
+}
+
+/// How many calls of a tool run at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Concurrency {
+    pub(crate) max: usize,
+    /// Calls that may wait.
+    pub(crate) waiting_max: usize,
+    /// Whether the number follows what the tool bears, up to `max`.
+    pub(crate) is_adaptive: bool,
 }
 
 pub(crate) type Outcome = Result<Reply, CallError>;
@@ -81,6 +101,8 @@ pub(crate) struct Work {
     pub(crate) run: Run,
     /// It reads the request in its own way: [`crate::call::Raw`].
     pub(crate) wants_raw: bool,
+    /// What is measured of it: of tools.
+    pub(crate) meter: Option<Arc<CallMeter>>,
 }
 
 impl fmt::Debug for Work {

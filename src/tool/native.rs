@@ -95,7 +95,7 @@ impl Tool {
     ) -> Self {
         let mut definition = rmcp::model::Tool::new(name.clone(), description, input);
         definition.output_schema = output.map(Arc::new);
-        Self { definition, work: Arc::new(Work { name, lane, run, wants_raw: false }) }
+        Self { definition, work: Arc::new(Work { name, lane, run, wants_raw: false, meter: Some(Arc::default()) }) }
     }
 }
 

@@ -93,7 +93,7 @@ impl Prompt {
         if !arguments.is_empty() {
             definition.insert("arguments".into(), arguments.into());
         }
-        let work = Work { name: name.into(), lane, run, wants_raw: false };
+        let work = Work { name: name.into(), lane, run, wants_raw: false, meter: None };
         Self { definition, completions: Completions::new(), work: Arc::new(work) }
     }
 

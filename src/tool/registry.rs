@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::tool::{
-    CacheScope, Config, Tool,
+    CacheScope, Concurrency, Config, Tool,
     schema::{ArgumentSchema, HeaderParam, header_params},
 };
 
@@ -28,6 +28,7 @@ pub(crate) struct ServedTool {
     pub(crate) header_params: Vec<HeaderParam>,
     pub(crate) timeout_ms: u64,
     pub(crate) cache: Option<CachePolicy>,
+    pub(crate) concurrency: Option<Concurrency>,
 }
 
 /// How long a tool's results are kept, and for whom.
@@ -146,9 +147,31 @@ fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedT
         definition_digest: Sha256::digest(&definition_json).into(),
         definition_json: definition_json.into(),
         cache,
+        concurrency: concurrency(config)?,
         tool,
     })
 }
+
+fn concurrency(config: &Config) -> Result<Option<Concurrency>, String> {
+    let is_adaptive = config.concurrency_adaptive.unwrap_or(false);
+    match config.concurrency_max {
+        Some(max) => {
+            let waiting_max = config.waiting_max.unwrap_or(WAITING_MAX);
+            Ok(Some(Concurrency { max, waiting_max, is_adaptive }))
+        }
+        None if is_adaptive => {
+            Err("concurrency_adaptive is set and concurrency_max, up to which it may go, is not".into())
+        }
+        None if config.waiting_max.is_some() => {
+            Err("waiting_max has no effect without concurrency_max: nobody waits; remove it, or set concurrency_max"
+                .into())
+        }
+        None => Ok(None),
+    }
+}
+
+/// `waiting_max` where it is not set.
+const WAITING_MAX: usize = 100;
 
 /// Names that every client accepts: 1 to 64 of `A-Z a-z 0-9 _ . / -`.
 fn check_name(name: &str) -> Result<(), String> {

@@ -103,7 +103,7 @@ impl Resource {
             definition,
             pattern,
             completions: Completions::new(),
-            work: Arc::new(Work { name: uri, lane, run, wants_raw: false }),
+            work: Arc::new(Work { name: uri, lane, run, wants_raw: false, meter: None }),
         }
     }
 

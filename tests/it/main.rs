@@ -9,6 +9,7 @@ mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
 
 mod edges; // odd panics, odd results, leaving at the worst moment
+mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod hosted; // rmcp handlers as they are
 mod pool; // full, hung, abandoned

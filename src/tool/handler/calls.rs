@@ -10,6 +10,7 @@ use std::{
     task::Poll,
 };
 
+use parking_lot::Mutex;
 use rmcp::{
     RoleServer,
     model::{
@@ -32,6 +33,7 @@ use crate::{
     error::CallError,
     input::{Answers, Exchange, Memory, Required, request_on_stream},
     outbox::Outbox,
+    telemetry::calls::CallMeter,
     tool::{IntoReply, Outcome, Run, Running, Tool, Work, native::open_object},
 };
 
@@ -45,12 +47,22 @@ pub(super) struct Calls {
     prefix: String,
     lanes: HashMap<String, Lane>,
     backs: Arc<Backs>,
+    /// What is measured of its tools, by name: kept when they change, as long as there are not too many.
+    meters: Mutex<HashMap<String, Arc<CallMeter>>>,
 }
 
 impl Calls {
     pub(super) fn new(handler: Handler, backs: Arc<Backs>) -> Self {
         let Handler { host, prefix, lanes } = handler;
-        Self { host, prefix, lanes, backs }
+        Self { host, prefix, lanes, backs, meters: Mutex::default() }
+    }
+
+    fn meter(&self, tool: &str) -> Arc<CallMeter> {
+        let mut meters = self.meters.lock();
+        if meters.len() >= TOOLS_MAX && !meters.contains_key(tool) {
+            return Arc::default();
+        }
+        Arc::clone(meters.entry(tool.to_owned()).or_default())
     }
 
     #[cfg(test)]
@@ -117,7 +129,8 @@ impl Calls {
             })),
             _ => Run::Async(Arc::new(call)),
         };
-        let work = Work { name: definition.name.clone(), lane, run, wants_raw: true };
+        let meter = Some(self.meter(&definition.name));
+        let work = Work { name: definition.name.clone(), lane, run, wants_raw: true, meter };
         Tool { definition, work: Arc::new(work) }
     }
 

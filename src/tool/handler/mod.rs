@@ -201,7 +201,7 @@ impl Hosted {
                 let able = Arc::clone(&able);
                 Box::pin(async move { calls::answer(&able, method, params, ctx).await })
             }));
-            let work = Work { name: method.into(), lane: Lane::Async, run, wants_raw: true };
+            let work = Work { name: method.into(), lane: Lane::Async, run, wants_raw: true, meter: None };
             hosted.methods.insert(method, Arc::new(work));
         }
         Ok(hosted)

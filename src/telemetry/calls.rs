@@ -1,0 +1,171 @@
+//! What is measured of the calls of one tool: how they ended, and where their time went.
+
+use std::time::Duration;
+
+use crate::{
+    call::{Kind, Reply},
+    error::CallError,
+    telemetry::meter::{Counts, Distribution, Histogram, Sharded},
+};
+
+/// How a call ended, as far as the one who watches a server wants to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Ok,
+    /// The tool said that it failed.
+    ToolError,
+    /// The client asked for what cannot be.
+    Refused,
+    /// It became a task, or asks its client first.
+    GoesOn,
+    TimedOut,
+    /// Its time was over before it started.
+    Expired,
+    /// A limit or a queue was full.
+    Overloaded,
+    /// A panic, or a fault of ours.
+    Failed,
+    /// Nobody waited for it any more.
+    Cancelled,
+}
+
+impl Ended {
+    pub(crate) const ALL: [(Self, &'static str); 9] = [
+        (Self::Ok, "ok"),
+        (Self::ToolError, "tool_error"),
+        (Self::Refused, "refused"),
+        (Self::GoesOn, "goes_on"),
+        (Self::TimedOut, "timed_out"),
+        (Self::Expired, "expired"),
+        (Self::Overloaded, "overloaded"),
+        (Self::Failed, "failed"),
+        (Self::Cancelled, "cancelled"),
+    ];
+
+    pub(crate) fn with(outcome: Result<&Reply, &CallError>) -> Self {
+        match outcome {
+            Ok(reply) if reply.kind != Kind::Complete => Self::GoesOn,
+            Ok(reply) if reply.is_error => Self::ToolError,
+            Ok(_) => Self::Ok,
+            Err(CallError::InputRequired(_)) => Self::GoesOn,
+            Err(CallError::Tool(_)) => Self::ToolError,
+            Err(CallError::TimedOut { .. }) => Self::TimedOut,
+            Err(CallError::DeadlineBeforeStart) => Self::Expired,
+            Err(CallError::Overloaded { .. } | CallError::Draining) => Self::Overloaded,
+            Err(CallError::Internal) => Self::Failed,
+            Err(CallError::Cancelled) => Self::Cancelled,
+            Err(_) => Self::Refused,
+        }
+    }
+}
+
+/// Measures the calls of one tool.
+#[derive(Debug, Default)]
+pub(crate) struct CallMeter(Sharded<Shard>);
+
+#[derive(Debug, Default)]
+struct Shard {
+    ended: Counts<{ Ended::ALL.len() }>,
+    slow_polls: Counts<1>,
+    queue: Histogram,
+    run: Histogram,
+    encode: Histogram,
+}
+
+/// Where the time of a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waiting for a thread.
+    Queue,
+    /// In the tool.
+    Run,
+    /// Writing the answer.
+    Encode,
+}
+
+impl Phase {
+    pub(crate) const ALL: [(Self, &'static str); 3] =
+        [(Self::Queue, "queue"), (Self::Run, "run"), (Self::Encode, "encode")];
+}
+
+impl CallMeter {
+    pub(crate) fn ended(&self, ended: Ended) {
+        self.0.own().ended.add(ended as usize);
+    }
+
+    pub(crate) fn took(&self, phase: Phase, duration: Duration) {
+        let shard = self.0.own();
+        match phase {
+            Phase::Queue => &shard.queue,
+            Phase::Run => &shard.run,
+            Phase::Encode => &shard.encode,
+        }
+        .record(duration);
+    }
+
+    /// A poll that held its thread for long.
+    pub(crate) fn slow_poll(&self) {
+        self.0.own().slow_polls.add(0);
+    }
+
+    pub(crate) fn count(&self, ended: Ended) -> u64 {
+        self.0.iter().map(|shard| shard.ended.get(ended as usize)).sum()
+    }
+
+    pub(crate) fn slow_polls(&self) -> u64 {
+        self.0.iter().map(|shard| shard.slow_polls.get(0)).sum()
+    }
+
+    pub(crate) fn distribution(&self, phase: Phase) -> Distribution {
+        Distribution::of(self.0.iter().map(|shard| match phase {
+            Phase::Queue => &shard.queue,
+            Phase::Run => &shard.run,
+            Phase::Encode => &shard.encode,
+        }))
+    }
+
+    /// Notes a call's end, and on drop that nobody waited for it.
+    pub(crate) fn watch(&self) -> Watch<'_> {
+        Watch(Some(self))
+    }
+}
+
+/// A call whose end is not known yet.
+pub(crate) struct Watch<'m>(Option<&'m CallMeter>);
+
+impl Watch<'_> {
+    pub(crate) fn ended(mut self, ended: Ended) {
+        if let Some(meter) = self.0.take() {
+            meter.ended(ended);
+        }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if let Some(meter) = self.0.take() {
+            meter.ended(Ended::Cancelled);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_counted_once_however_it_ends() {
+        let meter = CallMeter::default();
+        meter.watch().ended(Ended::Ok);
+        drop(meter.watch());
+        let counts: Vec<u64> = Ended::ALL.iter().map(|(ended, _)| meter.count(*ended)).collect();
+        assert_eq!(counts, [1, 0, 0, 0, 0, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn names_stand_at_their_index() {
+        for (index, (ended, _)) in Ended::ALL.iter().enumerate() {
+            assert_eq!(*ended as usize, index);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What was refused, by reason.
+
+use crate::telemetry::meter::{Counts, Sharded};
+
+/// Reasons, with the statuses and codes that stand for them. The first that fits is it.
+type Fits = fn(u16, i32) -> bool;
+const REASONS: [(&str, Fits); 19] = [
+    ("forbidden", |status, _| status == 403),
+    ("body_too_large", |status, _| status == 413),
+    ("head_too_large", |status, _| matches!(status, 414 | 431)),
+    ("too_slow", |status, _| status == 408),
+    ("not_acceptable", |status, _| status == 406),
+    ("unsupported_media_type", |status, _| status == 415),
+    ("method_not_allowed", |status, _| status == 405),
+    ("overloaded", |_, code| code == -31503),
+    ("rate_limited", |_, code| code == -31429),
+    ("expired", |_, code| code == -31504),
+    ("parse_error", |_, code| code == -32700),
+    ("invalid_request", |status, code| code == -32600 && status != 404),
+    ("method_not_found", |_, code| code == -32601),
+    ("invalid_params", |_, code| code == -32602),
+    ("header_mismatch", |_, code| code == -32020),
+    ("missing_capability", |_, code| code == -32021),
+    ("unsupported_version", |_, code| code == -32022),
+    ("not_found", |status, code| status == 404 || code == -32002),
+    ("failed", |_, _| true),
+];
+
+/// Why something was refused: the place in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reason(usize);
+
+impl Reason {
+    /// The reason behind an HTTP status and a JSON-RPC code.
+    pub(crate) fn of(status: u16, code: i32) -> Self {
+        Self(REASONS.iter().position(|(_, fits)| fits(status, code)).unwrap_or(REASONS.len() - 1))
+    }
+}
+
+/// Counts refusals.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Sharded<Counts<{ REASONS.len() }>>);
+
+impl Refusals {
+    pub(crate) fn count(&self, reason: Reason) {
+        self.0.own().add(reason.0);
+    }
+
+    /// Every reason with how often it was one.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        REASONS.iter().enumerate().map(|(index, (name, _))| (*name, self.0.iter().map(|c| c.get(index)).sum()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_reason() {
+        let refusals = Refusals::default();
+        for (status, code) in [(503, -31503), (503, -31503), (400, -32700), (404, -32600), (200, 7), (404, -32601)] {
+            refusals.count(Reason::of(status, code));
+        }
+        let counted: Vec<_> = refusals.counts().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(
+            counted,
+            [("overloaded", 2), ("parse_error", 1), ("method_not_found", 1), ("not_found", 1), ("failed", 1)]
+        );
+    }
+}

@@ -1,0 +1,294 @@
+//! What the engine does when tools misbehave and callers want too much: threads that hang are replaced, tools have so
+//! many calls at once, callers take turns, and the metrics tell.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Condvar,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bigiron::{Ctx, Lane, Server, Tool, config::Tuning, dispatch::pool::OnFull, server::Running, tool::Config};
+use parking_lot::Mutex;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::support::{Client, Response, call, eventually, get, modern, modern_headers, start};
+
+#[derive(Deserialize, JsonSchema)]
+struct Named {
+    #[serde(default)]
+    name: String,
+}
+
+/// Where a tool stops until it is let through.
+#[derive(Default)]
+struct Barrier {
+    open: std::sync::Mutex<bool>,
+    opened: Condvar,
+    inside: AtomicUsize,
+    /// Who came in, in order.
+    names: Mutex<Vec<String>>,
+}
+
+impl Barrier {
+    fn pass(&self, name: String) {
+        self.names.lock().push(name);
+        self.inside.fetch_add(1, Ordering::SeqCst);
+        let mut open = self.open.lock().unwrap();
+        while !*open {
+            open = self.opened.wait(open).unwrap();
+        }
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+
+    fn inside(&self) -> usize {
+        self.inside.load(Ordering::SeqCst)
+    }
+}
+
+/// A server with a tool that stops at a barrier and one that does not, both in a pool of one thread.
+fn server(tune: impl FnOnce(&mut Tuning)) -> (Running, Arc<Barrier>) {
+    let barrier = Arc::<Barrier>::default();
+    let tool = |barrier: Arc<Barrier>| {
+        Tool::new("stop", "Stops", Lane::Pool, move |args: Named, _: Ctx| {
+            barrier.pass(args.name);
+            "passed"
+        })
+    };
+    let server = Server::builder()
+        .with(tool(Arc::clone(&barrier)))
+        .tool("work", "Works", Lane::Pool, |_: Named, _: Ctx| "done")
+        .async_tool("hold", "Holds its thread", |_: Named, _: Ctx| async {
+            thread::sleep(Duration::from_millis(150)); // what an async tool must not do
+            "held"
+        });
+    let running = start(server, |tuning| {
+        (tuning.pool.threads, tuning.pool.threads_max) = (1, 1);
+        tuning.limits.request_timeout_ms = 20_000;
+        tune(tuning);
+    });
+    (running, barrier)
+}
+
+/// Calls from a thread and an address of its own: 127.0.0.`caller`.
+fn aside(addr: SocketAddr, caller: u8, name: &str) -> thread::JoinHandle<Response> {
+    let request = modern(1, "tools/call", json!({ "name": "stop", "arguments": { "name": name } }));
+    let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 0, caller).into(), addr);
+    thread::spawn(move || client.post(&modern_headers("tools/call", "stop"), &request))
+}
+
+fn metrics(running: &Running) -> String {
+    let response = get(running.admin_addr().unwrap(), "/metrics");
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    String::from_utf8(response.body).unwrap()
+}
+
+/// The value of one series.
+fn metric(running: &Running, series: &str) -> f64 {
+    let text = metrics(running);
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().unwrap()
+}
+
+#[test]
+fn a_thread_that_hangs_is_replaced_and_leaves_when_its_tool_returns() {
+    let (running, barrier) = server(|tuning| tuning.limits.request_timeout_ms = 100);
+    let hung = call(running.addr(), "stop", json!({}));
+    assert!(hung.text().contains("timed out"), "{hung:?}");
+    assert_eq!(barrier.inside(), 1);
+    let works = || call(running.addr(), "work", json!({})).text() == "done";
+    eventually("another thread works in its place", works);
+    assert_eq!(metric(&running, "bigiron_pool_threads{state=\"lost\"}"), 1.0);
+    assert_eq!(metric(&running, "bigiron_pool_threads_replaced_total"), 1.0);
+    barrier.open();
+    eventually("it leaves", || metric(&running, "bigiron_pool_threads{state=\"lost\"}") == 0.0);
+    let threads =
+        ["idle", "running"].map(|state| metric(&running, &format!("bigiron_pool_threads{{state=\"{state}\"}}")));
+    assert_eq!(threads.iter().sum::<f64>(), 1.0);
+    assert!(works());
+    running.stop();
+}
+
+#[test]
+fn no_more_threads_are_lost_than_may_be() {
+    let (running, barrier) = server(|tuning| {
+        tuning.limits.request_timeout_ms = 100;
+        tuning.pool.lost_max = 2;
+    });
+    for lost in 1..=2 {
+        assert!(call(running.addr(), "stop", json!({})).text().contains("timed out"));
+        eventually("it is replaced", || metric(&running, "bigiron_pool_threads_replaced_total") == f64::from(lost));
+    }
+    assert!(call(running.addr(), "stop", json!({})).text().contains("timed out"));
+    eventually("the last one hangs", || barrier.inside() == 3);
+    let late = call(running.addr(), "work", json!({}));
+    assert_eq!((late.status, late.code()), (503, Some(-31504)), "{late:?}");
+    assert_eq!(metric(&running, "bigiron_pool_threads_replaced_total"), 2.0);
+    barrier.open();
+    eventually("all come back", || call(running.addr(), "work", json!({})).text() == "done");
+    running.stop();
+}
+
+#[test]
+fn a_tool_has_so_many_calls_at_once_and_the_next_wait() {
+    let (running, barrier) = server(|tuning| {
+        (tuning.pool.threads, tuning.pool.threads_max) = (4, 4);
+        let config = Config { concurrency_max: Some(2), waiting_max: Some(1), ..Config::default() };
+        tuning.tools.insert("stop".into(), config);
+    });
+    let first: Vec<_> = ["a", "b"].map(|name| aside(running.addr(), 1, name)).into_iter().collect();
+    eventually("two are inside", || barrier.inside() == 2);
+    let waits = aside(running.addr(), 1, "c");
+    eventually("the third waits", || metric(&running, "bigiron_tool_waiting{tool=\"stop\"}") == 1.0);
+    let refused = call(running.addr(), "stop", json!({}));
+    assert_eq!((refused.status, refused.code()), (503, Some(-31503)), "{refused:?}");
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(call(running.addr(), "work", json!({})).text(), "done", "other tools go on");
+    assert_eq!(barrier.inside(), 2);
+    assert_eq!(metric(&running, "bigiron_tool_running{tool=\"stop\"}"), 2.0);
+    barrier.open();
+    for call in first.into_iter().chain([waits]) {
+        assert_eq!(call.join().unwrap().text(), "passed");
+    }
+    running.stop();
+}
+
+#[test]
+fn callers_take_turns_in_the_queue() {
+    let (running, barrier) = server(|_| {});
+    let mut calls = vec![aside(running.addr(), 1, "first")];
+    eventually("the thread is taken", || barrier.inside() == 1);
+    for (n, caller) in [1, 1, 1, 2].into_iter().enumerate() {
+        calls.push(aside(running.addr(), caller, &format!("{caller}")));
+        let queued = n as f64 + 1.0;
+        eventually("it waits", || metric(&running, "bigiron_pool_queue_jobs") == queued);
+    }
+    barrier.open();
+    for call in calls {
+        assert_eq!(call.join().unwrap().text(), "passed");
+    }
+    assert_eq!(*barrier.names.lock(), ["first", "1", "2", "1", "1"], "the other caller is second, and not last");
+    running.stop();
+}
+
+#[test]
+fn who_has_most_waiting_makes_room_for_who_has_nothing() {
+    let (running, barrier) = server(|tuning| {
+        tuning.pool.queue_max = 2;
+        tuning.pool.on_full = OnFull::Reject;
+    });
+    let mut calls = vec![aside(running.addr(), 1, "first")];
+    eventually("the thread is taken", || barrier.inside() == 1);
+    for queued in [1.0, 2.0] {
+        calls.push(aside(running.addr(), 1, "1"));
+        eventually("it waits", || metric(&running, "bigiron_pool_queue_jobs") == queued);
+    }
+    let full = aside(running.addr(), 1, "1").join().unwrap();
+    assert_eq!(full.code(), Some(-31503), "{full:?}");
+    let other = aside(running.addr(), 2, "2");
+    // The newest of the caller who has two waiting is refused for it.
+    assert_eq!(calls.pop().unwrap().join().unwrap().code(), Some(-31503));
+    barrier.open();
+    for call in calls.into_iter().chain([other]) {
+        assert_eq!(call.join().unwrap().text(), "passed");
+    }
+    assert_eq!(*barrier.names.lock(), ["first", "1", "2"]);
+    running.stop();
+}
+
+#[test]
+fn one_caller_does_not_take_every_place() {
+    let (running, barrier) = server(|tuning| tuning.limits.concurrent_requests_max = 10);
+    let mut calls: Vec<_> = (0..9).map(|_| aside(running.addr(), 1, "1")).collect();
+    eventually("nine of ten places are taken", || running.in_flight() == 9);
+    let over = aside(running.addr(), 1, "1").join().unwrap();
+    assert_eq!((over.status, over.code()), (503, Some(-31503)), "{over:?}");
+    calls.push(aside(running.addr(), 2, "2"));
+    eventually("another caller has the tenth", || running.in_flight() == 10);
+    barrier.open();
+    for call in calls {
+        assert_eq!(call.join().unwrap().text(), "passed");
+    }
+    running.stop();
+}
+
+#[test]
+fn a_caller_whose_calls_have_waited_too_long_is_refused() {
+    let (running, barrier) = server(|tuning| tuning.pool.queue_wait_ms_max = 50);
+    let first = aside(running.addr(), 1, "first");
+    eventually("the thread is taken", || barrier.inside() == 1);
+    let waits = aside(running.addr(), 1, "1");
+    eventually("one has waited long", || metric(&running, "bigiron_pool_queue_oldest_seconds") > 0.05);
+    let refused = aside(running.addr(), 1, "1").join().unwrap();
+    assert_eq!((refused.status, refused.code()), (503, Some(-31503)), "{refused:?}");
+    let other = aside(running.addr(), 2, "2"); // has not waited at all
+    eventually("it waits", || metric(&running, "bigiron_pool_queue_jobs") == 2.0);
+    barrier.open();
+    for call in [first, waits, other] {
+        assert_eq!(call.join().unwrap().text(), "passed");
+    }
+    running.stop();
+}
+
+#[test]
+fn metrics_tell_what_happened_and_nothing_that_was_sent() {
+    let (running, _) = server(|_| {});
+    for _ in 0..3 {
+        assert_eq!(call(running.addr(), "work", json!({})).text(), "done");
+    }
+    assert_eq!(call(running.addr(), "hold", json!({})).text(), "held");
+    assert_eq!(call(running.addr(), "secret-tool", json!({ "name": "secret-name" })).code(), Some(-32602));
+    assert_eq!(get(running.addr(), "/secret-path").status, 404);
+    for (series, value) in [
+        ("bigiron_calls_total{tool=\"work\",ended=\"ok\"}", 3.0),
+        ("bigiron_calls_total{tool=\"hold\",ended=\"ok\"}", 1.0),
+        ("bigiron_calls_total{tool=\"stop\",ended=\"ok\"}", 0.0),
+        ("bigiron_call_seconds_count{tool=\"work\",phase=\"queue\"}", 3.0),
+        ("bigiron_call_seconds_count{tool=\"work\",phase=\"run\"}", 3.0),
+        ("bigiron_call_seconds_bucket{tool=\"work\",phase=\"encode\",le=\"+Inf\"}", 3.0),
+        ("bigiron_slow_polls_total{tool=\"hold\"}", 1.0),
+        ("bigiron_refusals_total{reason=\"invalid_params\"}", 1.0),
+        ("bigiron_refusals_total{reason=\"not_found\"}", 1.0),
+        ("bigiron_requests_in_flight", 0.0),
+        ("bigiron_sessions", 0.0),
+        ("bigiron_memory_pressure", 0.0),
+    ] {
+        eventually(series, || metric(&running, series) == value);
+    }
+    let text = metrics(&running);
+    assert!(!text.contains("secret"), "{text}");
+    // Every series has its kind said, once and before.
+    let mut kinds = std::collections::HashSet::new();
+    for line in text.lines() {
+        match line.strip_prefix("# TYPE ") {
+            Some(kind) => assert!(kinds.insert(kind.split(' ').next().unwrap().to_owned()), "{line}"),
+            None if line.starts_with('#') => {}
+            None => {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let of = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+                assert!(kinds.contains(of) || kinds.contains(name), "{line}");
+            }
+        }
+    }
+    running.stop();
+}
+
+#[test]
+fn the_admin_listener_ends_with_the_server() {
+    let (running, _) = server(|_| {});
+    let admin = running.admin_addr().unwrap();
+    assert_eq!(get(admin, "/health").status, 200);
+    running.stop();
+    eventually("nobody listens", || std::net::TcpStream::connect(admin).is_err());
+}
