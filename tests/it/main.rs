@@ -12,6 +12,7 @@ mod edges; // odd panics, odd results, leaving at the worst moment
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod hosted; // rmcp handlers as they are
 mod pool; // full, hung, abandoned
+mod readers; // slow, silent and many readers of streams
 mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
