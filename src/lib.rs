@@ -42,7 +42,7 @@
 //! | [`front`] | HTTP: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
 //! | `stdio` | the same messages over a pair of pipes |
 //! | [`mcp`] | the protocol, pure: bytes and values in, values out |
-//! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), limits of tools, turns of callers, pool (home of crossbeam), deadlines |
+//! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), limits of tools, turns of callers, pool |
 //! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
 //! | [`skill`] | skills: what authors write, and what is served of it |
 //! | [`tasks`] | calls whose answer is fetched later, and where they are kept |
@@ -55,12 +55,12 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
+//! | skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
-| skill, tasks | telemetry | anything else of ours |
-//! | tool, toolbox | each other | dispatch, mcp, front |
-//! | dispatch | tool | mcp, front |
-//! | mcp | dispatch, shutdown, skill, tasks | front, tool |
-//! | front, stdio | mcp, shutdown | dispatch, tool |
+//! | tool, toolbox | each other, telemetry | dispatch, mcp, front |
+//! | dispatch | tool, telemetry | mcp, front |
+//! | mcp | dispatch, shutdown, skill, tasks, telemetry | front, tool |
+//! | front, stdio | mcp, shutdown, telemetry | dispatch, tool |
 //! | listener | front | the rest |
 //! | config | the `Config` of each part, runtime | what the parts do |
 //! | server, cli | everything | |
@@ -74,7 +74,7 @@
 //! | `io` | `runtime.io_threads` | move bytes, parse, answer lists, run `Inline` and `Async` tools |
 //! | `pool-core`, `pool-extra` | `pool.threads` to `pool.threads_max` | run `Pool` tools |
 //! | `admin` | 1 | `/health`, `/ready` and `/metrics`, whatever the others do |
-| `watch` | 1 | ten times a second: replaces pool threads that hang, reports polls that hold an I/O thread, looks at the memory |
+//! | `watch` | 1 | ten times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory |
 //!
 //! # What always holds
 //!

@@ -63,6 +63,12 @@ pub(super) const RANGES: &[Range] = &[
     range("limits.result_bytes_max", KIB, GIB, HARD_LIMIT),
     range("limits.stream_buffer_bytes_max", KIB, GIB, HARD_LIMIT),
     range(
+        "limits.stream_keep_alive_s",
+        1,
+        DAY_S,
+        "0 would send comments without a pause, and nothing between here and a client keeps a silent connection for a day",
+    ),
+    range(
         "limits.json_depth_max",
         4,
         128,

@@ -18,13 +18,11 @@ use crate::{
         body::Body,
         connection::Connection,
         gate::StreamPlace,
-        reply::{self, push_event, push_event_with_id},
+        reply::{self, KEEP_ALIVE, push_event, push_event_with_id},
     },
     mcp::{code::Refusal, feed::Feed},
 };
 
-/// After this long without an event a comment is sent: less than the 30 s to 60 s after which proxies give up.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The least time between two rounds of changes on one stream: at most ten a second.
 const CHANGES_INTERVAL: Duration = Duration::from_millis(100);
 /// So much is sent at once.
@@ -33,7 +31,7 @@ const EVENT_BYTES_SENT: usize = 16 * 1024;
 /// Opens the stream.
 pub(super) fn open(conn: &Arc<Connection>, feed: Feed) -> Result<Response<Body>, Refusal> {
     let place = StreamPlace::take(&conn.front)?;
-    let at = Instant::now() + KEEP_ALIVE;
+    let at = Instant::now() + conn.front.limits.stream_keep_alive();
     let stream = FeedStream {
         front: Arc::clone(&conn.front),
         feed: Some(feed),
@@ -98,16 +96,17 @@ impl FeedStream {
         let now = Instant::now();
         if !bytes.is_empty() {
             self.resting = feed.is_of_changes();
-            self.timer.as_mut().reset(now + if self.resting { CHANGES_INTERVAL } else { KEEP_ALIVE });
+            let rest = if self.resting { CHANGES_INTERVAL } else { self.front.limits.stream_keep_alive() };
+            self.timer.as_mut().reset(now + rest);
             // The timer is asked below only when nothing is sent, so it is asked here to be woken by it.
             let _ = self.timer.as_mut().poll(cx);
             return Poll::Ready(Some(bytes.into()));
         }
         while self.timer.as_mut().poll(cx).is_ready() {
-            self.timer.as_mut().reset(Instant::now() + KEEP_ALIVE);
+            self.timer.as_mut().reset(Instant::now() + self.front.limits.stream_keep_alive());
             if !std::mem::take(&mut self.resting) {
                 let _ = self.timer.as_mut().poll(cx);
-                return Poll::Ready(Some(Bytes::from_static(b": keep-alive\n\n")));
+                return Poll::Ready(Some(KEEP_ALIVE));
             }
             if let Poll::Ready(event) = self.poll_event(cx) {
                 return Poll::Ready(event);

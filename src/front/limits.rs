@@ -39,6 +39,8 @@ pub struct Config {
     pub result_bytes_max: ByteSize,
     /// Messages held for one client that reads slower than a tool emits.
     pub stream_buffer_bytes_max: ByteSize,
+    /// Time without an event after which a stream sends a comment, in seconds.
+    pub stream_keep_alive_s: u64,
     /// Nesting of a call's arguments.
     pub json_depth_max: usize,
     /// Members of one JSON object.
@@ -62,6 +64,7 @@ impl Default for Config {
             request_timeout_ms: 5_000,
             result_bytes_max: ByteSize::mib(8),
             stream_buffer_bytes_max: ByteSize::kib(256),
+            stream_keep_alive_s: 15,
             json_depth_max: 128,
             json_keys_max: 10_000,
         }
@@ -79,5 +82,9 @@ impl Config {
 
     pub(crate) fn write_timeout(&self) -> Duration {
         Duration::from_millis(self.write_timeout_ms)
+    }
+
+    pub(crate) fn stream_keep_alive(&self) -> Duration {
+        Duration::from_secs(self.stream_keep_alive_s)
     }
 }

@@ -21,6 +21,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// How long a client waits before it comes back to a stream, in milliseconds.
 const RETRY_MS: u64 = 1000;
+/// A comment, sent on a stream that has been silent for a while.
+pub(crate) const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const METHODS: &str = "POST, GET, DELETE, OPTIONS";
 

@@ -26,7 +26,7 @@ use crate::{
         connection::Connection,
         gate::Place,
         headers::Takes,
-        reply::{self, push_event, push_event_with_id, push_first_event},
+        reply::{self, KEEP_ALIVE, push_event, push_event_with_id, push_first_event},
     },
     mcp::{
         LEGACY_VERSIONS,
@@ -70,6 +70,7 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
         call: Some(call),
         first: None,
         pace: Pace::default(),
+        quiet: Quiet::new(conn.front.limits.stream_keep_alive()),
         resumable: None,
         released: false,
         place: Some(place),
@@ -107,6 +108,7 @@ pub(crate) struct CallStream {
     /// What had been said before the stream began.
     first: Option<Bytes>,
     pace: Pace,
+    quiet: Quiet,
     /// Where what is said is kept, once the stream has begun.
     resumable: Option<Resumable>,
     /// The tool has let the connection go.
@@ -162,6 +164,7 @@ impl CallStream {
     /// The next bytes of the stream; `None` at its end.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(first) = self.first.take() {
+            self.quiet.restart();
             return Poll::Ready(Some(first));
         }
         let gone = self.resumable.as_ref().is_some_and(|r| self.released || !r.log.is_reader(r.reader));
@@ -169,8 +172,9 @@ impl CallStream {
             return Poll::Ready(None);
         }
         match self.poll(cx) {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => self.quiet.poll(cx).map(|()| Some(KEEP_ALIVE)),
             Poll::Ready(spoken) => {
+                self.quiet.restart();
                 let events = self.to_events(spoken);
                 if events.is_empty() && self.call.is_some() && !self.released {
                     cx.waker().wake_by_ref(); // something was said that is no event
@@ -266,6 +270,7 @@ impl Drop for CallStream {
             call: self.call.take(),
             first: None,
             pace: Pace::default(),
+            quiet: Quiet::new(self.quiet.interval),
             // A reader of nothing: who comes back takes over from whoever was before.
             resumable: Some(Resumable { log: Arc::clone(&resumable.log), reader: 0 }),
             released: false,
@@ -295,5 +300,34 @@ impl Pace {
     /// Whether the next may go; if not, the task is woken when it may.
     fn is_due(&mut self, cx: &mut Context<'_>) -> bool {
         self.timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready())
+    }
+}
+
+/// Waits for a stream to have been silent for a while. The timer is made by the first silence, as few streams have one.
+struct Quiet {
+    interval: Duration,
+    since: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Quiet {
+    fn new(interval: Duration) -> Self {
+        Self { interval, since: Instant::now(), timer: None }
+    }
+
+    fn restart(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Ready when a comment is due; the next one is due an interval later.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let at = self.since + self.interval;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        std::task::ready!(timer.as_mut().poll(cx));
+        self.restart();
+        Poll::Ready(())
     }
 }

@@ -7,7 +7,7 @@ from fastmcp import Client
 from scenario import exercise, program
 
 
-async def run(url: str, mode: str) -> tuple[str, int]:
+async def run(url: str, mode: str) -> tuple[str, dict[str, int]]:
     async with Client(url, mode=mode) as client:
 
         async def call(name: str, arguments: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ async def all_tool_names(client: Client) -> list[str]:
     return names
 
 
-async def run(url: str, mode: str) -> tuple[str, int]:
+async def run(url: str, mode: str) -> tuple[str, dict[str, int]]:
     async with Client(url, mode=mode) as client:
 
         async def call(name: str, arguments: dict[str, Any]) -> Any:

@@ -27,7 +27,7 @@ def check(condition: Any, message: str) -> None:
         raise AssertionError(message)
 
 
-async def exercise(names: list[str], call: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> int:
+async def exercise(names: list[str], call: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> dict[str, int]:
     """Runs the scenario; `call` gives a raw tools/call result. Returns how many hits named src/main.rs."""
     missing = [name for name in TOOLS if name not in names]
     check(not missing, f"tools/list lacks {missing}; it has {names}")
@@ -42,7 +42,7 @@ async def exercise(names: list[str], call: Callable[[str, dict[str, Any]], Await
 
     invalid = await call("search_text", {"pattern": "("})
     check(invalid.is_error is True, f"an invalid regex must answer isError: {invalid}")
-    return hits
+    return {"hits": hits}
 
 
 def block_text(block: Any) -> str:
@@ -60,10 +60,10 @@ def count_hits(value: Any) -> int:
     return 0
 
 
-def program(package: str, connect_and_exercise: Callable[[str, str], Awaitable[tuple[str, int]]]) -> None:
+def program(package: str, connect_and_exercise: Callable[[str, str], Awaitable[tuple[str, dict[str, Any]]]]) -> None:
     """Runs a client in every mode, prints one JSON line, and turns any failure into exit code 1.
 
-    `connect_and_exercise(url, mode)` gives the negotiated revision and the number of hits.
+    `connect_and_exercise(url, mode)` gives the negotiated revision and what it found, which goes into the line.
     """
     installed = version(package)
     if len(sys.argv) != 2:
@@ -71,13 +71,14 @@ def program(package: str, connect_and_exercise: Callable[[str, str], Awaitable[t
 
     async def run() -> dict[str, Any]:
         protocol: list[str] = []
-        hits = 0
+        found: dict[str, Any] = {}
         for mode, expected in MODES:
-            negotiated, hits = await connect_and_exercise(sys.argv[1], mode)
+            negotiated, more = await connect_and_exercise(sys.argv[1], mode)
             check(negotiated == expected, f"mode {mode} negotiated {negotiated}, not {expected}")
+            found |= more
             if negotiated not in protocol:
                 protocol.append(negotiated)
-        return {"protocol": protocol, "hits": hits}
+        return {"protocol": protocol, **found}
 
     try:
         outcome = asyncio.run(asyncio.wait_for(run(), LIMIT_S))

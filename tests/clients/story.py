@@ -1,17 +1,22 @@
 """A working day of the Python `mcp` 2.x client against the everything server.
 
 In a session: questions of tools answered, progress, a resource watched, a stream that ends in the middle and goes on.
-Stateless: questions as rounds.
+Stateless: questions as rounds, and calls that become tasks: one that ends by itself, one that asks in the middle, one
+that is taken back.
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from mcp import Client, types
+from mcp.client import ClaimContext, ClientExtension, ClientSession, ResultClaim
+from pydantic import ConfigDict
 
 from scenario import LEGACY, MODERN, check, program
 
 WATCHED = "test://watched-resource"
+POLL_S = 0.02
 
 
 async def sample(_: Any, params: types.CreateMessageRequestParams) -> types.CreateMessageResult:
@@ -57,7 +62,78 @@ async def stateless(client: Client) -> None:
     await says(client, "test_input_required_result_list_roots", {}, "file:///work")
 
 
-async def run(url: str, mode: str) -> tuple[str, int]:
+class Task(types.Result):
+    """A call that became a task, and what `tasks/get` says of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    result_type: Literal["task"] = "task"
+    task_id: str
+    status: str
+
+
+class TaskAnswer(types.Result):
+    """What the methods of tasks answer, as it came."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class TaskRequest(types.Request[dict[str, Any], str]):
+    name_param = "taskId"
+
+
+async def ask(session: ClientSession, method: str, task_id: str, **params: Any) -> dict[str, Any]:
+    request = TaskRequest(method=method, params={"taskId": task_id, **params})
+    return (await session.send_request(request, TaskAnswer)).model_extra or {}
+
+
+async def until(session: ClientSession, task_id: str, *statuses: str) -> dict[str, Any]:
+    while True:
+        task = await ask(session, "tasks/get", task_id)
+        if task["status"] in statuses:
+            return task
+        check(task["status"] == "working", f"{task}, not one of {statuses}")
+        await asyncio.sleep(POLL_S)
+
+
+class Tasks(ClientExtension):
+    """The tasks extension, in the terms that the client has for extensions: it ends what became a task."""
+
+    identifier = "io.modelcontextprotocol/tasks"
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def claims(self) -> Sequence[ResultClaim[Any]]:
+        return [ResultClaim(result_type="task", model=Task, resolve=self.finish)]
+
+    async def finish(self, task: Task, context: ClaimContext) -> types.CallToolResult:
+        ended = await until(context.session, task.task_id, "completed", "input_required")
+        if ended["status"] == "input_required":
+            self.seen.append("asked")
+            question = ended["inputRequests"]["confirm"]
+            check(question["method"] == "elicitation/create", f"asked {question}")
+            confirm = {"action": "accept", "content": {"confirm": True}}
+            await ask(context.session, "tasks/update", task.task_id, inputResponses={"confirm": confirm})
+            ended = await until(context.session, task.task_id, "completed")
+        else:
+            self.seen.append("completed")
+        return types.CallToolResult.model_validate(ended["result"])
+
+
+async def tasks(url: str) -> list[str]:
+    extension = Tasks()
+    async with Client(url, mode=MODERN, elicitation_callback=elicit, extensions=[extension]) as client:
+        await says(client, "slow_compute", {"seconds": 0.2, "label": "The sum"}, "The sum took 0.2 seconds")
+        await says(client, "confirm_delete", {"filename": "notes"}, "Deleted notes")
+        long = await client.session.call_tool("slow_compute", {"seconds": 600}, allow_claimed=True)
+        check(isinstance(long, Task), f"slow_compute answered {long}, not a task")
+        await ask(client.session, "tasks/cancel", long.task_id)
+        await until(client.session, long.task_id, "cancelled")
+        return [*extension.seen, "cancelled"]
+
+
+async def run(url: str, mode: str) -> tuple[str, dict[str, Any]]:
     updates: asyncio.Queue[str] = asyncio.Queue()
 
     async def on_message(message: Any) -> None:
@@ -68,9 +144,9 @@ async def run(url: str, mode: str) -> tuple[str, int]:
     async with Client(url, mode=mode, message_handler=on_message, **callbacks) as client:
         if client.protocol_version == LEGACY:
             await in_session(client, updates)
-        else:
-            await stateless(client)
-        return client.protocol_version, 1
+            return LEGACY, {"hits": 1}
+        await stateless(client)
+        return client.protocol_version, {"hits": 1, "tasks": await tasks(url)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 use std::{path::Path, process::Command};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::Process;
 
@@ -70,15 +70,20 @@ fn the_inspector_lists_and_calls() {
     assert!(speaks(&line, "2026-07-28") && speaks(&line, "2025-11-25"), "{line}");
 }
 
-/// Questions answered, progress, a resource watched, a stream that broke, rounds: on the everything server.
+/// Questions answered, progress, a resource watched, a stream that broke; rounds, and calls that became tasks: on the
+/// everything server.
+fn working_day(interpreter: &str, program: &str) {
+    let line = run_against(&Process::start_example("everything"), interpreter, program);
+    assert!(speaks(&line, "2026-07-28") && speaks(&line, "2025-11-25"), "{line}");
+    assert_eq!(line["tasks"], json!(["completed", "asked", "cancelled"]), "{line}");
+}
+
 #[test]
 fn a_working_day_of_the_typescript_client() {
-    let line = run_against(&Process::start_example("everything"), NODE, "story.mjs");
-    assert!(speaks(&line, "2026-07-28") && speaks(&line, "2025-11-25"), "{line}");
+    working_day(NODE, "story.mjs");
 }
 
 #[test]
 fn a_working_day_of_the_python_client() {
-    let line = run_against(&Process::start_example("everything"), PYTHON, "story.py");
-    assert!(speaks(&line, "2026-07-28") && speaks(&line, "2025-11-25"), "{line}");
+    working_day(PYTHON, "story.py");
 }

@@ -13,6 +13,7 @@ mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod hosted; // rmcp handlers as they are
 mod pool; // full, hung, abandoned
+mod readers; // slow, silent and many readers of streams
 mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output

@@ -12,6 +12,7 @@ use std::{
 
 use bigiron::{Changes, Ctx, Input, Lane, LogLevel, Resource, Server, error::CallError, server::Running};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::support::{Client, Session, Stream, call, eventually, listen, modern, modern_headers, post_bytes, start};
 
@@ -23,11 +24,15 @@ struct Served {
     changes: Changes,
     /// Runs of `slow`.
     runs: Arc<AtomicUsize>,
+    /// `tell` says a line for each of these, and ends when it is closed.
+    tell: Arc<Semaphore>,
 }
 
 fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> Served {
     let runs = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&runs);
+    let tell = Arc::new(Semaphore::new(0));
+    let told = Arc::clone(&tell);
     let server = Server::builder()
         .tool("quick", "Answers at once", Lane::Inline, |(): (), _| "quick")
         .async_tool("steps", "Logs some lines", |(): (), ctx: Ctx| async move {
@@ -43,6 +48,17 @@ fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> Served {
                 ctx.release_connection();
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 "slowly"
+            }
+        })
+        .async_tool("tell", "Logs a line whenever it is told to", move |(): (), ctx: Ctx| {
+            let told = Arc::clone(&told);
+            async move {
+                for line in 0.. {
+                    let Ok(permit) = told.acquire().await else { break };
+                    permit.forget();
+                    ctx.log(LogLevel::Info, &line);
+                }
+                "told"
             }
         })
         .async_tool("talk", "Logs as much as it can", |(): (), ctx: Ctx| async move {
@@ -64,7 +80,7 @@ fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> Served {
         tuning.limits.request_timeout_ms = 20_000;
         tune(tuning);
     });
-    Served { running, changes, runs }
+    Served { running, changes, runs, tell }
 }
 
 fn with_logs(session: &mut Session) {
@@ -180,16 +196,39 @@ fn event_ids_open_their_own_stream_and_no_other() {
 
 #[test]
 fn what_was_dropped_is_not_skipped_in_silence() {
+    const LINES: usize = 30;
     let served = serve(|tuning| tuning.limits.stream_buffer_bytes_max = bigiron::units::ByteSize(1024));
     let addr = served.running.addr();
     let mut session = Session::open(addr, "2025-11-25");
     with_logs(&mut session);
-    let mut stream = session.stream(addr, 1, "tools/call", json!({ "name": "steps" }));
-    let first = stream.next().and_then(|e| e.id).expect("an id");
-    while stream.next().is_some() {}
-    let mut rest = session.listen(addr, Some(&first));
-    let is_whole = rest.next().is_some_and(|e| e.message.expect("a message")["params"]["data"] == 1);
-    assert!(is_whole || rest.next().is_none(), "either all of it or nothing");
+    let mut stream = session.stream(addr, 1, "tools/call", json!({ "name": "tell" }));
+    let mut ids = vec![stream.next().and_then(|e| e.id).expect("an id")];
+    let mut sizes = vec![0];
+    for line in 0..LINES {
+        // The next line is said when this one has been read, so that who reads misses none.
+        served.tell.add_permits(1);
+        let event = stream.next().expect("a line");
+        let message = event.message.expect("a message");
+        assert_eq!(message["params"]["data"], line);
+        ids.push(event.id.expect("an id"));
+        sizes.push(message.to_string().len());
+    }
+    stream.hang_up();
+    // The kept lines are the newest that have room.
+    let mut room: usize = 1024;
+    let kept = sizes.iter().rev().take_while(|size| room.checked_sub(**size).map(|left| room = left).is_some()).count();
+    assert!(kept > 2 && kept < LINES / 2, "{kept} lines of {sizes:?} are kept");
+    let first_kept = ids.len() - kept;
+    for dropped in [0, 1, first_kept - 2] {
+        assert!(session.listen(addr, Some(&ids[dropped])).has_nothing(), "what followed {dropped} is dropped");
+    }
+    let mut rest = session.listen(addr, Some(&ids[first_kept - 1]));
+    for line in first_kept - 1..LINES {
+        assert_eq!(rest.message()["params"]["data"], line, "line {first_kept} and on");
+    }
+    served.tell.close();
+    assert_eq!(rest.message()["result"]["content"][0]["text"], "told");
+    assert!(rest.next().is_none());
 }
 
 #[test]

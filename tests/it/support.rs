@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,6 +18,7 @@ use bigiron::{
     config::Tuning,
     server::{Builder, Running},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 /// No test waits longer than this for something that should happen.
@@ -40,9 +44,13 @@ impl Process {
 
     /// The same for an example, which is a program with the same command line.
     pub(crate) fn start_example(name: &str) -> Self {
+        Self::start_example_with(name, &[])
+    }
+
+    pub(crate) fn start_example_with(name: &str, args: &[&str]) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_bigiron")).with_file_name("examples").join(name);
         assert!(program.exists(), "{} is missing: cargo test builds it", program.display());
-        Self::start_program(&program, Path::new(env!("CARGO_MANIFEST_DIR")), &[])
+        Self::start_program(&program, Path::new(env!("CARGO_MANIFEST_DIR")), args)
     }
 
     fn start_program(program: &Path, folder: &Path, args: &[&str]) -> Self {
@@ -141,6 +149,16 @@ pub(crate) fn start(server: Builder, tune: impl FnOnce(&mut Tuning)) -> Running 
     server.start(tuning).expect("the server starts")
 }
 
+/// How many of `wanted` connections this process can hold beside all else that it does: the limit on open files is raised
+/// as far as it goes.
+pub(crate) fn connections_that_fit(wanted: usize) -> usize {
+    const ALL_ELSE: u64 = 4000; // other tests run beside this one
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("to its own hard limit");
+    let most = limit.maximum.map_or(u64::MAX, |most| most.saturating_sub(ALL_ELSE));
+    wanted.min(usize::try_from(most).unwrap_or(usize::MAX))
+}
+
 /// Waits until `done`.
 pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
@@ -236,13 +254,27 @@ impl Stream {
     /// The next event; `None` at the end of the stream.
     pub(crate) fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some((event, rest)) = self.unread.split_once("\n\n") {
-                let (event, rest) = (Event::read(event), rest.to_owned());
+            let event = Event::read(&self.block()?);
+            if event.is_some() {
+                return event;
+            }
+        }
+    }
+
+    /// The next comment. No event may come before it.
+    pub(crate) fn comment(&mut self) -> String {
+        let block = self.block().expect("the stream goes on");
+        assert_eq!(Event::read(&block), None, "a comment and not {block:?}");
+        block
+    }
+
+    /// The next event or comment as it came; `None` at the end of the stream.
+    fn block(&mut self) -> Option<String> {
+        loop {
+            if let Some((block, rest)) = self.unread.split_once("\n\n") {
+                let (block, rest) = (block.to_owned(), rest.to_owned());
                 self.unread = rest;
-                if event.is_some() {
-                    return event;
-                }
-                continue;
+                return Some(block);
             }
             if self.is_over {
                 assert!(self.unread.is_empty(), "half an event: {:?}", self.unread);
@@ -275,6 +307,13 @@ impl Stream {
 
     /// Ends the connection.
     pub(crate) fn hang_up(self) {}
+
+    /// Reads byte by byte with a pause after each, while the connection lives and as long as is wanted.
+    pub(crate) fn trickle(mut self, pause: Duration, is_enough: &AtomicBool) {
+        while !is_enough.load(Ordering::SeqCst) && self.client.stream.get_mut().read(&mut [0]).is_ok_and(|n| n > 0) {
+            thread::sleep(pause);
+        }
+    }
 }
 
 /// A connection that is kept open between requests.
@@ -284,7 +323,20 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn connect(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE).expect("connects");
+        Self::over(TcpStream::connect_timeout(&addr, PATIENCE).expect("connects"))
+    }
+
+    /// One with so little room, here and in the kernel on the other side, that the server meets the client's not reading
+    /// after some 10 KiB and not after megabytes.
+    pub(crate) fn connect_narrow(addr: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(2048).expect("a small buffer");
+        socket.set_tcp_mss(536).expect("small segments");
+        socket.connect_timeout(&addr.into(), PATIENCE).expect("connects");
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("nodelay");
         Self { stream: BufReader::new(stream) }
