@@ -283,6 +283,16 @@ impl Ctx {
         self.outbox.as_ref().is_some_and(|o| o.is_watched())
     }
 
+    /// Whether the call brings what its client answered, so that its result is of these answers.
+    pub(crate) fn has_answers(&self) -> bool {
+        matches!(&self.exchange, Exchange::Rounds(rounds) if rounds.has_begun())
+    }
+
+    /// Whether the client can be asked while the call runs, so that what it comes to may be of the answers.
+    pub(crate) fn can_ask_now(&self) -> bool {
+        matches!(self.exchange, Exchange::Stream(_))
+    }
+
     /// Goes on only when the client declared `needed`.
     ///
     /// # Errors

@@ -142,6 +142,11 @@ impl Rounds {
         all.extend(answers);
         Self { answers: all, kept: memory.kept, keep: Mutex::default() }
     }
+
+    /// Whether this is not the first round.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.answers.is_empty() || self.kept.is_some()
+    }
 }
 
 /// The answers of a client that come by another way than the call.

@@ -94,13 +94,14 @@ impl Dispatch {
         if let Some(fault) = tool.arguments.fault(&arguments) {
             return Err(CallError::Tool(fault));
         }
-        if let Some(policy) = tool.cache {
+        // What came of a client's answers is its own: neither taken from others nor kept for them.
+        if let Some(policy) = tool.cache.filter(|_| !ctx.has_answers()) {
             let key = CacheKey::new(tool, &arguments, policy.scope, ctx.caller());
             if let Some(hit) = self.cache.get(&key).await {
                 return Ok(hit);
             }
             // What a client watches is its own run: not shared with others, and not kept.
-            if !ctx.is_watched() {
+            if !ctx.is_watched() && !ctx.can_ask_now() {
                 // Boxed, since this future is large and every connection has room for the largest.
                 let deadline = ctx.deadline();
                 let run = self.cache.run(key, policy.ttl_s, self.run_tool(tool, arguments, ctx));

@@ -17,7 +17,7 @@ use crate::{
         code::Refusal,
         encode::{self, OwnedId},
         events::{EventLog, Read},
-        live::SUBSCRIBED_MAX,
+        live::{SUBSCRIBED_BYTES_MAX, SUBSCRIBED_MAX},
         session::Session,
     },
 };
@@ -175,6 +175,12 @@ pub(crate) fn listen(
             let name = name
                 .as_str()
                 .ok_or_else(|| invalid(&format!("params.notifications.{member} has a value that is no text")))?;
+            if name.len() > SUBSCRIBED_BYTES_MAX {
+                return Err(invalid(&format!(
+                    "params.notifications.{member} has a text of {} bytes; at most {SUBSCRIBED_BYTES_MAX}",
+                    name.len()
+                )));
+            }
             if offered {
                 topics.push(topic(name.into()));
             }

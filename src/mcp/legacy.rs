@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     call::Caller,
@@ -46,6 +46,33 @@ impl OwnSession {
         }
     }
 }
+
+/// So much of what `initialize` said is kept for as long as the session, where a hosted handler wants to know.
+const INTRODUCTION_BYTES_MAX: usize = 4096;
+
+/// What is kept of the parameters of `initialize`: all, or of long ones what the protocol itself names.
+pub(super) fn introduction(said: Value) -> Value {
+    let fits = |value: &Value| value.to_string().len() <= INTRODUCTION_BYTES_MAX;
+    if fits(&said) {
+        return said;
+    }
+    let name = |value: &Value| value.as_str().map(|text| text.chars().take(NAME_CHARS_MAX).collect::<String>());
+    let mut capabilities = said["capabilities"].clone();
+    if let Some(capabilities) = capabilities.as_object_mut() {
+        capabilities.remove("experimental");
+    }
+    json!({
+        "protocolVersion": name(&said["protocolVersion"]),
+        "capabilities": if fits(&capabilities) { capabilities } else { json!({}) },
+        "clientInfo": {
+            "name": name(&said["clientInfo"]["name"]).unwrap_or_default(),
+            "version": name(&said["clientInfo"]["version"]).unwrap_or_default(),
+        },
+    })
+}
+
+/// Of a name that is too long, this much is kept.
+const NAME_CHARS_MAX: usize = 128;
 
 /// What an `initialize` comes to.
 #[derive(Debug)]
@@ -135,4 +162,25 @@ pub(crate) fn check(envelope: &Envelope<'_>) -> Result<(), Refusal> {
         return Err(Refusal::invalid_params(true, "params._meta.progressToken must be text or an integer"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_introduction_is_kept_in_short() {
+        let short = json!({ "protocolVersion": "2025-06-18", "capabilities": { "roots": {} }, "more": 1 });
+        assert_eq!(introduction(short.clone()), short);
+        let icon = "x".repeat(100_000);
+        let long = json!({
+            "protocolVersion": "2025-06-18",
+            "capabilities": { "roots": {}, "experimental": { "x": icon } },
+            "clientInfo": { "name": "a", "version": icon, "icons": [{ "src": icon }] },
+            "more": icon,
+        });
+        let kept = introduction(long);
+        assert!(kept.to_string().len() <= INTRODUCTION_BYTES_MAX);
+        assert_eq!((&kept["capabilities"], &kept["clientInfo"]["name"]), (&json!({ "roots": {} }), &json!("a")));
+    }
 }

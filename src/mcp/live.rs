@@ -27,6 +27,8 @@ const LOGS_MAX: usize = 16;
 const QUESTIONS_MAX: usize = 64;
 /// Resources that one session, or one stream, can subscribe to.
 pub(crate) const SUBSCRIBED_MAX: usize = 1000;
+/// Size of one of them: each is kept as long as its session or stream.
+pub(crate) const SUBSCRIBED_BYTES_MAX: usize = 4096;
 
 /// A session's streams, questions and subscriptions.
 #[derive(Debug)]

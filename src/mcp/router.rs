@@ -19,6 +19,7 @@ use crate::{
         head::{Field, Head},
         legacy::{self, OwnSession},
         listing::Listing,
+        live::SUBSCRIBED_BYTES_MAX,
         modern,
         seal::Sealer,
         session::{Session, Sessions},
@@ -212,7 +213,7 @@ impl Router {
         let caller = &Caller::ANONYMOUS;
         if let (Some("initialize"), Some(id)) = (envelope.method.get(), envelope.request_id()) {
             let said = self.features.wants_initialize().then(|| wire::member(body, self.shape, "params")).flatten();
-            let said = said.map(Arc::new);
+            let said = said.map(|said| Arc::new(legacy::introduction(said)));
             let opened = legacy::initialize(&envelope, head, &self.sessions, own, said, caller, now)?;
             let Identity { name, version } = &self.identity;
             let members = self.catalogue.initialize(opened.version, name, version);
@@ -451,6 +452,10 @@ fn subscribe(id: Id<'_>, session: &Session, params: &Params<'_>, on: bool) -> Ha
     let Text::Is(uri) = &params.uri else {
         return Err(Refusal::invalid_params(false, "params.uri is missing or not text"));
     };
+    if uri.len() > SUBSCRIBED_BYTES_MAX {
+        let message = format!("params.uri has {} bytes; at most {SUBSCRIBED_BYTES_MAX}", uri.len());
+        return Err(Refusal::invalid_params(false, message));
+    }
     if !on {
         session.live_if_any().into_iter().for_each(|live| live.unsubscribe(uri));
     } else if !session.live().subscribe(uri) {

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use bigiron::{Ctx, Lane, Server, Tool, server::Running, tool::Config};
+use bigiron::{CallError, Ctx, Input, Lane, Server, Tool, server::Running, tool::Config};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::support::{Session, call, eventually, start};
+use crate::support::{Client, Session, call, eventually, modern, modern_headers, start};
 
 #[derive(Deserialize, JsonSchema)]
 struct Argument {
@@ -97,3 +97,32 @@ fn a_tool_that_may_change_something_is_not_cached_by_accident() {
         .insert("count".into(), Config { cache_ttl_s: Some(60), cache_not_read_only: Some(true), ..Config::default() });
     Server::builder().with(tool()).start(tuning).expect("allowed by the operator").stop();
 }
+
+#[test]
+fn what_came_of_a_clients_answers_is_kept_for_nobody() {
+    let tool = Tool::new_async("greet", "Asks for a name", |_: Named, ctx: Ctx| async move {
+        let form = json!({ "type": "object", "properties": { "name": { "type": "string" } }, "required": ["name"] });
+        let answer = ctx.ask("who", Input::elicit("Who are you?", form)).await?;
+        Ok::<_, CallError>(format!("Hello, {}!", answer["content"]["name"]))
+    });
+    let running = start(Server::builder().with(tool.read_only()), |tuning| {
+        tuning.tools.insert("greet".into(), Config { cache_ttl_s: Some(60), ..Config::default() });
+    });
+    let call = |answers: Option<&str>| {
+        let mut params = json!({ "name": "greet", "arguments": {} });
+        if let Some(name) = answers {
+            params["inputResponses"] = json!({ "who": { "action": "accept", "content": { "name": name } } });
+        }
+        let mut request = modern(1, "tools/call", params);
+        request["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({ "elicitation": {} });
+        Client::connect(running.addr()).post(&modern_headers("tools/call", "greet"), &request).json()
+    };
+    for name in ["Alice", "Bob"] {
+        assert_eq!(call(None)["result"]["resultType"], "input_required");
+        assert_eq!(call(Some(name))["result"]["content"][0]["text"], format!("Hello, \"{name}\"!"));
+    }
+    running.stop();
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct Named {}

@@ -20,7 +20,7 @@ use std::{
 use parking_lot::Mutex;
 use rmcp::{
     RoleServer, ServerHandler,
-    model::{CustomNotification, ErrorData, JsonRpcMessage, RequestId, ServerNotification},
+    model::{CustomNotification, ErrorData, InitializeRequestParams, JsonRpcMessage, RequestId, ServerNotification},
     service::{Peer, RunningService, RxJsonRpcMessage, TxJsonRpcMessage, serve_directly},
     transport::Transport,
 };
@@ -264,7 +264,8 @@ impl Lent {
         if back.introduced.as_ref().is_some_and(|before| Arc::ptr_eq(before, said)) {
             return;
         }
-        if let Ok(info) = serde_json::from_value(said.as_ref().clone()) {
+        // Always something, or the handler would see what the session before had said.
+        if let Some(info) = introduction(said) {
             back.running.peer().set_peer_info(info);
             back.introduced = Some(Arc::clone(said));
         }
@@ -324,6 +325,18 @@ impl Drop for Lent {
         let closed = self.backs.park(self.owner, back, self.is_done);
         drop(closed);
     }
+}
+
+/// What a session said of itself, as rmcp has it; of one that left out what rmcp wants, so much as there is.
+fn introduction(said: &Value) -> Option<InitializeRequestParams> {
+    serde_json::from_value(said.clone()).ok().or_else(|| {
+        let unknown = json!({ "name": "unknown", "version": "unknown" });
+        let least = |capabilities: &Value| {
+            json!({ "protocolVersion": said["protocolVersion"], "capabilities": capabilities, "clientInfo": unknown })
+        };
+        let with_capabilities = serde_json::from_value(least(&said["capabilities"])).ok();
+        with_capabilities.or_else(|| serde_json::from_value(least(&json!({}))).ok())
+    })
 }
 
 /// What a question outside a call is answered with.
