@@ -203,6 +203,10 @@ impl Ctx {
         if self.become_task().await? {
             return Ok(());
         }
+        if self.client.contains(ClientCapabilities::TASKS) {
+            tracing::warn!("a tool runs only as a task, and this server keeps none: add .tasks() to its builder");
+            return Err(CallError::tool("this tool runs only as a task, and this server keeps none"));
+        }
         Err(CallError::MissingCapability(ClientCapabilities::TASKS))
     }
 

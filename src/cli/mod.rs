@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     config::{Faults, Loaded, Sources},
@@ -99,11 +99,22 @@ impl SettingsArguments {
 
 /// The whole command line of `bigiron`, serving `server`: reads the process's arguments and does what they say.
 pub fn run(server: Builder) -> ExitCode {
-    let cli = Cli::parse();
+    let matches = command(server.identity_of()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.verb.unwrap_or(Verb::Serve(cli.serve)) {
         Verb::Serve(arguments) => serve::run(server, arguments),
         Verb::Check(arguments) => check::run(server, arguments),
         Verb::Schema => schema::run(),
+    }
+}
+
+/// The command line, under the name and version of an author's own program.
+fn command(identity: Option<(&str, &str)>) -> Command {
+    match identity {
+        None => Cli::command(),
+        Some((name, version)) => {
+            Cli::command().name(name.to_owned()).version(version.to_owned()).about("An MCP server, by bigiron")
+        }
     }
 }
 
@@ -132,13 +143,14 @@ fn print(text: &str) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command(None).debug_assert();
+        let own = command(Some(("mine", "1.2.3")));
+        assert_eq!((own.get_name(), own.get_version()), ("mine", Some("1.2.3")));
+        own.debug_assert();
     }
 
     #[test]

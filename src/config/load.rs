@@ -148,7 +148,10 @@ impl Loaded {
     /// A fault of the setting or tool's section at `path` that only a part could find. It is told with the place,
     /// as the others are.
     pub fn fault(&self, path: &str, message: impl Into<String>) -> Faults {
-        Fault::new(self.origin(path).to_string(), message).into()
+        match self.origin(path) {
+            Origin::Default => Fault::new("", message).into(), // nobody wrote it, so there is no place to look at
+            origin => Fault::new(origin.to_string(), message).into(),
+        }
     }
 }
 

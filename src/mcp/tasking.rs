@@ -23,6 +23,9 @@ use crate::{
     tasks::{Handle, Link, Record, StoreError, Tasks},
 };
 
+/// How much of a key is repeated in an answer.
+const KEY_TOLD_CHARS_MAX: usize = 64;
+
 /// What a client does with a task.
 pub(crate) const METHODS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
 
@@ -166,7 +169,15 @@ async fn answer(tasks: &Tasks, method: &str, owner: &str, params: &Value) -> Res
         }
         "tasks/update" => {
             let answers = match params.get("inputResponses") {
-                Some(Value::Object(answers)) => answers.clone(),
+                Some(Value::Object(answers)) => match answers.iter().find(|(_, answer)| !answer.is_object()) {
+                    Some((key, _)) => {
+                        let key: String = key.chars().take(KEY_TOLD_CHARS_MAX).collect();
+                        let message =
+                            format!("params.inputResponses.{key} must be an object: the result of what was asked");
+                        return Err(CallError::InvalidParams(message));
+                    }
+                    None => answers.clone(),
+                },
                 None => Map::new(),
                 Some(_) => return Err(CallError::InvalidParams("params.inputResponses must be an object".into())),
             };

@@ -258,6 +258,11 @@ impl Builder {
         self
     }
 
+    /// The name and version that the author gave.
+    pub(crate) fn identity_of(&self) -> Option<(&str, &str)> {
+        self.identity.as_ref().map(|identity| (identity.name.as_str(), identity.version.as_str()))
+    }
+
     /// Starts on threads of its own and returns.
     ///
     /// # Errors

@@ -30,10 +30,19 @@ pub(crate) struct Features {
 
 impl Features {
     /// # Errors
-    /// Two of one name: says which.
+    /// Two of one name, or one that no client could ask for: says which, and why.
     pub(crate) fn new(resources: Vec<Resource>, prompts: Vec<Prompt>) -> Result<Self, String> {
         let mut features = Self::default();
         for resource in resources {
+            if let Some(fault) = resource.fault() {
+                return Err(fault);
+            }
+            if let Some(stray) = resource.stray_completion() {
+                return Err(format!(
+                    "the resource {:?}: values are proposed for {stray:?}, which it does not have",
+                    resource.uri()
+                ));
+            }
             let uri = resource.uri().to_owned();
             if resource.pattern.is_template() {
                 if features.templates.iter().any(|t| t.uri() == uri) {
@@ -45,6 +54,9 @@ impl Features {
             }
         }
         for prompt in prompts {
+            if let Some(fault) = prompt.fault() {
+                return Err(fault);
+            }
             let name = prompt.name().to_owned();
             if features.prompts.insert(name.clone(), prompt).is_some() {
                 return Err(format!("two prompts have the name {name:?}; names must differ"));

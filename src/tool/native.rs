@@ -24,6 +24,7 @@ impl Tool {
     ///
     /// # Panics
     /// With `Lane::Async`, which is for [`Tool::new_async`].
+    #[track_caller]
     pub fn new<A, R>(
         name: impl Into<Cow<'static, str>>,
         description: impl Into<Cow<'static, str>>,
@@ -34,7 +35,11 @@ impl Tool {
         A: DeserializeOwned + JsonSchema,
         R: IntoReply,
     {
-        assert!(lane != Lane::Async, "a function that returns its result runs Inline or in the Pool; use new_async");
+        assert!(
+            lane != Lane::Async,
+            "a function that returns its result runs Inline or in the Pool; one that returns a future is added with \
+             async_tool, or made with Tool::new_async"
+        );
         let run = move |arguments, ctx| run(read_arguments(arguments)?, ctx).into_reply();
         Self::of(
             name.into(),

@@ -38,17 +38,26 @@ pub struct Prompt {
     pub(crate) definition: Map<String, Value>,
     pub(crate) completions: Completions,
     pub(crate) work: Arc<Work>,
+    /// An argument that is no text.
+    odd_argument: Option<String>,
 }
 
 impl Prompt {
-    /// A prompt whose function returns when it is done.
+    /// A prompt whose function returns when it is done. Its arguments are texts, since that is what clients send.
+    ///
+    /// # Panics
+    /// With `Lane::Async`, which is for [`Prompt::new_async`].
+    #[track_caller]
     pub fn new<A: DeserializeOwned + JsonSchema, R: IntoMessages>(
         name: &'static str,
         description: &str,
         lane: Lane,
         get: impl Fn(A, Ctx) -> R + Send + Sync + 'static,
     ) -> Self {
-        assert!(lane != Lane::Async, "a function that returns its messages runs Inline or in the Pool; use new_async");
+        assert!(
+            lane != Lane::Async,
+            "a function that returns its messages runs Inline or in the Pool; one that returns a future goes with new_async"
+        );
         let run = move |arguments, ctx| get(read(arguments)?, ctx).into_messages();
         Self::of::<A>(name, description, lane, Run::Sync(Arc::new(run)))
     }
@@ -89,16 +98,32 @@ impl Prompt {
         let mut definition = Map::new();
         definition.insert("name".into(), name.into());
         definition.insert("description".into(), description.into());
-        let arguments = arguments_of(&input_schema_of::<A>());
+        let schema = input_schema_of::<A>();
+        let arguments = arguments_of(&schema);
         if !arguments.is_empty() {
             definition.insert("arguments".into(), arguments.into());
         }
         let work = Work { name: name.into(), lane, run, wants_raw: false, meter: None };
-        Self { definition, completions: Completions::new(), work: Arc::new(work) }
+        Self { definition, completions: Completions::new(), work: Arc::new(work), odd_argument: odd_argument(&schema) }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.work.name
+    }
+
+    /// What is wrong with it, if anything.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let name = self.name();
+        if let Some(argument) = &self.odd_argument {
+            return Some(format!(
+                "the prompt {name:?}: its argument {argument:?} is no text, and clients send nothing else; take a String \
+                 and read it"
+            ));
+        }
+        let arguments = self.definition.get("arguments").and_then(Value::as_array);
+        let has = |wanted: &str| arguments.into_iter().flatten().any(|argument| argument["name"] == wanted);
+        let stray = self.completions.keys().find(|argument| !has(argument))?;
+        Some(format!("the prompt {name:?}: values are proposed for {stray:?}, which is none of its arguments"))
     }
 }
 
@@ -115,6 +140,17 @@ fn arguments_of(schema: &Map<String, Value>) -> Vec<Value> {
         argument
     };
     properties.map(argument).collect()
+}
+
+/// An argument that can be no text.
+fn odd_argument(schema: &Map<String, Value>) -> Option<String> {
+    let is_odd = |property: &Value| {
+        let types = property.get("type");
+        let is_text = |kind: &Value| kind == "string" || kind == "null";
+        types.is_some_and(|types| types.as_array().map_or_else(|| !is_text(types), |all| !all.iter().any(is_text)))
+    };
+    let mut properties = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+    properties.find(|(_, property)| is_odd(property)).map(|(name, _)| name.clone())
 }
 
 fn read<A: DeserializeOwned>(arguments: Value) -> Result<A, CallError> {

@@ -8,6 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::tool::{
@@ -129,6 +130,12 @@ fn snapshot(
 fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedTool, String> {
     let name = tool.name().to_owned();
     check_name(&name)?;
+    if tool.definition.input_schema.get("type").and_then(Value::as_str) != Some("object") {
+        return Err(format!(
+            "the arguments of {name} are not an object, which those of every tool are: take a struct that derives \
+             Deserialize and JsonSchema, or () for none"
+        ));
+    }
     let cache = match config.cache_ttl_s {
         None | Some(0) => None,
         Some(_) if !tool.is_read_only() && config.cache_not_read_only != Some(true) => {

@@ -2,7 +2,11 @@
 //! for values with slashes). A function gets the URI as it was asked for with the template's values, and returns text,
 //! bytes, or the protocol's own contents.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rmcp::model::ResourceContents;
@@ -43,7 +47,12 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// A resource whose function returns when it is done. `uri` with names in braces is a template.
+    /// A resource whose function returns when it is done. `uri` with names in braces is a template: `{name}` stands for
+    /// some text without a slash, `{+name}` for any. Other expressions of RFC 6570 stop the start.
+    ///
+    /// # Panics
+    /// With `Lane::Async`, which is for [`Resource::new_async`].
+    #[track_caller]
     pub fn new<R: IntoContents>(
         uri: impl Into<Cow<'static, str>>,
         name: &str,
@@ -52,7 +61,10 @@ impl Resource {
         lane: Lane,
         read: impl Fn(Wanted, Ctx) -> R + Send + Sync + 'static,
     ) -> Self {
-        assert!(lane != Lane::Async, "a function that returns its contents runs Inline or in the Pool; use new_async");
+        assert!(
+            lane != Lane::Async,
+            "a function that returns its contents runs Inline or in the Pool; one that returns a future goes with new_async"
+        );
         let mime = mime_type.to_owned();
         let run = move |wanted, ctx| {
             let wanted = wanted_of(wanted);
@@ -105,6 +117,19 @@ impl Resource {
             completions: Completions::new(),
             work: Arc::new(Work { name: uri, lane, run, wants_raw: false, meter: None }),
         }
+    }
+
+    /// What is wrong with it, if anything.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let uri = self.uri();
+        let wrong = self.pattern.fault(uri)?;
+        Some(format!("the resource {uri:?}: {wrong}"))
+    }
+
+    /// A name that values are proposed for and that the template does not have.
+    pub(crate) fn stray_completion(&self) -> Option<&str> {
+        let has = |name: &str| self.pattern.0.iter().any(|part| matches!(part, Part::Name(own, _) if own == name));
+        self.completions.keys().map(String::as_str).find(|name| !has(name))
     }
 
     /// The URI or the template.
@@ -205,6 +230,39 @@ impl Pattern {
         Self(parts)
     }
 
+    /// What is wrong with the text that it was read from, if anything.
+    fn fault(&self, uri: &str) -> Option<String> {
+        let scheme = uri.split_once(':').map_or("", |(scheme, _)| scheme);
+        let mut letters = scheme.chars();
+        let is_scheme = letters.next().is_some_and(|c| c.is_ascii_alphabetic())
+            && letters.all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c));
+        if !is_scheme {
+            return Some("a URI begins with a scheme, such as file: or notes:".into());
+        }
+        let mut names = HashSet::new();
+        let mut before: Option<&Part> = None;
+        for part in &self.0 {
+            match part {
+                Part::Text(text) if text.contains(['{', '}']) => {
+                    return Some("a brace is open or closed alone".into());
+                }
+                Part::Text(_) => {}
+                Part::Name(name, _) if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || c == '_') => {
+                    return Some(format!(
+                        "{{{name}}} is not supported; write {{name}}, or {{+name}} for values with slashes"
+                    ));
+                }
+                Part::Name(name, _) if !names.insert(name) => return Some(format!("{{{name}}} stands there twice")),
+                Part::Name(name, _) if matches!(before, Some(Part::Name(..))) => {
+                    return Some(format!("there must be text before {{{name}}}, or nobody can tell where it begins"));
+                }
+                Part::Name(..) => {}
+            }
+            before = Some(part);
+        }
+        None
+    }
+
     pub(crate) fn is_template(&self) -> bool {
         self.0.iter().any(|part| matches!(part, Part::Name(..)))
     }
@@ -255,6 +313,19 @@ fn percent_decoded(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_that_nothing_could_match_are_faults() {
+        let fault = |uri: &str| Pattern::parse(uri).fault(uri);
+        for uri in ["a:b", "test://x/{id}", "file:///{+path}", "a:{x}-{y}"] {
+            assert_eq!(fault(uri), None, "{uri}");
+        }
+        for uri in
+            ["", "no uri", "1a:b", "/a/{b}", "q://{a", "q://a}", "q://x{?a,b}", "q://{}", "q://{a}{b}", "q://{a}/{a}"]
+        {
+            assert!(fault(uri).is_some(), "{uri}");
+        }
+    }
 
     #[test]
     fn templates_match_whole_uris_and_decode_values() {
