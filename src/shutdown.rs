@@ -3,12 +3,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tokio::sync::Notify;
+
 /// The state of a stop, read by everybody and written by one.
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     started: AtomicBool,
     hanging_up: AtomicBool,
     over: AtomicBool,
+    ended: Notify,
     cut: AtomicU64,
 }
 
@@ -26,6 +29,15 @@ impl Drain {
     /// The grace is over: what is still in flight is answered with an error.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::Release);
+        self.ended.notify_waiters();
+    }
+
+    /// Returns when the grace is over.
+    pub(crate) async fn until_over(&self) {
+        let ended = self.ended.notified(); // first, so that an end between the look and the wait is not missed
+        if !self.is_over() {
+            ended.await;
+        }
     }
 
     pub(crate) fn is_started(&self) -> bool {

@@ -150,7 +150,10 @@ impl Cache {
 
 /// Whether an equal call would come to the same.
 fn is_of_the_tool(outcome: &Outcome) -> bool {
-    matches!(outcome, Ok(_) | Err(CallError::Tool(_) | CallError::InvalidParams(_)))
+    match outcome {
+        Ok(reply) => reply.is_final(), // a task is its caller's
+        Err(error) => matches!(error, CallError::Tool(_) | CallError::InvalidParams(_)),
+    }
 }
 
 /// An outcome that goes to those who wait for it and is then forgotten.

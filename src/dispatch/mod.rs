@@ -22,11 +22,11 @@ use serde_json::Value;
 pub(crate) use self::pool::Pool;
 pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
-    call::{Ctx, Lane, Reply},
+    call::{Ctx, Lane, Reply, extra_time},
     dispatch::{
         bulkhead::Bulkhead,
         cache::{Cache, CacheKey},
-        deadline::until,
+        deadline::until_extended,
         polls::Polls,
         run::Runner,
     },
@@ -104,9 +104,11 @@ impl Dispatch {
             if !ctx.is_watched() && !ctx.can_ask_now() {
                 // Boxed, since this future is large and every connection has room for the largest.
                 let deadline = ctx.deadline();
+                let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
                 let run = self.cache.run(key, policy.ttl_s, self.run_tool(tool, arguments, ctx));
                 // Who waits for another's run has a deadline too.
-                let answered = until(deadline, Box::pin(run)).await;
+                let extra = || extra_time(outbox.as_deref(), deferred.as_deref());
+                let answered = until_extended(deadline, extra, Box::pin(run)).await;
                 return answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }));
             }
         }
@@ -135,6 +137,11 @@ impl Dispatch {
         // As many as tools that the configuration names.
         let mut bulkheads = self.bulkheads.write();
         Arc::clone(bulkheads.entry(tool.to_owned()).or_insert_with(|| Arc::new(Bulkhead::new(concurrency))))
+    }
+
+    /// Size of one result.
+    pub(crate) fn result_bytes_max(&self) -> usize {
+        self.runner.result_bytes_max
     }
 
     /// To be called some times a second.

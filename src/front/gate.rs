@@ -129,6 +129,12 @@ impl Drop for Visit {
 #[derive(Debug)]
 pub(crate) struct Place(Arc<Connection>);
 
+impl Place {
+    pub(super) fn front(&self) -> &Front {
+        &self.0.front
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let gate = &self.0.front.gate;

@@ -7,7 +7,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -35,6 +35,7 @@ use crate::{
         router::Answer,
     },
     outbox::Message,
+    shutdown::Drain,
 };
 
 /// The least time between two progress reports to one client; of those that come faster the newest is sent.
@@ -73,6 +74,7 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
         quiet: Quiet::new(conn.front.limits.stream_keep_alive()),
         resumable: None,
         released: false,
+        alone: false,
         place: Some(place),
     };
     let mut silence: Option<Pin<Box<Sleep>>> = None;
@@ -113,6 +115,8 @@ pub(crate) struct CallStream {
     resumable: Option<Resumable>,
     /// The tool has let the connection go.
     released: bool,
+    /// It goes on in a task of its own already.
+    alone: bool,
     place: Option<Place>,
 }
 
@@ -189,10 +193,12 @@ impl CallStream {
     fn to_events(&self, spoken: Spoken) -> Vec<u8> {
         let mut bytes = Vec::new();
         let is_over = spoken.end.is_some();
-        for json in spoken.messages() {
+        let mut messages = spoken.messages().peekable();
+        while let Some(json) = messages.next() {
             match &self.resumable {
                 Some(Resumable { log, .. }) => {
-                    let number = log.push(json.clone());
+                    let is_answer = is_over && messages.peek().is_none();
+                    let number = if is_answer { log.push_answer(json.clone()) } else { log.push(json.clone()) };
                     push_event_with_id(&mut bytes, &log.id(number), &json);
                 }
                 None => push_event(&mut bytes, &json),
@@ -250,9 +256,16 @@ impl CallStream {
     }
 
     /// The rest of a call whose connection has ended, kept for the client's return.
-    async fn go_on(mut self) {
+    async fn go_on(mut self, drain: Arc<Drain>) {
+        let mut over = pin!(drain.until_over());
+        let mut is_over = false;
         while self.call.is_some() {
-            let spoken = poll_fn(|cx| self.poll(cx)).await;
+            let spoken = poll_fn(|cx| {
+                // The call looks at the drain when it is polled, and has no connection that would be woken for it.
+                is_over = is_over || over.as_mut().poll(cx).is_ready();
+                self.poll(cx)
+            });
+            let spoken = spoken.await;
             self.to_events(spoken);
         }
     }
@@ -264,7 +277,11 @@ impl Drop for CallStream {
         if self.call.is_none() {
             return;
         }
-        let Ok(runtime) = Handle::try_current() else { return };
+        let runtime = match Handle::try_current() {
+            Ok(runtime) if !self.alone && !std::thread::panicking() => runtime,
+            // It panicked, or the threads end: nobody will hear more of it.
+            _ => return resumable.log.end(std::time::Instant::now()),
+        };
         let rest = Self {
             voice: self.voice.clone(),
             call: self.call.take(),
@@ -274,10 +291,12 @@ impl Drop for CallStream {
             // A reader of nothing: who comes back takes over from whoever was before.
             resumable: Some(Resumable { log: Arc::clone(&resumable.log), reader: 0 }),
             released: false,
+            alone: true,
             place: self.place.take(),
         };
         // The one task that a call ever gets. It ends with the call, which has a deadline.
-        runtime.spawn(rest.go_on());
+        let drain = rest.place.as_ref().map(|place| Arc::clone(&place.front().router.drain)).unwrap_or_default();
+        runtime.spawn(rest.go_on(drain));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Batches, which only 2025-03-26 has: several messages in one array, answered with one array. Its calls run side by
 //! side; what they say before they are done has no place in one answer, so they are not asked to say it.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Instant};
+use std::{collections::VecDeque, future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Instant};
 
 use serde_json::value::RawValue;
 
@@ -20,6 +20,8 @@ use crate::{
 const VERSION: &str = "2025-03-26";
 /// Messages in one batch.
 const MESSAGES_MAX: usize = 100;
+/// Calls of one batch that run at once.
+const RUNNING_MAX: usize = 4;
 
 type Running<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
@@ -73,30 +75,51 @@ impl Router {
 }
 
 impl Batch {
-    /// All answers in one, in the order of their messages. 202 when there was nothing to answer.
+    /// All answers in one, in the order of their messages. 202 when there was nothing to answer. A batch has one place
+    /// among the requests that are served, so that few of its calls run at once, and what it comes to has a limit.
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
+        let bytes_max = router.dispatch.result_bytes_max();
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(self.steps.len());
-        let mut running: Vec<(usize, Running<'_>)> = Vec::new();
+        let mut waiting = VecDeque::new();
         for (at, step) in self.steps.into_iter().enumerate() {
-            match step {
-                Step::Done(answer) => answers.push(Some(answer)),
+            answers.push(match step {
+                Step::Done(answer) => Some(answer),
                 Step::Call(call) => {
-                    running.push((at, Box::pin(call.run(router))));
-                    answers.push(None);
+                    waiting.push_back((at, call));
+                    None
                 }
                 // Neither can be in a batch: one is of a newer revision, the other was refused above.
-                Step::Feed(_) | Step::Batch(_) => answers.push(None),
-            }
-        }
-        poll_fn(|cx| {
-            running.retain_mut(|(at, call)| match call.as_mut().poll(cx) {
-                Poll::Ready(answer) => {
-                    answers[*at] = Some(answer);
-                    false
-                }
-                Poll::Pending => true,
+                Step::Feed(_) | Step::Batch(_) => None,
             });
-            if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        }
+        let mut bytes = 0;
+        let mut running: Vec<(usize, Running<'_>)> = Vec::new();
+        poll_fn(|cx| {
+            loop {
+                while running.len() < RUNNING_MAX
+                    && let Some((at, call)) = waiting.pop_front()
+                {
+                    if bytes > bytes_max {
+                        answers[at] = Some(call.refuse(&too_large(bytes_max)));
+                    } else {
+                        running.push((at, Box::pin(call.run(router))));
+                    }
+                }
+                let before = running.len();
+                running.retain_mut(|(at, call)| match call.as_mut().poll(cx) {
+                    Poll::Ready(answer) => {
+                        bytes += answer.payload.len();
+                        answers[*at] = Some(answer);
+                        false
+                    }
+                    Poll::Pending => true,
+                });
+                match running.len() {
+                    0 if waiting.is_empty() => return Poll::Ready(()),
+                    now if now == before => return Poll::Pending,
+                    _ => {} // one is over, so the next may begin
+                }
+            }
         })
         .await;
         let mut array = Vec::new();
@@ -110,4 +133,9 @@ impl Batch {
         array.push(b']');
         Answer::ok(Payload::from(array))
     }
+}
+
+fn too_large(bytes_max: usize) -> Refusal {
+    let message = format!("the answers before this one are {bytes_max} bytes or more; send the call again by itself");
+    Refusal::new(200, super::code::INTERNAL_ERROR, message)
 }

@@ -396,6 +396,11 @@ impl PendingCall {
         }
     }
 
+    /// Answers the call without running it.
+    pub(super) fn refuse(self, refusal: &Refusal) -> Answer {
+        Answer::refused(Some(self.id.as_id()), refusal)
+    }
+
     /// Runs the call at once when it needs no waiting, and gives it back when it does. Most calls of a busy server end
     /// here, so they need no future, and connections need no room for one.
     #[allow(clippy::result_large_err)] // what comes back goes on another way

@@ -33,6 +33,11 @@ impl Kept {
     fn has_room(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) <= self.bytes_max
     }
+
+    /// Answers are kept for some time after there is no room for anything else.
+    fn has_room_for_answers(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) / 2 <= self.bytes_max
+    }
 }
 
 /// What a reader gets.
@@ -89,13 +94,28 @@ impl EventLog {
 
     /// Adds a message and returns its number.
     pub(crate) fn push(&self, message: Bytes) -> u64 {
+        self.add(message, false)
+    }
+
+    /// The same for what a call came to, which is kept whatever its size: clients come back for it above all.
+    pub(crate) fn push_answer(&self, message: Bytes) -> u64 {
+        self.add(message, true)
+    }
+
+    fn add(&self, message: Bytes, is_answer: bool) -> u64 {
         let mut state = self.state.lock();
         let number = state.first + state.messages.len() as u64;
         state.bytes += message.len();
         self.kept.bytes.fetch_add(message.len(), Ordering::Relaxed);
         state.messages.push_back(message);
         // The newest is kept also when all logs together are full, so that a reader who is there gets it.
-        while state.bytes > self.bytes_max || (!self.kept.has_room() && !state.is_least()) {
+        loop {
+            let only_answer = is_answer && state.messages.len() == 1;
+            let is_over = state.bytes > self.bytes_max && !only_answer;
+            let spared = state.is_least() || (only_answer && self.kept.has_room_for_answers());
+            if !is_over && (self.kept.has_room() || spared) {
+                break;
+            }
             let Some(dropped) = state.messages.pop_front() else { break };
             state.first += 1;
             state.bytes -= dropped.len();

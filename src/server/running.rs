@@ -20,6 +20,8 @@ use crate::{
 const LAST_REQUESTS: Duration = Duration::from_millis(100);
 /// After the grace: time for the errors that end the last calls to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Between two looks at calls that go on without a connection.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// How many tools the start names; the rest are counted.
 const TOOLS_NAMED_MAX: usize = 12;
 
@@ -106,13 +108,21 @@ impl Running {
         let _ = timeout(LAST_WORDS, self.accept_ended.notified()).await;
         self.drain.hang_up(); // connections end with the request that they are at
         self.connections.wake_all();
-        if timeout(self.grace, self.connections.none_left()).await.is_ok() {
+        if timeout(self.grace, self.nothing_left()).await.is_ok() {
             return;
         }
         self.drain.end(); // what still runs is answered with an error
         self.connections.wake_all();
-        if timeout(LAST_WORDS, self.connections.none_left()).await.is_err() {
+        if timeout(LAST_WORDS, self.nothing_left()).await.is_err() {
             tracing::warn!(connections = self.connections.len(), "some connections did not take their last answer");
+        }
+    }
+
+    /// Returns when no connection is open, and no call goes on without one.
+    async fn nothing_left(&self) {
+        self.connections.none_left().await;
+        while self.in_flight() > 0 {
+            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
 

@@ -1,7 +1,11 @@
 //! What a server offers besides tools: resources, prompts, proposals for their arguments, and methods that a hosted
 //! handler answers. Made once at the start.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -132,7 +136,12 @@ impl Features {
             }
             _ => return None,
         };
-        Some(completions.get(argument).map_or_else(Vec::new, |complete| (complete.0)(so_far)))
+        let propose = || completions.get(argument).map_or_else(Vec::new, |complete| (complete.0)(so_far));
+        // They are the author's, and run where messages are read. One that panics proposes nothing.
+        Some(catch_unwind(AssertUnwindSafe(propose)).unwrap_or_else(|_| {
+            tracing::error!(argument, "proposing values panicked; nothing was proposed");
+            Vec::new()
+        }))
     }
 }
 

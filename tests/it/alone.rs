@@ -1,0 +1,128 @@
+//! Calls that go on without their connection: a stop waits for them, the end of the threads ends them, and what they come
+//! to can be come back for, whatever its size. And other work that nobody watches: batches, proposals.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use bigiron::{Ctx, Lane, Prompt, Server, server::Running};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use crate::support::{Client, Session, eventually, modern, post_bytes, start};
+
+#[derive(Deserialize, JsonSchema)]
+struct Nothing {}
+
+/// A server whose tool lets its connection go and answers when it is let through, with so many bytes.
+fn lasting(bytes: usize) -> (Running, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let inside = Arc::clone(&gate);
+    let server = Server::builder().async_tool("last", "Answers later", move |_: Nothing, ctx: Ctx| {
+        let gate = Arc::clone(&inside);
+        async move {
+            ctx.release_connection();
+            gate.acquire().await.expect("open").forget();
+            "x".repeat(bytes)
+        }
+    });
+    (start(server, |tuning| tuning.limits.request_timeout_ms = 20_000), gate)
+}
+
+/// Calls the tool and is left with the id of the stream's first event.
+fn begin(running: &Running) -> (Session, String) {
+    let session = Session::open(running.addr(), "2025-11-25");
+    let mut stream = session.stream(running.addr(), 1, "tools/call", json!({ "name": "last", "arguments": {} }));
+    let first = stream.next().expect("a first event").id.expect("an id");
+    while stream.next().is_some() {}
+    eventually("the call goes on", || running.in_flight() == 1);
+    (session, first)
+}
+
+#[test]
+fn a_stop_waits_for_a_call_without_a_connection() {
+    let (running, gate) = lasting(1);
+    drop(begin(&running));
+    let stopping = thread::spawn(move || running.stop());
+    gate.add_permits(1);
+    assert_eq!(stopping.join().unwrap().cut, 0);
+    eventually("it has ended", || Arc::strong_count(&gate) <= 2 && gate.available_permits() == 0);
+}
+
+#[test]
+fn the_end_of_the_threads_ends_a_call_without_a_connection() {
+    let (running, gate) = lasting(1);
+    drop(begin(&running));
+    let before = Arc::strong_count(&gate);
+    drop(running);
+    eventually("it is gone", || Arc::strong_count(&gate) < before);
+}
+
+#[test]
+fn a_large_result_can_be_come_back_for() {
+    let (running, gate) = lasting(600 * 1024); // more than a stream's buffer holds
+    let (session, first) = begin(&running);
+    gate.add_permits(1);
+    eventually("it is over", || running.in_flight() == 0);
+    let message = session.listen(running.addr(), Some(&first)).message();
+    assert_eq!(message["result"]["content"][0]["text"].as_str().map(str::len), Some(600 * 1024));
+    running.stop();
+}
+
+#[test]
+fn few_calls_of_a_batch_run_at_once() {
+    let (inside, most, gate) =
+        (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(0)));
+    let (count, peak, open) = (Arc::clone(&inside), Arc::clone(&most), Arc::clone(&gate));
+    let server = Server::builder().async_tool("slow", "Takes its time", move |_: Nothing, _: Ctx| {
+        let (count, peak, open) = (Arc::clone(&count), Arc::clone(&peak), Arc::clone(&open));
+        async move {
+            peak.fetch_max(count.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            open.acquire().await.expect("open").forget();
+            count.fetch_sub(1, Ordering::SeqCst);
+            "done"
+        }
+    });
+    let running = start(server, |_| {});
+    let mut session = Session::open(running.addr(), "2025-03-26");
+    let call = |id: i64| json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": "slow", "arguments": {} } });
+    let batch: Value = (0..50).map(call).collect();
+    let answered = thread::spawn(move || session.client.post(&[("Mcp-Session-Id", &session.id)], &batch).json());
+    eventually("the first run", || inside.load(Ordering::SeqCst) == 4);
+    gate.add_permits(50);
+    let answers = answered.join().unwrap();
+    let ids: Vec<_> = answers.as_array().unwrap().iter().map(|answer| answer["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..50).collect::<Vec<_>>());
+    assert!(answers.as_array().unwrap().iter().all(|answer| answer["result"]["content"][0]["text"] == "done"));
+    assert_eq!(most.load(Ordering::SeqCst), 4);
+    running.stop();
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct Named {
+    name: String,
+}
+
+#[test]
+fn a_proposal_that_panics_costs_only_itself() {
+    let prompt = Prompt::new("greet", "Greets", Lane::Inline, |who: Named, _: Ctx| who.name)
+        .complete("name", |_| panic!("as it should"));
+    let running = start(Server::builder().prompt(prompt), |_| {});
+    let params =
+        json!({ "ref": { "type": "ref/prompt", "name": "greet" }, "argument": { "name": "name", "value": "x" } });
+    let request = modern(1, "completion/complete", params);
+    let mut client = Client::connect(running.addr());
+    for _ in 0..2 {
+        let headers = [("MCP-Protocol-Version", "2026-07-28"), ("Mcp-Method", "completion/complete")];
+        client.send(&post_bytes(&headers, request.to_string().as_bytes()));
+        let answer = client.receive().expect("an answer").json();
+        assert_eq!(answer["result"]["completion"]["values"], json!([]), "{answer}");
+    }
+    running.stop();
+}
