@@ -308,13 +308,15 @@ pub(crate) async fn request_on_stream(
     method: &str,
     params: Value,
 ) -> Result<Result<Value, Value>, CallError> {
+    let Some(_waiting) = outbox.wait_from(Instant::now()) else {
+        return Err(CallError::tool("too many calls wait for their clients at the moment; try again later"));
+    };
     let (id, answer) =
         client.expect().ok_or_else(|| CallError::tool("too many questions to this client are open at once"))?;
     let _forget = Forget(client, id);
     if !outbox.request(id, method, params) {
         return Err(CallError::tool("the client does not take what it is sent, so it cannot be asked"));
     }
-    let _waiting = outbox.wait_from(Instant::now());
     let limit = outbox.answer_timeout();
     match timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(answer),
@@ -322,6 +324,3 @@ pub(crate) async fn request_on_stream(
         Err(_) => Err(CallError::tool(format!("the client did not answer {method} within {} s", limit.as_secs()))),
     }
 }
-
-/// How long a client may take to answer, when nothing else is said.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);

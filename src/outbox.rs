@@ -5,6 +5,10 @@
 
 use std::{
     collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -12,8 +16,6 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
-
-use crate::input::ANSWER_TIMEOUT;
 
 /// Severity of a log message to the client, from RFC 5424.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,13 +81,33 @@ pub(crate) enum Message {
     Release,
 }
 
+/// How long and by how many calls clients are waited for: each holds a place among the requests that are served.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    answer_timeout: Duration,
+    waiting: AtomicUsize,
+    waiting_max: usize,
+}
+
+impl Patience {
+    pub(crate) fn new(answer_timeout: Duration, waiting_max: usize) -> Self {
+        Self { answer_timeout, waiting: AtomicUsize::new(0), waiting_max }
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self::new(Duration::from_secs(300), usize::MAX)
+    }
+}
+
 /// The messages of one call on their way to the client.
 #[derive(Debug)]
 pub struct Outbox {
     wants_progress: bool,
     log_level: Option<LogLevel>,
     bytes_max: usize,
-    answer_timeout: Duration,
+    patience: Arc<Patience>,
     state: Mutex<State>,
 }
 
@@ -105,7 +127,12 @@ struct State {
 
 impl Outbox {
     pub(crate) fn new(wants_progress: bool, log_level: Option<LogLevel>, bytes_max: usize) -> Self {
-        Self { wants_progress, log_level, bytes_max, answer_timeout: ANSWER_TIMEOUT, state: Mutex::default() }
+        Self { wants_progress, log_level, bytes_max, patience: Arc::default(), state: Mutex::default() }
+    }
+
+    /// Waits for its client with the patience that is said here.
+    pub(crate) fn with_patience(self, patience: Arc<Patience>) -> Self {
+        Self { patience, ..self }
     }
 
     pub(crate) fn wants_progress(&self) -> bool {
@@ -170,15 +197,20 @@ impl Outbox {
     }
 
     pub(crate) fn answer_timeout(&self) -> Duration {
-        self.answer_timeout
+        self.patience.answer_timeout
     }
 
-    /// Counts time as the client's and not the tool's, until the guard is dropped.
-    pub(crate) fn wait_from(&self, now: Instant) -> Waiting<'_> {
+    /// Counts time as the client's and not the tool's, until the guard is dropped. `None` when too many calls wait for
+    /// their clients.
+    pub(crate) fn wait_from(&self, now: Instant) -> Option<Waiting<'_>> {
+        if self.patience.waiting.fetch_add(1, Ordering::AcqRel) >= self.patience.waiting_max {
+            self.patience.waiting.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
         let mut state = self.state.lock();
         state.waits += 1;
         state.waits_since.get_or_insert(now);
-        Waiting(self)
+        Some(Waiting(self))
     }
 
     /// How long the call has waited for its client.
@@ -212,6 +244,7 @@ pub(crate) struct Waiting<'a>(&'a Outbox);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        self.0.patience.waiting.fetch_sub(1, Ordering::AcqRel);
         let mut state = self.0.state.lock();
         state.waits -= 1;
         if state.waits == 0

@@ -78,6 +78,7 @@ pub(super) const RANGES: &[Range] = &[
     range("sessions.resume_s", 0, DAY_MS / 1000, "0 keeps nothing, and nobody comes back after a day"),
     range("sessions.resume_bytes_max", 0, 64 * GIB, "it is memory"),
     range("input.state_ttl_s", 1, DAY_MS / 1000, "0 would make every answer come too late"),
+    range("input.answer_timeout_s", 1, DAY_MS / 1000, "0 would make every answer come too late"),
     range("tasks.tasks_max", 1, 10_000_000, "0 would refuse every task, and each takes memory"),
     range("tasks.per_caller_max", 1, 10_000_000, "0 would refuse every task"),
     range("tasks.bytes_max", KIB, 64 * GIB, "0 would fail every task, and it is memory"),

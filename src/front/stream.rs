@@ -73,7 +73,7 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
         pace: Pace::default(),
         quiet: Quiet::new(conn.front.limits.stream_keep_alive()),
         resumable: None,
-        released: false,
+        wants_release: false,
         alone: false,
         place: Some(place),
     };
@@ -113,8 +113,8 @@ pub(crate) struct CallStream {
     quiet: Quiet,
     /// Where what is said is kept, once the stream has begun.
     resumable: Option<Resumable>,
-    /// The tool has let the connection go.
-    released: bool,
+    /// The tool lets the connection go as soon as the client can come back.
+    wants_release: bool,
     /// It goes on in a task of its own already.
     alone: bool,
     place: Option<Place>,
@@ -124,6 +124,8 @@ pub(crate) struct CallStream {
 struct Resumable {
     log: Arc<EventLog>,
     reader: u64,
+    /// The client has been given an id to come back with.
+    has_id: bool,
 }
 
 impl Drop for Resumable {
@@ -156,12 +158,13 @@ impl CallStream {
         if let Some(log) = session.and_then(|s| s.live().open_stream(false, std::time::Instant::now())) {
             let reader = log.attach();
             // Clients of older revisions take an event without data for a broken one.
-            if session.is_some_and(|s| s.version() == LEGACY_VERSIONS[0]) {
+            let has_id = session.is_some_and(|s| s.version() == LEGACY_VERSIONS[0]);
+            if has_id {
                 push_first_event(&mut bytes, &log.id(0));
             }
-            self.resumable = Some(Resumable { log, reader });
+            self.resumable = Some(Resumable { log, reader, has_id });
         }
-        bytes.extend_from_slice(&self.to_events(spoken));
+        bytes.extend_from_slice(&self.write_events(spoken));
         (!bytes.is_empty()).then(|| bytes.into())
     }
 
@@ -171,7 +174,7 @@ impl CallStream {
             self.quiet.restart();
             return Poll::Ready(Some(first));
         }
-        let gone = self.resumable.as_ref().is_some_and(|r| self.released || !r.log.is_reader(r.reader));
+        let gone = self.is_released() || self.resumable.as_ref().is_some_and(|r| !r.log.is_reader(r.reader));
         if gone || self.call.is_none() {
             return Poll::Ready(None);
         }
@@ -179,8 +182,8 @@ impl CallStream {
             Poll::Pending => self.quiet.poll(cx).map(|()| Some(KEEP_ALIVE)),
             Poll::Ready(spoken) => {
                 self.quiet.restart();
-                let events = self.to_events(spoken);
-                if events.is_empty() && self.call.is_some() && !self.released {
+                let events = self.write_events(spoken);
+                if events.is_empty() && self.call.is_some() && !self.is_released() {
                     cx.waker().wake_by_ref(); // something was said that is no event
                     return Poll::Pending;
                 }
@@ -189,14 +192,20 @@ impl CallStream {
         }
     }
 
+    /// Whether the connection is let go: never before the client has an id to come back with.
+    fn is_released(&self) -> bool {
+        self.wants_release && self.resumable.as_ref().is_some_and(|r| r.has_id)
+    }
+
     /// What was said as bytes of the stream.
-    fn to_events(&self, spoken: Spoken) -> Vec<u8> {
+    fn write_events(&mut self, spoken: Spoken) -> Vec<u8> {
         let mut bytes = Vec::new();
         let is_over = spoken.end.is_some();
         let mut messages = spoken.messages().peekable();
         while let Some(json) = messages.next() {
-            match &self.resumable {
-                Some(Resumable { log, .. }) => {
+            match &mut self.resumable {
+                Some(Resumable { log, has_id, .. }) => {
+                    *has_id = true;
                     let is_answer = is_over && messages.peek().is_none();
                     let number = if is_answer { log.push_answer(json.clone()) } else { log.push(json.clone()) };
                     push_event_with_id(&mut bytes, &log.id(number), &json);
@@ -234,7 +243,7 @@ impl CallStream {
             match self.voice.outbox.poll_next(cx, due) {
                 Poll::Ready(Message::Release) => {
                     if self.voice.session.is_some() {
-                        self.released = true;
+                        self.wants_release = true;
                         return Poll::Ready(Spoken { said, end: None });
                     }
                 }
@@ -266,7 +275,7 @@ impl CallStream {
                 self.poll(cx)
             });
             let spoken = spoken.await;
-            self.to_events(spoken);
+            self.write_events(spoken);
         }
     }
 }
@@ -289,8 +298,8 @@ impl Drop for CallStream {
             pace: Pace::default(),
             quiet: Quiet::new(self.quiet.interval),
             // A reader of nothing: who comes back takes over from whoever was before.
-            resumable: Some(Resumable { log: Arc::clone(&resumable.log), reader: 0 }),
-            released: false,
+            resumable: Some(Resumable { log: Arc::clone(&resumable.log), reader: 0, has_id: true }),
+            wants_release: false,
             alone: true,
             place: self.place.take(),
         };

@@ -88,8 +88,10 @@ impl Batch {
                     waiting.push_back((at, call));
                     None
                 }
-                // Neither can be in a batch: one is of a newer revision, the other was refused above.
-                Step::Feed(_) | Step::Batch(_) => None,
+                Step::Feed(_) | Step::Batch(_) => {
+                    let refusal = Refusal::invalid_request("a stream cannot be opened in a batch; send it by itself");
+                    Some(Answer::refused(None, &refusal))
+                }
             });
         }
         let mut bytes = 0;

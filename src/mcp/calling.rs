@@ -49,7 +49,7 @@ pub(crate) struct PendingCall {
     /// The session whose streams a client can come back to.
     session: Option<Arc<Session>>,
     /// What the state of another round is good for; made where there can be one.
-    bound_to: Option<Vec<u8>>,
+    bound_to: BoundTo,
     deferral: Option<Arc<Deferral>>,
 }
 
@@ -69,6 +69,16 @@ impl Target {
 
 fn ended_with(outcome: &Result<Answered, CallError>) -> Ended {
     Ended::with(outcome.as_ref().map(|answered| &answered.reply))
+}
+
+/// What the state of a call is bound to that may ask for more.
+#[derive(Debug)]
+enum BoundTo {
+    /// It cannot ask.
+    Nothing,
+    This(Vec<u8>),
+    /// To be made of the method, the name and the arguments when it asks, which is seldom.
+    Request(Box<str>, Box<str>, Value),
 }
 
 /// Whether a result says how long it may be kept, from 2026-07-28 on.
@@ -199,10 +209,11 @@ impl Router {
         let mut ctx = Ctx::new(caller, Deadline::after(now, timeout_ms), client);
         let talks = era == Era::Legacy && work.lane == Lane::Async;
         if head.takes_events && (progress_token.is_some() || log_level.is_some() || talks) {
-            ctx.outbox = Some(Arc::new(Outbox::new(progress_token.is_some(), log_level, self.stream_buffer_bytes_max)));
+            let outbox = Outbox::new(progress_token.is_some(), log_level, self.stream_buffer_bytes_max);
+            ctx.outbox = Some(Arc::new(outbox.with_patience(Arc::clone(&self.patience))));
         }
         ctx.share = head.share;
-        let mut bound_to = None;
+        let mut bound_to = BoundTo::Nothing;
         if work.lane != Lane::Inline {
             ctx.changes = Some(self.changes.clone());
             if era == Era::Modern && !method.starts_with("tasks/") && (params.is_retry || !client.is_empty()) {
@@ -210,7 +221,7 @@ impl Router {
                 let binding = seal::binding(ctx.caller(), method, name, &arguments);
                 let rounds = if params.is_retry { self.rounds(body, &binding)? } else { Rounds::default() };
                 ctx.exchange = Exchange::Rounds(Arc::new(rounds));
-                bound_to = Some(binding);
+                bound_to = BoundTo::This(binding);
             } else if let (Era::Legacy, Some(session), true) = (era, &scope, ctx.outbox.is_some()) {
                 ctx.exchange = Exchange::Stream(Arc::clone(session) as _);
             }
@@ -226,6 +237,10 @@ impl Router {
         let id = OwnedId::from(id);
         if work.wants_raw {
             ctx.raw = Some(Box::new(Self::raw(&id, body, era, scope.as_deref())));
+            if era == Era::Modern && matches!(bound_to, BoundTo::Nothing) {
+                let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
+                bound_to = BoundTo::Request(method.into(), name.into(), arguments.clone());
+            }
         }
         // What is answered at once cannot be cancelled, nor meet another of its id.
         let in_flight = match &scope {
@@ -286,7 +301,7 @@ struct Ending<'a> {
     era: Era,
     target: Target,
     client: ClientCapabilities,
-    bound_to: Option<Vec<u8>>,
+    bound_to: BoundTo,
 }
 
 impl Ending<'_> {
@@ -333,10 +348,6 @@ impl Ending<'_> {
 
     /// Questions, as the result that has the client make the call again.
     fn ask(&self, required: &Required) -> Result<Reply, Refusal> {
-        let Some(bound_to) = self.bound_to.as_ref().filter(|_| self.era == Era::Modern) else {
-            let error = CallError::tool("input is required, and this request has no way to ask for it");
-            return Err(Refusal::new(200, code::INTERNAL_ERROR, error.to_string()));
-        };
         let needs = required.requests.values().fold(ClientCapabilities::default(), |all, r| all.union(need_of(r)));
         let missing = needs.missing_from(self.client);
         if !missing.is_empty() {
@@ -345,6 +356,18 @@ impl Ending<'_> {
                 return Err(refusal);
             }
         }
+        let made;
+        let bound_to = match &self.bound_to {
+            BoundTo::This(bound_to) => bound_to,
+            BoundTo::Request(method, name, arguments) => {
+                made = seal::binding(&Caller::ANONYMOUS, method, name, arguments);
+                &made
+            }
+            BoundTo::Nothing => {
+                let message = "input is required, and this request has no way to ask for it";
+                return Err(Refusal::new(200, code::INTERNAL_ERROR, message));
+            }
+        };
         let mut members = Map::new();
         if !required.requests.is_empty() {
             members.insert("inputRequests".into(), Value::Object(required.requests.clone()));

@@ -170,6 +170,17 @@ impl EventLog {
         state.is_read || state.ended.is_none_or(|ended| now.saturating_duration_since(ended) < retention)
     }
 
+    /// Whether no more will be said.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().ended.is_some()
+    }
+
+    /// The number of the newest message; 0 before the first.
+    pub(crate) fn newest(&self) -> u64 {
+        let state = self.state.lock();
+        state.first + state.messages.len() as u64 - 1
+    }
+
     /// Whether somebody reads it.
     pub(crate) fn is_read(&self) -> bool {
         self.state.lock().is_read

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -38,6 +38,8 @@ pub(crate) struct Live {
     settings: Settings,
     streams: Mutex<Streams>,
     questions: Mutex<HashMap<u64, oneshot::Sender<Result<Value, Value>>>>,
+    /// Set under both locks: what is opened afterwards would never end.
+    is_closed: AtomicBool,
     next_question: AtomicU64,
     subscription: Subscription,
 }
@@ -69,6 +71,7 @@ impl Live {
             settings: settings.clone(),
             streams: Mutex::default(),
             questions: Mutex::default(),
+            is_closed: AtomicBool::new(false),
             next_question: AtomicU64::new(1),
             subscription: settings.changes.subscribe(Lists::ALL, Vec::new()),
         }
@@ -77,12 +80,17 @@ impl Live {
     /// A new stream's log; `None` when too many are open.
     pub(crate) fn open_stream(&self, is_standalone: bool, now: Instant) -> Option<Arc<EventLog>> {
         let mut streams = self.streams.lock();
+        if self.is_closed.load(Ordering::Acquire) {
+            return None;
+        }
         streams.trim(now, self.settings.retention);
         if streams.logs.iter().filter(|(_, log)| log.is_read()).count() >= OPEN_STREAMS_MAX {
             return None;
         }
         if streams.logs.len() >= LOGS_MAX {
-            let oldest = streams.logs.iter().position(|(_, log)| !log.is_read())?;
+            // Rather one that has ended: to the others something will still be said.
+            let ended = streams.logs.iter().position(|(_, log)| log.has_ended() && !log.is_read());
+            let oldest = ended.or_else(|| streams.logs.iter().position(|(_, log)| !log.is_read()))?;
             streams.logs.remove(oldest);
         }
         let number = streams.next;
@@ -110,7 +118,7 @@ impl Live {
         let mut streams = self.streams.lock();
         streams.trim(now, self.settings.retention);
         let log = streams.logs.iter().find(|(n, _)| *n == number).map(|(_, log)| Arc::clone(log))?;
-        Some((log, event))
+        (event <= log.newest()).then_some((log, event))
     }
 
     /// Drops what is of no use any more.
@@ -120,8 +128,10 @@ impl Live {
 
     /// Ends all streams and questions: the session has ended.
     pub(crate) fn close(&self, now: Instant) {
-        self.streams.lock().logs.drain(..).for_each(|(_, log)| log.end(now));
-        self.questions.lock().clear();
+        let (mut streams, mut questions) = (self.streams.lock(), self.questions.lock());
+        self.is_closed.store(true, Ordering::Release);
+        streams.logs.drain(..).for_each(|(_, log)| log.end(now));
+        questions.clear();
     }
 
     /// Whether a stream is open.
@@ -133,7 +143,7 @@ impl Live {
     pub(crate) fn expect(&self) -> Option<(u64, oneshot::Receiver<Result<Value, Value>>)> {
         let (sender, receiver) = oneshot::channel();
         let mut questions = self.questions.lock();
-        if questions.len() >= QUESTIONS_MAX {
+        if questions.len() >= QUESTIONS_MAX || self.is_closed.load(Ordering::Acquire) {
             return None;
         }
         let id = self.next_question.fetch_add(1, Ordering::Relaxed);

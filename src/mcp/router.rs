@@ -25,7 +25,7 @@ use crate::{
         session::{Session, Sessions},
         wire::{self, Envelope, Id, IdField, Params, ShapeLimits, Text, WireFault},
     },
-    outbox::LogLevel,
+    outbox::{LogLevel, Patience},
     shutdown::Drain,
     skill::Skills,
     tasks::Tasks,
@@ -107,6 +107,8 @@ pub(crate) struct Router {
     pub(crate) sealer: Sealer,
     pub(crate) shape: ShapeLimits,
     pub(crate) stream_buffer_bytes_max: usize,
+    /// How clients are waited for.
+    pub(crate) patience: Arc<Patience>,
     /// For what has no time limit of its own.
     pub(crate) request_timeout_ms: u64,
 }

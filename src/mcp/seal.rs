@@ -19,11 +19,13 @@ pub struct Config {
     pub state_keys: Vec<Secret>,
     /// How long a client may take from a question to the call with its answer, in seconds.
     pub state_ttl_s: u64,
+    /// How long a client may take to answer while its call runs, in seconds.
+    pub answer_timeout_s: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { state_keys: Vec::new(), state_ttl_s: 600 }
+        Self { state_keys: Vec::new(), state_ttl_s: 600, answer_timeout_s: 300 }
     }
 }
 
@@ -97,7 +99,7 @@ mod tests {
 
     fn sealer(keys: &[&str], ttl_s: u64) -> Sealer {
         let state_keys = keys.iter().map(|k| Secret::new(*k)).collect();
-        Sealer::new(&Config { state_keys, state_ttl_s: ttl_s }).expect("a sealer")
+        Sealer::new(&Config { state_keys, state_ttl_s: ttl_s, ..Config::default() }).expect("a sealer")
     }
 
     const OLD: &str = "an old key that is long enough to be one";

@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -79,6 +79,7 @@ pub(crate) struct Session {
     initialize: Option<Arc<Value>>,
     live: OnceLock<Box<Live>>,
     settings: Arc<Settings>,
+    is_closed: AtomicBool,
     /// Calls that may still be cancelled, which are those not answered at once.
     in_flight: Mutex<Vec<(OwnedId, Arc<Notify>)>>,
 }
@@ -105,7 +106,20 @@ impl Session {
 
     /// Its streams, questions and subscriptions, made at the first need.
     pub(crate) fn live(&self) -> &Live {
-        self.live.get_or_init(|| Box::new(Live::new(&self.settings)))
+        let live = self.live.get_or_init(|| Box::new(Live::new(&self.settings)));
+        if self.is_closed.load(Ordering::Acquire) {
+            live.close(Instant::now()); // it was made after the end
+        }
+        live
+    }
+
+    /// The session has ended: nothing is said or asked in it any more, and its calls are taken back.
+    fn close(&self, now: Instant) {
+        self.is_closed.store(true, Ordering::Release);
+        if let Some(live) = self.live.get() {
+            live.close(now);
+        }
+        self.in_flight.lock().iter().for_each(|(_, cancelled)| cancelled.notify_one());
     }
 
     /// The same when they were needed before.
@@ -239,6 +253,7 @@ impl Sessions {
             initialize: start.initialize,
             live: OnceLock::new(),
             settings: Arc::clone(&self.settings),
+            is_closed: AtomicBool::new(false),
             in_flight: Mutex::default(),
         }
     }
@@ -305,20 +320,27 @@ impl Sessions {
                 keep
             });
             ended += over.len();
-            over.iter().for_each(|session| self.uncount(session));
+            for session in &over {
+                session.close(now);
+                self.uncount(session);
+            }
         }
         ended
     }
 
     fn is_over(&self, session: &Session, seconds: u32) -> bool {
+        if session.is_busy() {
+            session.last_used_s.store(seconds, Ordering::Relaxed); // open streams and running calls are use
+            return false;
+        }
         let idle_s = seconds.saturating_sub(session.last_used_s.load(Ordering::Relaxed));
-        u64::from(idle_s) > self.config.idle_timeout_s && !session.is_busy()
+        u64::from(idle_s) > self.config.idle_timeout_s
     }
 
     fn remove(&self, id: &str) -> bool {
         let removed = self.shard(id).lock().remove(id);
         removed.is_some_and(|session| {
-            session.live_if_any().into_iter().for_each(|live| live.close(Instant::now()));
+            session.close(Instant::now());
             self.uncount(&session);
             true
         })

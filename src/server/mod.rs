@@ -47,6 +47,7 @@ use crate::{
         tasking,
         wire::ShapeLimits,
     },
+    outbox::Patience,
     runtime::Host,
     shutdown::{Drain, Signals},
     skill::{SKILLS_EXTENSION, Skill, Skills},
@@ -474,6 +475,11 @@ impl Builder {
             sealer,
             shape,
             stream_buffer_bytes_max,
+            // At most half of the places, so that clients who do not answer leave room for those who call.
+            patience: Arc::new(Patience::new(
+                Duration::from_secs(tuning.input.answer_timeout_s),
+                (resolved.concurrent_requests_max / 2).max(1),
+            )),
             request_timeout_ms: limits.request_timeout_ms,
         });
         if !hosted.is_empty() {

@@ -299,7 +299,8 @@ fn percent_decoded(text: &str) -> Option<String> {
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
         if *first == b'%' {
-            let hex = std::str::from_utf8(after.get(..2)?).ok()?;
+            let hex = after.get(..2).filter(|hex| hex.iter().all(u8::is_ascii_hexdigit))?;
+            let hex = std::str::from_utf8(hex).ok()?;
             bytes.push(u8::from_str_radix(hex, 16).ok()?);
             rest = &after[2..];
         } else {
@@ -337,6 +338,7 @@ mod tests {
             ("test://template/{id}/data", "test://template/1/data/x", None),
             ("test://template/{id}/data", "test://template/%zz/data", None),
             ("test://template/{id}/data", "test://template/%ff/data", None),
+            ("test://template/{id}/data", "test://template/%+f/data", None),
             ("file:///{+path}", "file:///a/b.txt", Some(vec![("path", "a/b.txt")])),
             ("a:{x}-{y}", "a:1-2", Some(vec![("x", "1"), ("y", "2")])),
             ("a:fixed", "a:fixed", Some(vec![])),

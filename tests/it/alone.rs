@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use bigiron::{Ctx, Lane, Prompt, Server, server::Running};
+use bigiron::{Ctx, Input, Lane, Prompt, Server, server::Running};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -124,5 +124,61 @@ fn a_proposal_that_panics_costs_only_itself() {
         let answer = client.receive().expect("an answer").json();
         assert_eq!(answer["result"]["completion"]["values"], json!([]), "{answer}");
     }
+    running.stop();
+}
+
+#[test]
+fn a_connection_is_let_go_only_when_the_client_can_come_back() {
+    let (running, gate) = lasting(1);
+    // Streams of this revision begin without an event, so that its client has no id yet.
+    let session = Session::open(running.addr(), "2025-06-18");
+    let mut stream = session.stream(running.addr(), 1, "tools/call", json!({ "name": "last", "arguments": {} }));
+    eventually("it runs", || running.in_flight() == 1);
+    gate.add_permits(1);
+    assert_eq!(stream.message()["result"]["content"][0]["text"], "x");
+    // And with as many streams as a session may have, the next call has none to come back to.
+    let session = Session::open(running.addr(), "2025-11-25");
+    let open: Vec<_> = (0..8).map(|_| session.listen(running.addr(), None)).collect();
+    let mut stream = session.stream(running.addr(), 1, "tools/call", json!({ "name": "last", "arguments": {} }));
+    eventually("it runs", || running.in_flight() == 1);
+    gate.add_permits(1);
+    assert_eq!(stream.message()["result"]["content"][0]["text"], "x");
+    drop(open);
+    running.stop();
+}
+
+#[test]
+fn the_end_of_a_session_ends_its_calls_and_questions() {
+    let (running, gate) = lasting(1);
+    let (session, first) = begin(&running);
+    session.end();
+    eventually("the call is taken back", || running.in_flight() == 0);
+    drop(gate);
+    let server = Server::builder().async_tool("ask", "Asks", |_: Nothing, ctx: Ctx| async move {
+        let form = json!({ "type": "object", "properties": {} });
+        ctx.ask("who", Input::elicit("Who?", form)).await.map(|answer| answer.to_string())
+    });
+    let other = start(server, |_| {});
+    let session = Session::open_with(other.addr(), "2025-11-25", json!({ "elicitation": {} }));
+    let mut stream = session.stream(other.addr(), 1, "tools/call", json!({ "name": "ask", "arguments": {} }));
+    while stream.message()["method"] != "elicitation/create" {}
+    session.end();
+    eventually("nobody is asked any more", || other.in_flight() == 0);
+    assert!(!first.is_empty());
+    other.stop();
+    running.stop();
+}
+
+#[test]
+fn an_id_beyond_what_was_said_is_none() {
+    let (running, gate) = lasting(1);
+    let (session, first) = begin(&running);
+    let stream = first.rsplit_once('-').expect("an id has a number").0.to_owned();
+    for number in ["1", "7", "18446744073709551615"] {
+        assert!(session.listen(running.addr(), Some(&format!("{stream}-{number}"))).has_nothing(), "{number}");
+    }
+    gate.add_permits(1);
+    let message = session.listen(running.addr(), Some(&first)).message();
+    assert_eq!(message["result"]["content"][0]["text"], "x", "whom the others did not disturb");
     running.stop();
 }

@@ -115,6 +115,10 @@ impl Calls {
         let own_name = definition.name.clone();
         let lane = self.lanes.get(own_name.as_ref()).copied().unwrap_or(Lane::Async);
         definition.name = format!("{}{own_name}", self.prefix).into();
+        if !definition.input_schema.contains_key("type") {
+            // All arguments are objects, and clients want to read that.
+            Arc::make_mut(&mut definition.input_schema).insert("type".into(), "object".into());
+        }
         let calls = Arc::clone(self);
         let call = move |arguments: Value, ctx: Ctx| -> Running {
             let (calls, name) = (Arc::clone(&calls), own_name.clone());
