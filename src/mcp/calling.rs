@@ -189,9 +189,9 @@ impl Router {
         if head.takes_events && (progress_token.is_some() || log_level.is_some() || talks) {
             ctx.outbox = Some(Arc::new(Outbox::new(progress_token.is_some(), log_level, self.stream_buffer_bytes_max)));
         }
+        ctx.changes = Some(self.changes.clone());
         let mut bound_to = None;
         if work.lane != Lane::Inline {
-            ctx.changes = Some(self.changes.clone());
             if era == Era::Modern && !method.starts_with("tasks/") && (params.is_retry || !client.is_empty()) {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
                 let binding = seal::binding(ctx.caller(), method, name, &arguments);
