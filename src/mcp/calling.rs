@@ -213,9 +213,9 @@ impl Router {
             ctx.outbox = Some(Arc::new(outbox.with_patience(Arc::clone(&self.patience))));
         }
         ctx.share = head.share;
+        ctx.changes = Some(self.changes.clone());
         let mut bound_to = BoundTo::Nothing;
         if work.lane != Lane::Inline {
-            ctx.changes = Some(self.changes.clone());
             if era == Era::Modern && !method.starts_with("tasks/") && (params.is_retry || !client.is_empty()) {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
                 let binding = seal::binding(ctx.caller(), method, name, &arguments);

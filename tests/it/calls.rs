@@ -251,3 +251,31 @@ fn a_session_ends_once_and_belongs_to_its_server() {
     assert_eq!(running.sessions(), 0);
     running.stop();
 }
+
+#[test]
+fn a_session_is_needed_where_there_are_sessions_and_each_limit_has_its_answer() {
+    let initialize = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "tests", "version": "1" }
+    } });
+    for (sessions_max, per_caller_max, status, code) in [(5, 2, 429, -31429), (2, 2, 503, -31503)] {
+        let running = start(Server::builder(), |tuning| {
+            (tuning.sessions.sessions_max, tuning.sessions.per_caller_max) = (sessions_max, per_caller_max);
+        });
+        let addr = running.addr();
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
+        assert_eq!(Client::connect(addr).post(&[], &request).status, 400, "no session");
+        let unknown = Client::connect(addr).post(&[("Mcp-Session-Id", "0123456789abcdef")], &request);
+        assert_eq!(unknown.status, 404, "{unknown:?}");
+        let mut sessions: Vec<Session> = (0..2).map(|_| Session::open(addr, "2025-11-25")).collect();
+        for _ in 0..20 {
+            let refused = Client::connect(addr).post(&[], &initialize);
+            assert_eq!((refused.status, refused.code()), (status, Some(code)), "{refused:?}");
+            assert!(refused.header("retry-after").is_some(), "{refused:?}");
+        }
+        assert_eq!(running.sessions(), 2);
+        assert_eq!(sessions[0].request(2, "ping", json!({})).json()["result"], json!({}), "who has one goes on");
+        sessions.remove(1).end();
+        drop(Session::open(addr, "2025-11-25"));
+        running.stop();
+    }
+}

@@ -35,6 +35,14 @@ fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> Served {
     let told = Arc::clone(&tell);
     let server = Server::builder()
         .tool("quick", "Answers at once", Lane::Inline, |(): (), _| "quick")
+        .tool("change_inline", "Says that the list of tools has changed", Lane::Inline, |(): (), ctx: Ctx| {
+            ctx.changes().tools();
+            "said"
+        })
+        .tool("change_pool", "Says that the list of tools has changed", Lane::Pool, |(): (), ctx: Ctx| {
+            ctx.changes().tools();
+            "said"
+        })
         .async_tool("steps", "Logs some lines", |(): (), ctx: Ctx| async move {
             for step in 1..=STEPS {
                 ctx.log(LogLevel::Info, &step);
@@ -299,6 +307,18 @@ fn a_listener_hears_what_it_asked_for_and_the_acknowledgement_first() {
         let request = modern(1, "subscriptions/listen", json!({ "notifications": wrong }));
         let refused = Client::connect(addr).post(&modern_headers("subscriptions/listen", ""), &request);
         assert!(matches!(refused.code(), Some(-32602)) || refused.status == 413, "{refused:?}");
+    }
+}
+
+#[test]
+fn tools_of_all_lanes_tell_of_changes() {
+    let served = serve(|_| {});
+    let addr = served.running.addr();
+    let mut stream = listen(addr, 1, json!({ "toolsListChanged": true }));
+    stream.message();
+    for tool in ["change_inline", "change_pool"] {
+        assert_eq!(call(addr, tool, json!({})).text(), "said");
+        assert_eq!(stream.message()["method"], "notifications/tools/list_changed", "by {tool}");
     }
 }
 
