@@ -34,6 +34,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cli`] | the command line, a file for each verb |
+//! | `load` | load on a server, and what came of it: `bigiron bench` |
 //! | [`config`] | all settings in one value: layers, faults with their places, relations |
 //! | [`server`] | builds every part once, in order; runs; drains. The only file that sees the whole |
 //! | [`runtime`] | from the host to numbers: cores, cgroup, descriptors |
@@ -62,6 +63,7 @@
 //! | mcp | dispatch, shutdown, skill, tasks, telemetry | front, tool |
 //! | front, stdio | mcp, shutdown, telemetry | dispatch, tool |
 //! | listener | front | the rest |
+//! | load | | anything else of ours |
 //! | config | the `Config` of each part, runtime | what the parts do |
 //! | server, cli | everything | |
 //!
@@ -98,6 +100,7 @@ pub mod error;
 pub mod front;
 pub mod input;
 mod listener;
+mod load;
 pub mod mcp;
 pub mod outbox;
 pub mod runtime;

@@ -1,6 +1,7 @@
 //! The command line: one file for each verb. Reads arguments and prints; what the verbs do is done elsewhere.
 //! Exit codes are those that `AFTER_HELP` names.
 
+mod bench;
 mod check;
 mod schema;
 mod serve;
@@ -55,6 +56,8 @@ enum Verb {
     /// Check the settings and print each with its value, where it came from, and what 0 came to on this host
     #[command(after_help = AFTER_HELP)]
     Check(check::Arguments),
+    /// Put load on a server and measure it, compare configurations, or find what this host can take
+    Bench(Box<bench::Arguments>),
     /// Print the JSON Schema of tuning.toml, for editors
     Schema,
 }
@@ -104,6 +107,7 @@ pub fn run(server: Builder) -> ExitCode {
     match cli.verb.unwrap_or(Verb::Serve(cli.serve)) {
         Verb::Serve(arguments) => serve::run(server, arguments),
         Verb::Check(arguments) => check::run(server, arguments),
+        Verb::Bench(arguments) => bench::run(*arguments),
         Verb::Schema => schema::run(),
     }
 }

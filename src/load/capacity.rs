@@ -1,0 +1,222 @@
+//! What this host can take of a tool: the peak of a closed loop, the highest rate of an open one at which calls are still
+//! answered in time, and what a session costs; and the settings that follow.
+
+use std::{fmt::Write, net::TcpStream, time::Duration};
+
+use super::{
+    Arrivals, Child, Mode, Plan, Result,
+    compare::{measure, split},
+    requests::Target,
+    table::Row,
+};
+
+/// A closed loop is grown until this much is not gained any more.
+const GAIN_MIN: f64 = 1.03;
+const CONNECTIONS: [usize; 5] = [4, 16, 64, 256, 1024];
+/// Steps of the search for the knee: to about a hundredth of the peak.
+const STEPS: u32 = 6;
+/// The part of calls that must be answered.
+const SUCCESS_MIN: f64 = 0.999;
+/// Sessions that are opened to see what one costs.
+const SESSIONS: usize = 5_000;
+/// The part of the memory that sessions may have.
+const SESSIONS_SHARE: u64 = 4;
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Capacity {
+    pub(crate) tool: String,
+    /// Good answers per second at the peak, and per second of the server's CPU time.
+    pub(crate) peak_per_s: f64,
+    pub(crate) per_cpu_second: f64,
+    /// The highest rate at which calls are answered in time.
+    pub(crate) knee_per_s: f64,
+    /// What "in time" was.
+    pub(crate) p99_max: Duration,
+    pub(crate) alone_p50: Duration,
+    pub(crate) session_bytes: u64,
+    pub(crate) memory_bytes: u64,
+    /// Every stretch of load, in order.
+    pub(crate) rows: Vec<Row>,
+    pub(crate) pinned: String,
+}
+
+/// Finds it, on a server of its own. `p99_max` is what callers bear; without it, ten times what a call takes alone, and
+/// at least 5 ms.
+pub(crate) fn find(
+    plan: &Plan,
+    sets: &[String],
+    cores: &[usize],
+    memory_bytes: u64,
+    p99_max: Option<Duration>,
+    progress: &mut dyn FnMut(&str, Duration, bool),
+) -> Result<Capacity> {
+    let (servers, own) = split(cores);
+    let child = Child::start(None, sets, servers, own)?;
+    let plan = Plan { address: child.address, threads: own.len(), ..plan.clone() };
+    let mut rows = Vec::new();
+    let mut stretch = |plan: &Plan, label: &str, rows: &mut Vec<Row>| -> Result<Row> {
+        let row = measure(plan, label, Some(&child), progress)?;
+        rows.push(row.clone());
+        Ok(row)
+    };
+    let alone = stretch(&Plan { connections: 1, threads: 1, rate: None, ..plan.clone() }, "1 connection", &mut rows)?;
+    let alone_p50 = Duration::from_nanos(alone.tally.ok_ns.value_at_quantile(0.5));
+    let p99_max = p99_max.unwrap_or_else(|| (alone_p50 * 10).max(Duration::from_millis(5)));
+
+    let mut peak = alone;
+    for connections in CONNECTIONS {
+        let label = format!("{connections} connections");
+        let row = stretch(&Plan { connections, rate: None, ..plan.clone() }, &label, &mut rows)?;
+        let gained = row.tally.goodput() / peak.tally.goodput();
+        if gained > 1.0 {
+            peak = row;
+        }
+        if gained < GAIN_MIN {
+            break;
+        }
+    }
+    let peak_per_s = peak.tally.goodput();
+
+    let (mut good, mut bad) = (0.0, peak_per_s * 1.05);
+    for _ in 0..STEPS {
+        let rate = f64::midpoint(good, bad);
+        let open = Plan { connections: 256, rate: Some(rate), arrivals: Arrivals::Poisson, ..plan.clone() };
+        let row = stretch(&open, &format!("rate {rate:.0}"), &mut rows)?;
+        let p99 = Duration::from_nanos(row.tally.ok_ns.value_at_quantile(0.99));
+        if row.tally.success() >= SUCCESS_MIN && p99 <= p99_max {
+            good = rate;
+        } else {
+            bad = rate;
+        }
+    }
+    let session_bytes = session_bytes(&plan, &child)?;
+    let pinned = match servers == own {
+        true => "server and generator share one core".to_owned(),
+        false => format!("server on cores {servers:?}, generator on {own:?}"),
+    };
+    Ok(Capacity {
+        tool: plan.tool.clone(),
+        peak_per_s,
+        per_cpu_second: peak.per_cpu_second().unwrap_or(0.0),
+        knee_per_s: good,
+        p99_max,
+        alone_p50,
+        session_bytes,
+        memory_bytes,
+        rows,
+        pinned,
+    })
+}
+
+/// Memory of the server for one session that is open and idle.
+fn session_bytes(plan: &Plan, child: &Child) -> Result<u64> {
+    let target = Target::new(&Plan { mode: Mode::Sessions, ..plan.clone() });
+    let mut stream = TcpStream::connect(plan.address)?;
+    stream.set_nodelay(true)?;
+    let first = target.open_session(&mut stream)?; // what the first of anything costs is not of the sessions
+    let before = child.usage()?.resident_bytes;
+    let sessions: Vec<_> = (0..SESSIONS).map(|_| target.open_session(&mut stream)).collect::<Result<_>>()?;
+    let after = child.usage()?.resident_bytes;
+    for session in sessions.iter().chain([&first]) {
+        target.close_session(&mut stream, session)?;
+    }
+    Ok(after.saturating_sub(before) / SESSIONS as u64)
+}
+
+impl Capacity {
+    /// In words and figures.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = String::new();
+        let _ = writeln!(text, "{} on this host ({})", self.tool, self.pinned);
+        let _ = writeln!(text, "  peak          {:>10.0} calls/s", self.peak_per_s);
+        let _ =
+            writeln!(text, "  per core      {:>10.0} calls in a second of the server's CPU time", self.per_cpu_second);
+        let _ = writeln!(
+            text,
+            "  knee          {:>10.0} calls/s: at most so many are answered with p99 <= {:.1} ms",
+            self.knee_per_s,
+            self.p99_max.as_secs_f64() * 1e3
+        );
+        let _ = writeln!(text, "  alone         {:>10.3} ms, median of one caller", self.alone_p50.as_secs_f64() * 1e3);
+        let _ = writeln!(text, "  session       {:>10} bytes, open and idle", self.session_bytes);
+        text
+    }
+
+    /// The settings that follow, as a part of `tuning.toml`.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // positive, and clamped
+    pub(crate) fn fragment(&self) -> String {
+        let p99_s = self.p99_max.as_secs_f64();
+        let wait_ms = (self.p99_max.saturating_sub(self.alone_p50).as_millis() as u64).max(1);
+        let queue = ((self.peak_per_s * p99_s).ceil() as usize).clamp(4, 1_000_000);
+        let inside = (queue * 2).max(64);
+        let sessions = (self.memory_bytes / SESSIONS_SHARE / self.session_bytes.max(200)).clamp(1000, 10_000_000);
+        let (tool, peak, knee) = (&self.tool, self.peak_per_s, self.knee_per_s);
+        format!(
+            "# What `bigiron bench --capacity --tool {tool}` found here: {peak:.0} calls/s at the peak, {knee:.0} with\n\
+             # p99 <= {:.1} ms.\n\
+             [limits]\n\
+             # Twice what the queue holds: more would only wait.\n\
+             concurrent_requests_max = {inside}\n\n\
+             [pool]\n\
+             # What is done at the peak in the time that callers bear.\n\
+             queue_max = {queue}\n\
+             # Who waits longer than this misses that time.\n\
+             queue_wait_ms_max = {wait_ms}\n\
+             # And who comes then is told so at once.\n\
+             on_full = \"reject\"\n\n\
+             [sessions]\n\
+             # A quarter of the memory at {} bytes each.\n\
+             sessions_max = {sessions}\n\
+             per_caller_max = {}\n",
+            p99_s * 1e3,
+            self.session_bytes,
+            (sessions / 10).max(1)
+        )
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "tool": self.tool,
+            "peak_per_s": self.peak_per_s,
+            "per_cpu_second": self.per_cpu_second,
+            "knee_per_s": self.knee_per_s,
+            "p99_max_ms": self.p99_max.as_secs_f64() * 1e3,
+            "alone_p50_ms": self.alone_p50.as_secs_f64() * 1e3,
+            "session_bytes": self.session_bytes,
+            "pinned": self.pinned,
+            "rows": self.rows.iter().map(Row::to_json).collect::<Vec<_>>(),
+            "tuning": self.fragment(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Tuning;
+
+    #[test]
+    fn the_settings_are_ones_that_a_server_takes() {
+        for (peak, p99_ms, session, memory) in
+            [(480.0, 20, 210, 8 << 30), (60_000.0, 5, 300, 256 << 20), (3.0, 4000, 0, 1 << 40)]
+        {
+            let capacity = Capacity {
+                tool: "burn".into(),
+                peak_per_s: peak,
+                per_cpu_second: peak,
+                knee_per_s: peak * 0.9,
+                p99_max: Duration::from_millis(p99_ms),
+                alone_p50: Duration::from_millis(2),
+                session_bytes: session,
+                memory_bytes: memory,
+                rows: Vec::new(),
+                pinned: String::new(),
+            };
+            let fragment = capacity.fragment();
+            let tuning: Tuning = toml::from_str(&fragment).unwrap_or_else(|error| panic!("{error}\n{fragment}"));
+            let checked = crate::config::Loaded::from_program(tuning, crate::runtime::Host::read(), false);
+            assert!(checked.is_ok(), "{fragment}\n{}", checked.err().map(|e| e.to_string()).unwrap_or_default());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Load on a server, and what came of it: `bigiron bench`. A [`Plan`] says what is called, over how many connections and
+//! at what rate; [`run`] does it and counts. A closed loop has one call under way on each connection; an open one has a
+//! timetable, and a call's latency begins when it should have been sent, so that a server that stands still is seen as
+//! such. One thread for each core that is given to the generator, raw sockets behind epoll: what it costs must be less
+//! than what it measures.
+
+pub(crate) mod capacity;
+mod child;
+pub(crate) mod compare;
+mod generator;
+pub(crate) mod plot;
+mod reply;
+mod requests;
+pub(crate) mod table;
+mod tally;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+pub(crate) use self::{
+    child::{Child, Usage, cores},
+    requests::Mode,
+    tally::Tally,
+};
+use self::{generator::Generator, requests::Target};
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Between two looks at the clock by the thread that tells of progress.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A stretch of load.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) address: SocketAddr,
+    pub(crate) path: String,
+    /// The address that connections come from, where it matters.
+    pub(crate) from: Option<IpAddr>,
+    pub(crate) tool: String,
+    pub(crate) arguments: serde_json::Value,
+    pub(crate) mode: Mode,
+    pub(crate) connections: usize,
+    /// Calls per second; `None` is a closed loop.
+    pub(crate) rate: Option<f64>,
+    pub(crate) arrivals: Arrivals,
+    pub(crate) warmup: Duration,
+    pub(crate) duration: Duration,
+    /// For an answer.
+    pub(crate) timeout: Duration,
+    /// How often a refused call is sent again, at once.
+    pub(crate) retries: u32,
+    pub(crate) threads: usize,
+}
+
+/// How the calls of an open loop come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Arrivals {
+    /// One after the other at equal distances.
+    Even,
+    /// As from many callers who do not know of each other.
+    Poisson,
+}
+
+/// Set when the user wants to stop: what was measured until then is told.
+pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Runs a plan. `progress` hears of it ten times a second: how long it has run, and whether it still warms up.
+///
+/// # Errors
+/// A server that cannot be reached or does not speak the protocol.
+pub(crate) fn run(plan: &Plan, mut progress: impl FnMut(Duration, bool)) -> Result<Tally> {
+    let threads = plan.threads.clamp(1, plan.connections.max(1));
+    let target = Target::new(plan);
+    let mut generators = Vec::with_capacity(threads);
+    for index in 0..threads {
+        let share = plan.connections / threads + usize::from(index < plan.connections % threads);
+        generators.push(Generator::open(plan, &target, share, index, threads)?);
+    }
+    let begin = Instant::now() + Duration::from_millis(10);
+    thread::scope(|scope| {
+        let running: Vec<_> = generators
+            .into_iter()
+            .map(|generator| {
+                thread::Builder::new().name("load".into()).spawn_scoped(scope, move || generator.drive(begin))
+            })
+            .collect::<std::io::Result<_>>()?;
+        while running.iter().any(|thread| !thread.is_finished()) {
+            thread::sleep(TICK);
+            let passed = begin.elapsed();
+            progress(passed, passed < plan.warmup);
+        }
+        let mut all = Tally::new()?;
+        for thread in running {
+            all.add(&thread.join().map_err(|_| "a thread of the generator panicked")??)?;
+        }
+        Ok(all)
+    })
+}
+
+fn is_stopped() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
