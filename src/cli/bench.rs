@@ -298,7 +298,7 @@ fn endpoint(url: &str, allow_remote: bool) -> Result<(SocketAddr, String), Failu
         .strip_prefix("http://")
         .ok_or_else(|| usage(format!("--url {url}: only http:// is spoken here, such as http://127.0.0.1:5000/mcp")))?;
     let (host, path) =
-        rest.split_once('/').map_or((rest, "/mcp".to_owned()), |(host, path)| (host, format!("/{path}")));
+        rest.split_once('/').map_or_else(|| (rest, "/mcp".to_owned()), |(host, path)| (host, format!("/{path}")));
     let address = host.to_socket_addrs().ok().and_then(|mut all| all.next());
     let address = address
         .ok_or_else(|| usage(format!("--url {url}: {host:?} is no host with a port, such as 127.0.0.1:5000")))?;

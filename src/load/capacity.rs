@@ -96,7 +96,7 @@ pub(crate) fn find(
         false => format!("server on cores {servers:?}, generator on {own:?}"),
     };
     Ok(Capacity {
-        tool: plan.tool.clone(),
+        tool: plan.tool,
         peak_per_s,
         per_cpu_second: peak.per_cpu_second().unwrap_or(0.0),
         knee_per_s: good,

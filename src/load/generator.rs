@@ -41,6 +41,8 @@ pub(super) struct Generator<'p> {
     epoll: OwnedFd,
     timetable: Option<Timetable>,
     threads: usize,
+    /// Calls that were due before are of the warm-up.
+    measured_from: Instant,
 }
 
 struct Connection {
@@ -126,13 +128,15 @@ impl<'p> Generator<'p> {
             epoll,
             timetable,
             threads,
+            measured_from: now,
         })
     }
 
     /// Runs the plan from `begin` on, and ends the sessions.
     pub(super) fn drive(mut self, begin: Instant) -> Result<Tally> {
         std::thread::sleep(begin.saturating_duration_since(Instant::now()));
-        let measured_from = begin + self.plan.warmup;
+        self.measured_from = begin + self.plan.warmup;
+        let measured_from = self.measured_from;
         let end = measured_from + self.plan.duration;
         if let Some(timetable) = &mut self.timetable {
             // Threads take turns, so that together they send evenly.
@@ -147,7 +151,6 @@ impl<'p> Generator<'p> {
             let now = Instant::now();
             if !measuring && now >= measured_from {
                 measuring = true;
-                tally = Tally::new()?; // what was counted so far was the warm-up
                 cpu_from = own_cpu()?;
             }
             if now >= end || is_stopped() {
@@ -175,7 +178,7 @@ impl<'p> Generator<'p> {
     fn send_what_is_due(&mut self, now: Instant, tally: &mut Tally) -> Result<()> {
         let Some(timetable) = &mut self.timetable else {
             while let Some(number) = self.free.pop() {
-                tally.sent += 1;
+                tally.sent += u64::from(now >= self.measured_from);
                 self.send(number, now, 0, tally)?;
             }
             return Ok(());
@@ -187,17 +190,16 @@ impl<'p> Generator<'p> {
             if timetable.waiting.len() < timetable.waiting_max {
                 timetable.waiting.push_back((due, 0));
             } else {
-                tally.not_sent += 1;
+                tally.not_sent += u64::from(due >= self.measured_from);
             }
         }
         while !self.free.is_empty() {
             let Some((due, attempts)) = self.timetable.as_mut().and_then(|t| t.waiting.pop_front()) else { break };
             let Some(number) = self.free.pop() else { break };
-            if attempts == 0 {
-                tally.sent += 1;
-            }
+            let is_measured = due >= self.measured_from;
+            tally.sent += u64::from(attempts == 0 && is_measured);
             // Who had to wait for a connection waited for the server, and not for this thread.
-            if waited_before == 0 {
+            if waited_before == 0 && is_measured {
                 let lag = Instant::now().saturating_duration_since(due);
                 tally.lag_ns.saturating_record(u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX));
             }
@@ -258,7 +260,7 @@ impl<'p> Generator<'p> {
         self.free.push(number);
         let took = call.due.elapsed();
         if matches!(end, End::Refused(503 | 429, _)) && call.attempts < self.plan.retries {
-            tally.retried += 1;
+            tally.retried += u64::from(call.due >= self.measured_from);
             match &mut self.timetable {
                 Some(timetable) => timetable.waiting.push_front((call.due, call.attempts + 1)),
                 None => {
@@ -268,7 +270,9 @@ impl<'p> Generator<'p> {
             }
             return Ok(());
         }
-        tally.end(end, took);
+        if call.due >= self.measured_from {
+            tally.end(end, took);
+        }
         Ok(())
     }
 
@@ -285,7 +289,8 @@ impl<'p> Generator<'p> {
     /// Takes the answers that are still due, counts what never was sent, and ends the sessions.
     fn finish(mut self, ready: &mut Vec<epoll::Event>, tally: &mut Tally) -> Result<()> {
         if let Some(timetable) = self.timetable.take() {
-            tally.not_sent += timetable.waiting.iter().filter(|(_, attempts)| *attempts == 0).count() as u64;
+            let counts = |(due, attempts): &&(Instant, u32)| *attempts == 0 && *due >= self.measured_from;
+            tally.not_sent += timetable.waiting.iter().filter(counts).count() as u64;
         }
         let give_up_at = Instant::now() + LAST_ANSWERS.min(self.plan.timeout);
         while self.connections.iter().any(|c| c.call.is_some()) && Instant::now() < give_up_at {
@@ -294,7 +299,9 @@ impl<'p> Generator<'p> {
         }
         for number in 0..self.connections.len() {
             if let Some(call) = self.connections[number].call.take() {
-                tally.end(End::TimedOut, call.due.elapsed());
+                if call.due >= self.measured_from {
+                    tally.end(End::TimedOut, call.due.elapsed());
+                }
             } else if let Some(session) = self.connections[number].session.take() {
                 let stream = &mut self.connections[number].stream;
                 stream.set_nonblocking(false)?;

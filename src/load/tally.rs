@@ -109,10 +109,6 @@ impl Tally {
         Ok(())
     }
 
-    pub(crate) fn refusals(&self) -> u64 {
-        self.refused.values().sum()
-    }
-
     /// Good answers per second.
     pub(crate) fn goodput(&self) -> f64 {
         per_second(self.ok, self.elapsed)
@@ -197,7 +193,10 @@ mod tests {
             }
             all.add(&one).expect("adds");
         }
-        assert_eq!((all.sent, all.ok, all.tool_errors, all.refusals(), all.broken, all.timed_out), (10, 2, 2, 2, 2, 2));
+        assert_eq!(
+            (all.sent, all.ok, all.tool_errors, all.refused.values().sum::<u64>(), all.broken, all.timed_out),
+            (10, 2, 2, 2, 2, 2)
+        );
         assert!((all.goodput() - 1.0).abs() < 1e-9 && (all.success() - 0.2).abs() < 1e-9);
         assert_eq!(all.to_json()["refused"], json!([{ "status": 503, "code": -31503, "count": 2 }]));
     }

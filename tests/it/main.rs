@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_types)] // a Condvar wants the standard mutex
 
 mod alone; // calls without a connection, and other work that nobody watches
+mod bench; // the load generator: counts, comparisons, faults
 mod cache; // what is kept, for whom, and that equal calls run once
 mod calls; // progress, logs, panics, cancelling, sessions
 mod cli; // the command line: exit codes, messages
