@@ -39,6 +39,11 @@ impl Caller {
     /// The caller on a listener that asks nobody who they are.
     pub const ANONYMOUS: Self = Self(None);
 
+    /// The caller of this name.
+    pub(crate) fn named(subject: &str) -> Self {
+        if subject == Self::ANONYMOUS.subject() { Self::ANONYMOUS } else { Self(Some(subject.into())) }
+    }
+
     /// A stable name of the caller, for keys and logs. Never a token.
     pub fn subject(&self) -> &str {
         self.0.as_deref().unwrap_or("anonymous")

@@ -2,6 +2,7 @@
 //! Exit codes are those that `AFTER_HELP` names.
 
 mod bench;
+mod cache;
 mod check;
 mod schema;
 mod serve;
@@ -58,6 +59,8 @@ enum Verb {
     Check(check::Arguments),
     /// Put load on a server and measure it, compare configurations, or find what this host can take
     Bench(Box<bench::Arguments>),
+    /// Change what a running server keeps of results
+    Cache(cache::Arguments),
     /// Print the JSON Schema of tuning.toml, for editors
     Schema,
 }
@@ -108,6 +111,7 @@ pub fn run(server: Builder) -> ExitCode {
         Verb::Serve(arguments) => serve::run(server, arguments),
         Verb::Check(arguments) => check::run(server, arguments),
         Verb::Bench(arguments) => bench::run(*arguments),
+        Verb::Cache(arguments) => cache::run(arguments),
         Verb::Schema => schema::run(),
     }
 }

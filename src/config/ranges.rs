@@ -131,6 +131,15 @@ pub(super) const RANGES: &[Range] = &[
         "0 would answer no query, and each connection holds files and memory",
     ),
     range("tools.*.timeout_ms", 1, DAY_MS, TIME),
+    range("cache.ttl_jitter_percent", 0, 90, "0 spreads nothing, and over 90 little of the time is left"),
+    range("tools.*.stale_while_revalidate_s", 1, 365 * DAY_S, "to serve none, leave it out"),
+    range("tools.*.stale_if_error_s", 1, 365 * DAY_S, "to serve none, leave it out"),
+    range(
+        "tools.*.cache_error_ttl_s",
+        1,
+        DAY_S,
+        "to keep none, leave it out; a failure that is kept for a day is one for long",
+    ),
     range("tools.*.concurrency_max", 1, 1_000_000, "0 would run no call; to set no limit, leave it out"),
     range("tools.*.waiting_max", 0, 1_000_000, "each call that waits holds a connection"),
     range(

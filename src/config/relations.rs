@@ -293,9 +293,13 @@ fn tools(view: &View<'_>, faults: &mut Faults) {
                 ),
             ));
         }
-        for (key, set) in
-            [("cache_scope", tool.cache_scope.is_some()), ("cache_not_read_only", tool.cache_not_read_only.is_some())]
-        {
+        for (key, set) in [
+            ("cache_scope", tool.cache_scope.is_some()),
+            ("cache_not_read_only", tool.cache_not_read_only.is_some()),
+            ("stale_while_revalidate_s", tool.stale_while_revalidate_s.is_some()),
+            ("stale_if_error_s", tool.stale_if_error_s.is_some()),
+            ("cache_error_ttl_s", tool.cache_error_ttl_s.is_some()),
+        ] {
             if set && tool.cache_ttl_s.is_none() {
                 view.refuse(faults, &format!("tools.{name}.{key}"), format!(
                     "this says nothing without tools.{name}.cache_ttl_s, because no result is kept; set that too, or remove this"

@@ -341,6 +341,9 @@ fn every_range_is_of_a_setting_and_holds_its_default() {
             "tools.x.timeout_ms=5000",
             "tools.x.cache_ttl_s=5",
             "tools.x.concurrency_max=5",
+            "tools.x.stale_while_revalidate_s=5",
+            "tools.x.stale_if_error_s=5",
+            "tools.x.cache_error_ttl_s=5",
             "tools.x.waiting_max=5",
         ],
         ..Given::default()

@@ -22,16 +22,19 @@ use serde_json::Value;
 pub(crate) use self::pool::Pool;
 pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
-    call::{Ctx, Lane, Reply, extra_time},
+    call::{Caller, ClientCapabilities, Ctx, Deadline, Lane, Reply, extra_time},
     dispatch::{
         bulkhead::Bulkhead,
-        cache::{Cache, CacheKey},
+        cache::{Asked, Cache, CacheKey, Found, Which},
         deadline::until_extended,
         polls::Polls,
         run::Runner,
     },
     error::CallError,
-    tool::{Concurrency, Config as ToolConfig, Outcome, Registry, Tool, registry::ToolFault},
+    tool::{
+        Concurrency, Config as ToolConfig, Outcome, Registry, Tool,
+        registry::{CachePolicy, ToolFault},
+    },
 };
 
 /// A tool's answer, and where it came from.
@@ -53,12 +56,23 @@ pub(crate) enum Served {
         /// Seconds since the tool ran.
         age_s: u64,
     },
+    /// A kept result whose time is over: a new one is being made, or could not be.
+    Stale {
+        /// Seconds since the tool ran.
+        age_s: u64,
+    },
 }
 
 /// Takes calls to their tools.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     registry: Registry,
+    core: Arc<Core>,
+}
+
+/// What runs calls: shared with runs that no call waits for.
+#[derive(Debug)]
+struct Core {
     cache: Cache,
     runner: Runner,
     /// Of tools that have one, by name.
@@ -68,7 +82,8 @@ pub(crate) struct Dispatch {
 impl Dispatch {
     pub(crate) fn new(registry: Registry, cache: &cache::Config, pool: Pool, result_bytes_max: usize) -> Self {
         let runner = Runner { pool, result_bytes_max, polls: Polls::default() };
-        Self { registry, cache: Cache::new(cache), runner, bulkheads: RwLock::default() }
+        let core = Core { cache: Cache::new(cache), runner, bulkheads: RwLock::default() };
+        Self { registry, core: Arc::new(core) }
     }
 
     /// Serves other tools from here on.
@@ -95,25 +110,178 @@ impl Dispatch {
             return Err(CallError::Tool(fault));
         }
         // What came of a client's answers is its own: neither taken from others nor kept for them.
-        if let Some(policy) = tool.cache.filter(|_| !ctx.has_answers()) {
-            let key = CacheKey::new(tool, &arguments, policy.scope, ctx.caller());
-            if let Some(hit) = self.cache.get(&key).await {
-                return Ok(hit);
+        let Some(policy) = tool.cache.filter(|_| !ctx.has_answers()) else {
+            let reply = self.core.run_tool(tool, arguments, ctx).await?;
+            return Ok(Answered { reply, served: Served::Fresh });
+        };
+        let key = CacheKey::new(tool, &arguments, policy.scope, ctx.caller());
+        let caller = ctx.caller().clone();
+        let asked = asked(tool, key, policy, &caller);
+        match self.core.cache.find(&asked, Instant::now()) {
+            Found::Fresh(answered) => return Ok(answered),
+            Found::Stale(answered, permit) => {
+                if let Some(permit) = permit {
+                    permit.forget(); // given back by the refresh
+                    Core::refresh(&self.core, tool, key, policy, arguments, &ctx);
+                }
+                return Ok(answered);
             }
-            // What a client watches is its own run: not shared with others, and not kept.
-            if !ctx.is_watched() && !ctx.can_ask_now() {
-                // Boxed, since this future is large and every connection has room for the largest.
-                let deadline = ctx.deadline();
-                let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
-                let run = self.cache.run(key, policy.ttl_s, self.run_tool(tool, arguments, ctx));
-                // Who waits for another's run has a deadline too.
-                let extra = || extra_time(outbox.as_deref(), deferred.as_deref());
-                let answered = until_extended(deadline, extra, Box::pin(run)).await;
-                return answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }));
-            }
+            Found::Nothing => {}
         }
-        let reply = self.run_tool(tool, arguments, ctx).await?;
+        // What a client watches, or may be asked, is its own run: not shared with others, and not kept.
+        if ctx.is_watched() || ctx.can_ask_now() {
+            let reply = self.core.run_tool(tool, arguments, ctx).await?;
+            return Ok(Answered { reply, served: Served::Fresh });
+        }
+        // Boxed, since this future is large and every connection has room for the largest.
+        let deadline = ctx.deadline();
+        let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
+        let run = self.core.cache.run(&asked, self.core.run_tool(tool, arguments, ctx));
+        // Who waits for another's run has a deadline too.
+        let extra = || extra_time(outbox.as_deref(), deferred.as_deref());
+        let answered = until_extended(deadline, extra, Box::pin(run)).await;
+        answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }))
+    }
+
+    /// Size of one result.
+    pub(crate) fn result_bytes_max(&self) -> usize {
+        self.core.runner.result_bytes_max
+    }
+
+    /// To be called some times a second.
+    pub(crate) fn look_after(&self, now: Instant) {
+        self.core.runner.pool.look_after(now);
+        self.core.runner.polls.look_after(now);
+    }
+
+    /// From here on no result is served that was kept, or whose run had begun, before: of everything, or of what is
+    /// named. With arguments, of that call alone, for a caller or for all where results are public.
+    ///
+    /// # Errors
+    /// A tool that there is not, or arguments without a tool: says what would be right.
+    pub(crate) fn invalidate(
+        &self,
+        tool: Option<&str>,
+        arguments: Option<&Value>,
+        caller: Option<&str>,
+    ) -> Result<(), String> {
+        let tools = self.registry.snapshot();
+        let named = match tool {
+            None => None,
+            Some(name) => {
+                let known = || {
+                    let cached = tools.ordered().iter().filter(|t| t.cache.is_some()).map(|t| t.tool.name());
+                    cached.collect::<Vec<_>>().join(", ")
+                };
+                Some(
+                    tools
+                        .get(name)
+                        .ok_or_else(|| format!("there is no tool {name:?}; results are kept of: {}", known()))?,
+                )
+            }
+        };
+        match (named, arguments, caller) {
+            (None, Some(_), _) => return Err("arguments say nothing without a tool; name the tool too".into()),
+            (Some(tool), Some(arguments), caller) => {
+                let scope = tool.cache.map(|policy| policy.scope).unwrap_or_default();
+                let caller = caller.map_or(Caller::ANONYMOUS, Caller::named);
+                self.core.cache.invalidate(Which::Key(CacheKey::new(tool, arguments, scope, &caller)));
+            }
+            (Some(tool), None, None) => self.core.cache.invalidate(Which::Tool(tool.tool.name())),
+            (Some(_), None, Some(_)) => {
+                return Err("a tool and a caller need the arguments too; or name only one of the two".into());
+            }
+            (None, None, Some(caller)) => self.core.cache.invalidate(Which::Caller(caller)),
+            (None, None, None) => self.core.cache.invalidate(Which::All),
+        }
+        Ok(())
+    }
+
+    /// Kept results, and the bytes that they take.
+    pub(crate) fn cache_size(&self) -> (u64, u64) {
+        self.core.cache.size()
+    }
+
+    /// Gives a share of the kept results up, the least used first.
+    pub(crate) fn give_up_kept(&self, share: f64) {
+        self.core.cache.shrink(share);
+    }
+
+    /// What a refused caller is to be told to wait, in seconds.
+    pub(crate) fn retry_after_s(&self) -> u32 {
+        self.core.runner.pool.retry_after_s()
+    }
+
+    /// What the pool is at.
+    pub(crate) fn pool_load(&self, now: Instant) -> pool::Load {
+        self.core.runner.pool.load(now)
+    }
+
+    /// Of a tool whose calls at once are limited: how many may run, how many do, how many wait.
+    pub(crate) fn bulkhead_load(&self, tool: &str) -> Option<(usize, usize, usize)> {
+        self.core.bulkheads.read().get(tool).map(|bulkhead| bulkhead.load())
+    }
+
+    /// Answers a call that needs no waiting, here and now: of a tool in the lane `Inline` whose results are not kept.
+    /// Gives everything back when the call is not one of those.
+    #[allow(clippy::result_large_err)] // what comes back goes on another way
+    pub(crate) fn call_now(
+        &self,
+        tool: &ServedTool,
+        arguments: Value,
+        ctx: Ctx,
+    ) -> Result<Result<Answered, CallError>, (Value, Ctx)> {
+        let work = &tool.tool.work;
+        if work.lane != Lane::Inline
+            || tool.cache.is_some()
+            || tool.concurrency.is_some()
+            || !matches!(work.run, Run::Sync(_))
+        {
+            return Err((arguments, ctx));
+        }
+        if let Some(fault) = tool.arguments.fault(&arguments) {
+            return Ok(Err(CallError::Tool(fault)));
+        }
+        let outcome = self.core.runner.run_now(work, arguments, ctx);
+        Ok(outcome.map(|reply| Answered { reply, served: Served::Fresh }))
+    }
+
+    /// Runs what is not a tool. Dropping the future cancels it.
+    pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, ctx: Ctx) -> Result<Answered, CallError> {
+        let reply = self.core.runner.run(work, arguments, ctx).await?;
         Ok(Answered { reply, served: Served::Fresh })
+    }
+}
+
+fn asked<'a>(tool: &'a ServedTool, key: CacheKey, policy: CachePolicy, caller: &'a Caller) -> Asked<'a> {
+    let (tool, meter) = (tool.tool.name(), tool.tool.work.meter.as_ref());
+    Asked { key, tool, caller: caller.subject(), policy, meter }
+}
+
+impl Core {
+    /// Makes a new result in place of one that is still served, in a task that no call waits for: it has the time and
+    /// the limits that a call has.
+    fn refresh(
+        core: &Arc<Self>,
+        tool: &Arc<ServedTool>,
+        key: CacheKey,
+        policy: CachePolicy,
+        arguments: Value,
+        of: &Ctx,
+    ) {
+        let (core, tool) = (Arc::clone(core), Arc::clone(tool));
+        let mut ctx = Ctx::new(
+            of.caller().clone(),
+            Deadline::after(Instant::now(), tool.timeout_ms),
+            ClientCapabilities::default(),
+        );
+        ctx.share = of.share;
+        tokio::spawn(async move {
+            let _refreshing = core.cache.refreshing();
+            let caller = ctx.caller().clone();
+            let run = core.run_tool(&tool, arguments, ctx);
+            core.cache.refresh(&asked(&tool, key, policy, &caller), run).await;
+        });
     }
 
     /// Runs a tool, after others of it where only so many may run at once.
@@ -138,67 +306,6 @@ impl Dispatch {
         let mut bulkheads = self.bulkheads.write();
         Arc::clone(bulkheads.entry(tool.to_owned()).or_insert_with(|| Arc::new(Bulkhead::new(concurrency))))
     }
-
-    /// Size of one result.
-    pub(crate) fn result_bytes_max(&self) -> usize {
-        self.runner.result_bytes_max
-    }
-
-    /// To be called some times a second.
-    pub(crate) fn look_after(&self, now: Instant) {
-        self.runner.pool.look_after(now);
-        self.runner.polls.look_after(now);
-    }
-
-    /// Gives a share of the kept results up, the least used first.
-    pub(crate) fn give_up_kept(&self, share: f64) {
-        self.cache.shrink(share);
-    }
-
-    /// What a refused caller is to be told to wait, in seconds.
-    pub(crate) fn retry_after_s(&self) -> u32 {
-        self.runner.pool.retry_after_s()
-    }
-
-    /// What the pool is at.
-    pub(crate) fn pool_load(&self, now: Instant) -> pool::Load {
-        self.runner.pool.load(now)
-    }
-
-    /// Of a tool whose calls at once are limited: how many may run, how many do, how many wait.
-    pub(crate) fn bulkhead_load(&self, tool: &str) -> Option<(usize, usize, usize)> {
-        self.bulkheads.read().get(tool).map(|bulkhead| bulkhead.load())
-    }
-
-    /// Answers a call that needs no waiting, here and now: of a tool in the lane `Inline` whose results are not kept.
-    /// Gives everything back when the call is not one of those.
-    #[allow(clippy::result_large_err)] // what comes back goes on another way
-    pub(crate) fn call_now(
-        &self,
-        tool: &ServedTool,
-        arguments: Value,
-        ctx: Ctx,
-    ) -> Result<Result<Answered, CallError>, (Value, Ctx)> {
-        let work = &tool.tool.work;
-        if work.lane != Lane::Inline
-            || tool.cache.is_some()
-            || tool.concurrency.is_some()
-            || !matches!(work.run, Run::Sync(_))
-        {
-            return Err((arguments, ctx));
-        }
-        if let Some(fault) = tool.arguments.fault(&arguments) {
-            return Ok(Err(CallError::Tool(fault)));
-        }
-        let outcome = self.runner.run_now(work, arguments, ctx);
-        Ok(outcome.map(|reply| Answered { reply, served: Served::Fresh }))
-    }
-
-    /// Runs what is not a tool. Dropping the future cancels it.
-    pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, ctx: Ctx) -> Result<Answered, CallError> {
-        let reply = self.runner.run(work, arguments, ctx).await?;
-        Ok(Answered { reply, served: Served::Fresh })
-    }
 }
 
 #[cfg(test)]
@@ -220,6 +327,6 @@ mod tests {
         let deadline = Deadline::after(Instant::now(), 1000);
         let ctx = Ctx::new(Caller::ANONYMOUS, deadline, ClientCapabilities::default());
         let call = dispatch.call(&tool, Value::Null, ctx);
-        assert!(size_of_val(&call) <= 2304, "{} bytes", size_of_val(&call));
+        assert!(size_of_val(&call) <= 2560, "{} bytes", size_of_val(&call));
     }
 }

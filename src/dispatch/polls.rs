@@ -88,21 +88,22 @@ impl Polls {
     }
 }
 
-impl Drop for Polling<'_> {
-    fn drop(&mut self) {
+impl Polling<'_> {
+    /// The poll is over: when it began and ended.
+    pub(crate) fn end(self) -> (Instant, Instant) {
         static RARELY: Rarely = Rarely::new();
         self.seat.since.store(0, Relaxed);
         let now = Instant::now();
         let took = now.saturating_duration_since(self.since);
-        if took <= POLL_MAX {
-            return;
+        if took > POLL_MAX {
+            if let Some(meter) = &self.work.meter {
+                meter.slow_poll();
+            }
+            if let Some(left_out) = RARELY.may(now) {
+                let held_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(left_out, name = %self.work.name, held_ms, "a tool held an I/O thread");
+            }
         }
-        if let Some(meter) = &self.work.meter {
-            meter.slow_poll();
-        }
-        if let Some(left_out) = RARELY.may(now) {
-            let held_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            tracing::warn!(left_out, name = %self.work.name, held_ms, "a tool held an I/O thread");
-        }
+        (self.since, now)
     }
 }

@@ -35,10 +35,7 @@ impl Runner {
                 let _ran = Ran::of(work);
                 run_sync(work, arguments, ctx)?
             }
-            (Run::Async(start), _) => {
-                let _ran = Ran::of(work);
-                run_async(work, &self.polls, |ctx| start(arguments, ctx), ctx).await?
-            }
+            (Run::Async(start), _) => run_async(work, &self.polls, |ctx| start(arguments, ctx), ctx).await?,
         };
         self.fits(work, reply)
     }
@@ -73,7 +70,7 @@ async fn run_async(work: &Arc<Work>, polls: &Polls, start: impl FnOnce(Ctx) -> R
         return Err(CallError::DeadlineBeforeStart);
     }
     let Ok(running) = catch_unwind(AssertUnwindSafe(|| start(ctx))) else { return Err(panicked(work)) };
-    let mut running = Contained { running: Some(running), work, polls };
+    let mut running = Contained { running: Some(running), work, polls, ran: None };
     let contained = poll_fn(move |cx| running.poll(cx));
     until_extended(deadline, || extra_time(outbox.as_deref(), deferred.as_deref()), contained)
         .await
@@ -85,6 +82,8 @@ struct Contained<'w> {
     running: Option<Running>,
     work: &'w Arc<Work>,
     polls: &'w Polls,
+    /// From the first poll to the end of the last.
+    ran: Option<(Instant, Instant)>,
 }
 
 /// Measures how long a tool runs, however it ends.
@@ -110,8 +109,10 @@ impl Drop for Ran<'_> {
 impl Contained<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Some(running) = &mut self.running else { return Poll::Ready(Err(CallError::Internal)) };
-        let _polling = self.polls.begin(self.work);
+        let polling = self.polls.begin(self.work);
         let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
+        let (began, ended) = polling.end();
+        self.ran = Some((self.ran.map_or(began, |(first, _)| first), ended));
         match polled.unwrap_or_else(|_| Poll::Ready(Err(panicked(self.work)))) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(outcome) => Poll::Ready(if self.end() { outcome } else { Err(CallError::Internal) }),
@@ -132,6 +133,9 @@ impl Contained<'_> {
 impl Drop for Contained<'_> {
     fn drop(&mut self) {
         self.end();
+        if let (Some(meter), Some((began, ended))) = (&self.work.meter, self.ran) {
+            meter.took(Phase::Run, ended - began);
+        }
     }
 }
 

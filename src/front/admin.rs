@@ -4,8 +4,12 @@
 
 use std::{convert::Infallible, fmt, io, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
 
-use hyper::{Method, Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, body::Incoming, http::request::Parts, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, oneshot},
@@ -14,13 +18,16 @@ use tokio::{
 use crate::{
     front::{
         body::Body,
-        checks::{Hosts, Origins, said_once},
+        checks::{self, Hosts, Origins, said_once},
         headers::Headers,
+        intake::{self, Bodies},
+        limits,
         reply::{self, Refused},
     },
     mcp::code::Refusal,
     shutdown::Drain,
     telemetry::exposition,
+    units::ByteSize,
 };
 
 /// Connections at once: operators, a balancer, a scraper.
@@ -34,7 +41,26 @@ pub(crate) struct Admin {
     pub(crate) drain: Arc<Drain>,
     /// All metrics as text, as long as there is a server.
     pub(crate) metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Invalidates kept results, as long as there is a server; or says what is wrong with the wish.
+    pub(crate) invalidate: Box<Invalidate>,
 }
+
+type Invalidate = dyn Fn(&Invalidation) -> Option<Result<(), String>> + Send + Sync;
+
+/// Which kept results are not to be served any more; with nothing said, none of them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Invalidation {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tool: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) arguments: Option<Map<String, Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) caller: Option<String>,
+}
+
+/// A body here names a tool and its arguments.
+const BODY_BYTES_MAX: ByteSize = ByteSize::kib(64);
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,9 +97,13 @@ async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
         };
         let admin = Arc::clone(&admin);
         tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let response = admin.answer(&request).unwrap_or_else(Refused::into_response);
-                std::future::ready(Ok::<_, Infallible>(response))
+            let service = service_fn(move |request: Request<Incoming>| {
+                let admin = Arc::clone(&admin);
+                async move {
+                    let (head, body) = request.into_parts();
+                    let answered = admin.answer(&head, body).await;
+                    Ok::<_, Infallible>(answered.unwrap_or_else(Refused::into_response))
+                }
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -84,23 +114,43 @@ async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
 }
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>) -> Result<Response<Body>, Refused> {
-        let headers = Headers::scan(request.headers());
+    async fn answer(&self, request: &Parts, body: Incoming) -> Result<Response<Body>, Refused> {
+        let headers = Headers::scan(&request.headers);
         said_once(&headers)?;
-        self.hosts.check(request.uri(), request.version(), &headers)?;
+        self.hosts.check(&request.uri, request.version, &headers)?;
         Origins::new(&[]).check(&headers, &self.hosts)?;
-        match (request.method(), request.uri().path()) {
+        match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
             (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(!self.drain.is_started())),
             (&Method::GET | &Method::HEAD, "/metrics") => match (self.metrics)() {
                 Some(text) => Ok(reply::text(text, exposition::CONTENT_TYPE)),
                 None => Err(Refusal::overloaded(1, "the server has stopped").into()),
             },
+            (&Method::POST, "/cache/invalidate") => {
+                checks::content(&headers)?;
+                let limits = limits::Config { request_bytes_max: BODY_BYTES_MAX, ..limits::Config::default() };
+                let length = checks::length(&headers, &limits)?;
+                let body = intake::read(body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await?;
+                match (self.invalidate)(&invalidation(&body)?) {
+                    Some(Ok(())) => Ok(reply::text("{\"invalidated\":true}\n".into(), "application/json")),
+                    Some(Err(message)) => Err(Refusal::invalid_request(message).into()),
+                    None => Err(Refusal::overloaded(1, "the server has stopped").into()),
+                }
+            }
             _ => {
-                let message =
-                    "nothing is served at this path of the admin listener; it has /health, /ready and /metrics";
+                let message = "nothing is served at this path of the admin listener; it has /health, /ready, /metrics, and \
+                               /cache/invalidate for POST";
                 Err(Refusal { status: 404, ..Refusal::invalid_request(message) }.into())
             }
         }
     }
+}
+
+fn invalidation(body: &[u8]) -> Result<Invalidation, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        let message = format!(
+            "{error}; send an object with any of \"tool\", \"arguments\" (an object) and \"caller\", or {{}} for everything"
+        );
+        Refusal::invalid_request(message)
+    })
 }

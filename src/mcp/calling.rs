@@ -192,7 +192,7 @@ impl Router {
 
     /// Makes a call ready.
     fn call(&self, request: Request<'_>, target: Target, arguments: Value, scope: Option<Arc<Session>>) -> Handled {
-        let Request { id, era, params, head, body, now, method } = request;
+        let Request { id, era, mut params, head, body, now, method } = request;
         let (work, timeout_ms) = match &target {
             Target::Tool(tool) => (&tool.tool.work, tool.timeout_ms),
             Target::Work(work, _) => (work, self.request_timeout_ms),
@@ -236,7 +236,7 @@ impl Router {
         }
         let id = OwnedId::from(id);
         if work.wants_raw {
-            ctx.raw = Some(Box::new(Self::raw(&id, body, era, scope.as_deref())));
+            ctx.raw = Some(Box::new(Self::raw(&id, params.meta.whole.take(), era, scope.as_deref())));
             if era == Era::Modern && matches!(bound_to, BoundTo::Nothing) {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
                 bound_to = BoundTo::Request(method.into(), name.into(), arguments.clone());
@@ -284,13 +284,18 @@ impl Router {
     }
 
     /// The request as it came.
-    fn raw(id: &OwnedId, body: &[u8], era: Era, session: Option<&Session>) -> Raw {
+    fn raw(id: &OwnedId, meta: Option<Map<String, Value>>, era: Era, session: Option<&Session>) -> Raw {
         let version = match (era, session) {
             (Era::Legacy, Some(session)) => session.version(),
             _ => MODERN_VERSION,
         };
-        let (id, meta) = (id.to_value(), wire::meta(body));
-        Raw { version, id, meta, initialize: session.and_then(Session::initialize).map(Arc::clone), parts: None }
+        Raw {
+            version,
+            id: id.to_value(),
+            meta: meta.unwrap_or_default(),
+            initialize: session.and_then(Session::initialize).map(Arc::clone),
+            parts: None,
+        }
     }
 }
 

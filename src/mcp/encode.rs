@@ -137,6 +137,9 @@ impl Encoder {
             Served::Hit { age_s } => {
                 member(format!(r#""bigiron/cache":{{"status":"hit","age_s":{age_s}}}"#).as_bytes())
             }
+            Served::Stale { age_s } => {
+                member(format!(r#""bigiron/cache":{{"status":"stale","age_s":{age_s}}}"#).as_bytes())
+            }
         }
         meta.extend_from_slice(if meta.is_empty() { b"}}" } else { b"}}}" });
         meta.into()

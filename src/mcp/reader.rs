@@ -4,7 +4,7 @@
 use std::{borrow::Cow, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     call::{ClientCapabilities, TASKS_EXTENSION},
@@ -37,7 +37,7 @@ pub(super) fn read<'a>(bytes: &'a [u8], limits: ShapeLimits, envelope: &mut Enve
 }
 
 /// A whole document as a value, with the same strictness; `None` for what is none.
-pub(super) fn build(bytes: &[u8], limits: ShapeLimits) -> Option<serde_json::Value> {
+pub(super) fn build(bytes: &[u8], limits: ShapeLimits) -> Option<Value> {
     let reader = Reader::new(limits);
     let mut json = serde_json::Deserializer::from_str(std::str::from_utf8(bytes).ok()?);
     json.disable_recursion_limit();
@@ -104,6 +104,9 @@ impl<'de> Object<'de> for Params<'de> {
 
 impl<'de> Object<'de> for Meta<'de> {
     fn member<A: MapAccess<'de>>(&mut self, key: &str, value: Slot<'_, A>) -> Result<(), A::Error> {
+        if self.whole.is_some() {
+            return self.member_and_keep(key, value);
+        }
         match key {
             META_PROTOCOL_VERSION => value.text(&mut self.protocol_version),
             META_CLIENT_CAPABILITIES => value.capabilities(&mut self.client_capabilities),
@@ -112,6 +115,36 @@ impl<'de> Object<'de> for Meta<'de> {
             _ => value.skip(),
         }
     }
+}
+
+impl<'de> Meta<'de> {
+    /// The same for one who wants to see all of it: each value is made once and looked at.
+    fn member_and_keep<A: MapAccess<'de>>(&mut self, key: &str, mut slot: Slot<'_, A>) -> Result<(), A::Error> {
+        let value = if key == "progressToken" {
+            let raw = slot.read_id(&mut self.progress_token)?;
+            serde_json::from_str(raw).unwrap_or_default()
+        } else {
+            slot.members.next_value_seed(Build::new(slot.reader))?
+        };
+        let text = || value.as_str().map_or(Text::Wrong, |text| Text::Is(text.to_owned().into()));
+        match key {
+            META_PROTOCOL_VERSION => self.protocol_version = text(),
+            META_LOG_LEVEL => self.log_level = text(),
+            META_CLIENT_CAPABILITIES => self.client_capabilities = value.as_object().map(capabilities_of),
+            _ => {}
+        }
+        if let Some(whole) = &mut self.whole {
+            whole.insert(key.to_owned(), value);
+        }
+        Ok(())
+    }
+}
+
+fn capabilities_of(members: &Map<String, Value>) -> ClientCapabilities {
+    let named = ClientCapabilities::NAMES.iter().filter(|(name, _)| members.contains_key(*name));
+    let all = named.fold(ClientCapabilities::default(), |all, (_, flag)| all.union(*flag));
+    let has_tasks = members.get("extensions").is_some_and(|extensions| extensions.get(TASKS_EXTENSION).is_some());
+    if has_tasks { all.union(ClientCapabilities::TASKS) } else { all }
 }
 
 impl<'de> Object<'de> for ClientCapabilities {
@@ -161,10 +194,15 @@ impl<'de, A: MapAccess<'de>> Slot<'_, A> {
         Ok(())
     }
 
-    fn id(self, into: &mut IdField<'de>) -> Result<(), A::Error> {
+    fn id(mut self, into: &mut IdField<'de>) -> Result<(), A::Error> {
+        self.read_id(into).map(drop)
+    }
+
+    /// The same; returns it as it was written.
+    fn read_id(&mut self, into: &mut IdField<'de>) -> Result<&'de str, A::Error> {
         let raw = self.members.next_value::<&'de RawValue>()?.get();
         *into = read_id(raw).map_err(A::Error::custom)?.map_or(IdField::Wrong, IdField::Is);
-        Ok(())
+        Ok(raw)
     }
 
     fn object<T: Object<'de>>(self, into: &mut T) -> Result<Shape, A::Error> {

@@ -135,7 +135,8 @@ impl Router {
 
     /// One message. `own` is the session of a transport that is one.
     pub(crate) fn message(&self, head: &Head<'_>, own: Option<&OwnSession>, body: &[u8], now: Instant) -> Step {
-        let (envelope, fault) = wire::read(body, self.shape);
+        let read = if self.features.has_hosted { wire::read_with_meta } else { wire::read };
+        let (envelope, fault) = read(body, self.shape);
         if batch::is_one(body) && matches!(fault, Some(WireFault::InvalidRequest(_))) {
             let taken = self.batch(head, own, body, now);
             return taken.unwrap_or_else(|refusal| Step::Done(Answer::refused(None, &refusal)));

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{call::ClientCapabilities, mcp::reader};
 
@@ -75,6 +75,8 @@ pub(crate) struct Meta<'a> {
     pub(crate) client_capabilities: Option<ClientCapabilities>,
     pub(crate) log_level: Text<'a>,
     pub(crate) progress_token: IdField<'a>,
+    /// All of it, where hosted handlers want to see it.
+    pub(crate) whole: Option<Map<String, Value>>,
 }
 
 /// `params`: the members that some method reads.
@@ -113,27 +115,6 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// A message as far as a hosted handler wants to see it whole.
-#[derive(Debug, Default, serde::Deserialize)]
-struct Seen {
-    #[serde(default)]
-    params: SeenParams,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-struct SeenParams {
-    #[serde(default, rename = "_meta")]
-    meta: serde_json::Map<String, Value>,
-}
-
-/// Reads `params._meta` of a message that was found good before; the rest is passed over.
-pub(crate) fn meta(bytes: &[u8]) -> serde_json::Map<String, Value> {
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    // As text at once, so that not each text in it is checked for UTF-8.
-    let text = std::str::from_utf8(bytes).unwrap_or_default();
-    serde_json::from_str::<Seen>(text).unwrap_or_default().params.meta
-}
-
 /// The value of one member of a message that was read before, such as `params`: for what only few methods read. It was
 /// found good then, so it is read the same now.
 pub(crate) fn member(bytes: &[u8], limits: ShapeLimits, name: &str) -> Option<Value> {
@@ -157,8 +138,22 @@ pub(crate) enum WireFault {
 
 /// Reads one message. With a fault comes what could be read, the id above all.
 pub(crate) fn read(bytes: &[u8], limits: ShapeLimits) -> (Envelope<'_>, Option<WireFault>) {
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    read_into(Envelope::default(), bytes, limits)
+}
+
+/// The same, with all of `params._meta`.
+pub(crate) fn read_with_meta(bytes: &[u8], limits: ShapeLimits) -> (Envelope<'_>, Option<WireFault>) {
     let mut envelope = Envelope::default();
+    envelope.params.meta.whole = Some(Map::new());
+    read_into(envelope, bytes, limits)
+}
+
+fn read_into<'a>(
+    mut envelope: Envelope<'a>,
+    bytes: &'a [u8],
+    limits: ShapeLimits,
+) -> (Envelope<'a>, Option<WireFault>) {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let invalid = |text: &str| Some(WireFault::InvalidRequest(text.to_owned()));
     let fault = match reader::read(bytes, limits, &mut envelope) {
         Err(fault) => Some(fault),
@@ -304,6 +299,25 @@ mod tests {
         assert_eq!(params.arguments, Some(serde_json::json!({"n":[1,{"a":null}]})));
         assert_eq!(params.meta.progress_token, IdField::Is(Id::Number(7)));
         assert_eq!(params.meta.client_capabilities, Some(ClientCapabilities::SAMPLING));
+    }
+
+    #[test]
+    fn all_of_meta_says_the_same_as_its_parts() {
+        let text = br#"{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":{"progressToken":"a\u0062","own":{"n":[1]},
+            "io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/logLevel":7,
+            "io.modelcontextprotocol/clientCapabilities":{"roots":{},"extensions":{"io.modelcontextprotocol/tasks":{}}}}}}"#;
+        let (parts, whole) = (read(text, LIMITS).0.params.meta, read_with_meta(text, LIMITS).0.params.meta);
+        assert_eq!(whole.protocol_version.get(), parts.protocol_version.get());
+        assert_eq!(whole.client_capabilities, parts.client_capabilities);
+        assert_eq!((whole.log_level, whole.progress_token), (parts.log_level, parts.progress_token));
+        let all = whole.whole.expect("all of it");
+        assert_eq!((&all["own"], &all["progressToken"]), (&serde_json::json!({"n":[1]}), &serde_json::json!("ab")));
+        assert_eq!(all.len(), 5);
+        for bad in [r#"{"_meta":{"a":1,"a":2}}"#, r#"{"_meta":{"a":"\ud800"}}"#] {
+            let text = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"x","params":{bad}}}"#);
+            assert_eq!(read_with_meta(text.as_bytes(), LIMITS).1.is_some(), read(text.as_bytes(), LIMITS).1.is_some());
+            assert!(read_with_meta(text.as_bytes(), LIMITS).1.is_some());
+        }
     }
 
     #[test]

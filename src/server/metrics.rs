@@ -8,7 +8,7 @@ use crate::{
     front::Front,
     listener::Connections,
     telemetry::{
-        calls::{CallMeter, Ended, Phase},
+        calls::{Cached, CallMeter, Ended, Phase},
         exposition::{Exposition, Labels},
     },
 };
@@ -40,6 +40,7 @@ impl Sources {
         self.pool(&mut out);
         let tools = self.front.router.dispatch.tools();
         calls(&mut out, tools.ordered());
+        self.cache(&mut out, tools.ordered());
         self.bulkheads(&mut out, tools.ordered());
         out.into_text()
     }
@@ -88,6 +89,20 @@ impl Sources {
         out.gauge("bigiron_pool_io_threads_borrowed", "I/O threads that run a call of the pool").only(load.io_busy);
         let retry_after_s = dispatch.retry_after_s();
         out.gauge("bigiron_retry_after_seconds", "What a refused caller is told to wait").only(retry_after_s);
+    }
+
+    fn cache(&self, out: &mut Exposition, tools: &[Arc<ServedTool>]) {
+        let (entries, bytes) = self.front.router.dispatch.cache_size();
+        out.gauge("bigiron_cache_entries", "Results that are kept").only(entries);
+        out.gauge("bigiron_cache_bytes", "Memory that they take").only(bytes);
+        out.counter("bigiron_cache_total", "What the cache did for calls of tools whose results are kept");
+        for tool in tools.iter().filter(|tool| tool.cache.is_some()) {
+            let Some(meter) = &tool.tool.work.meter else { continue };
+            for (what, word) in Cached::ALL {
+                let labels = Labels::new(&[("tool", tool.tool.name()), ("what", word)]);
+                out.value(&labels, meter.cached_count(what));
+            }
+        }
     }
 
     fn bulkheads(&self, out: &mut Exposition, tools: &[Arc<ServedTool>]) {

@@ -29,7 +29,7 @@ use crate::{
     },
     front::{
         Front,
-        admin::{self, Admin},
+        admin::{self, Admin, Invalidation},
         checks::{Hosts, Origins},
         gate::{Gate, Weights},
         intake::Bodies,
@@ -297,7 +297,13 @@ impl Builder {
         let started = admin_socket.map(|socket| {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
             let metrics = metrics::reader(&front, &connections);
-            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics })
+            let server = Arc::downgrade(&front);
+            let invalidate = Box::new(move |wish: &Invalidation| {
+                let arguments = wish.arguments.clone().map(serde_json::Value::Object);
+                let front = server.upgrade()?;
+                Some(front.router.dispatch.invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref()))
+            });
+            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front).map_err(|e| StartError::host("cannot start the watching thread", e))?;

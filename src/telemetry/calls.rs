@@ -59,6 +59,37 @@ impl Ended {
     }
 }
 
+/// What the cache did for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cached {
+    /// It served a kept result.
+    Hit,
+    /// The tool ran.
+    Miss,
+    /// It served an old result: a new one was being made, or could not be.
+    Stale,
+    /// Another call's run served this one too.
+    Coalesced,
+    /// A result was dropped for want of room.
+    Evicted,
+    /// A new result was made while the old one was served.
+    Refreshed,
+    /// And that failed.
+    NotRefreshed,
+}
+
+impl Cached {
+    pub(crate) const ALL: [(Self, &'static str); 7] = [
+        (Self::Hit, "hit"),
+        (Self::Miss, "miss"),
+        (Self::Stale, "stale"),
+        (Self::Coalesced, "coalesced"),
+        (Self::Evicted, "evicted"),
+        (Self::Refreshed, "refreshed"),
+        (Self::NotRefreshed, "not_refreshed"),
+    ];
+}
+
 /// Measures the calls of one tool.
 #[derive(Debug, Default)]
 pub(crate) struct CallMeter(Sharded<Shard>);
@@ -67,6 +98,7 @@ pub(crate) struct CallMeter(Sharded<Shard>);
 struct Shard {
     ended: Counts<{ Ended::ALL.len() }>,
     slow_polls: Counts<1>,
+    cached: Counts<{ Cached::ALL.len() }>,
     queue: Histogram,
     run: Histogram,
     encode: Histogram,
@@ -106,6 +138,14 @@ impl CallMeter {
     /// A poll that held its thread for long.
     pub(crate) fn slow_poll(&self) {
         self.0.own().slow_polls.add(0);
+    }
+
+    pub(crate) fn cached(&self, what: Cached) {
+        self.0.own().cached.add(what as usize);
+    }
+
+    pub(crate) fn cached_count(&self, what: Cached) -> u64 {
+        self.0.iter().map(|shard| shard.cached.get(what as usize)).sum()
     }
 
     pub(crate) fn count(&self, ended: Ended) -> u64 {
@@ -166,6 +206,9 @@ mod tests {
     fn names_stand_at_their_index() {
         for (index, (ended, _)) in Ended::ALL.iter().enumerate() {
             assert_eq!(*ended as usize, index);
+        }
+        for (index, (what, _)) in Cached::ALL.iter().enumerate() {
+            assert_eq!(*what as usize, index);
         }
     }
 }

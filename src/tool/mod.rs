@@ -43,6 +43,15 @@ pub struct Config {
     /// How long a result is kept, in seconds; absent keeps none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_ttl_s: Option<u64>,
+    /// How long after its time a result is served while a new one is made, in seconds; absent is not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_while_revalidate_s: Option<u64>,
+    /// How long after its time a result is served when no new one can be made, in seconds; absent is not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_if_error_s: Option<u64>,
+    /// How long a result is kept that says that the tool failed, in seconds; absent keeps none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_error_ttl_s: Option<u64>,
     /// Who shares kept results: `caller` (default) or `public`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_scope: Option<CacheScope>,

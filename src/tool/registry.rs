@@ -37,6 +37,12 @@ pub(crate) struct ServedTool {
 pub(crate) struct CachePolicy {
     pub(crate) ttl_s: u64,
     pub(crate) scope: CacheScope,
+    /// How long after its time a result is served while a new one is made.
+    pub(crate) stale_while_revalidate_s: Option<u64>,
+    /// And when none can be made.
+    pub(crate) stale_if_error_s: Option<u64>,
+    /// How long a result is kept that says that the tool failed.
+    pub(crate) error_ttl_s: Option<u64>,
 }
 
 /// The tools at one moment.
@@ -144,7 +150,13 @@ fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedT
                  cache_not_read_only = true when a kept result does no harm"
             ));
         }
-        Some(ttl_s) => Some(CachePolicy { ttl_s, scope: config.cache_scope.unwrap_or_default() }),
+        Some(ttl_s) => Some(CachePolicy {
+            ttl_s,
+            scope: config.cache_scope.unwrap_or_default(),
+            stale_while_revalidate_s: config.stale_while_revalidate_s,
+            stale_if_error_s: config.stale_if_error_s,
+            error_ttl_s: config.cache_error_ttl_s,
+        }),
     };
     let definition_json = serde_json::to_vec(&tool.definition).map_err(|e| format!("{e}"))?;
     Ok(ServedTool {

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::support::{Client, Session, call, eventually, modern, modern_headers, start};
+use crate::support::{Client, Response, Session, call, eventually, modern, modern_headers, start};
 
 #[derive(Deserialize, JsonSchema)]
 struct Argument {
@@ -126,3 +126,85 @@ fn what_came_of_a_clients_answers_is_kept_for_nobody() {
 
 #[derive(Deserialize, JsonSchema)]
 struct Named {}
+
+/// POST to the admin listener.
+fn invalidate(running: &Running, body: &str) -> Response {
+    let mut client = Client::connect(running.admin_addr().unwrap());
+    let length = body.len();
+    let head = "POST /cache/invalidate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json";
+    client.send(format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes());
+    client.receive().expect("an answer")
+}
+
+#[test]
+fn kept_results_are_invalidated_by_the_admin_listener_and_the_command_line() {
+    let (running, runs) = counting(Duration::ZERO);
+    let call = |n: i64| call(running.addr(), "count", json!({ "n": n })).json();
+    let mut expected = 0;
+    let admin = running.admin_addr().unwrap().to_string();
+    let from_the_shell = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bigiron"));
+        command.args(["cache", "invalidate", "--admin", &admin]).args(args).output().expect("it runs")
+    };
+    for way in 0..6 {
+        call(1);
+        call(2);
+        expected += if way == 0 { 2 } else { 0 };
+        assert_eq!(runs.load(Ordering::SeqCst), expected, "both are kept");
+        let ends_both = match way {
+            0 => invalidate(&running, "{}").status == 200,
+            1 => invalidate(&running, r#"{"tool":"count"}"#).status == 200,
+            2 => invalidate(&running, r#"{"caller":"anonymous"}"#).status == 200,
+            3 => invalidate(&running, r#"{"tool":"count","arguments":{"n":1}}"#).status != 200,
+            4 => from_the_shell(&["--all"]).status.success(),
+            _ => !from_the_shell(&["--tool", "count", "--arguments", r#"{"n":1}"#]).status.success(),
+        };
+        assert_eq!(call(1)["result"]["_meta"]["bigiron/cache"]["status"], "miss", "way {way}");
+        let other = call(2)["result"]["_meta"]["bigiron/cache"]["status"].clone();
+        assert_eq!(other, if ends_both { "miss" } else { "hit" }, "way {way}");
+        expected += if ends_both { 2 } else { 1 };
+    }
+    for (body, says) in [
+        (r#"{"tool":"other"}"#, "results are kept of: count"),
+        (r#"{"tol":"count"}"#, "unknown field"),
+        (r#"{"arguments":{}}"#, "name the tool too"),
+        ("[", "send an object"),
+    ] {
+        let refused = invalidate(&running, body);
+        assert_eq!(refused.status, 400, "{body}");
+        assert!(refused.json()["error"]["message"].as_str().unwrap().contains(says), "{refused:?}");
+    }
+    let wrong = from_the_shell(&["--tool", "other"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("results are kept of: count"), "{wrong:?}");
+    assert_eq!(from_the_shell(&[]).status.code(), Some(2), "everything is forgotten only when that is said");
+    running.stop();
+}
+
+#[test]
+fn an_old_result_is_served_at_once_and_made_anew_behind_it() {
+    let runs = Arc::<AtomicU32>::default();
+    let count = Arc::clone(&runs);
+    let tool = Tool::new("count", "Counts its runs", Lane::Pool, move |_: Argument, _: Ctx| {
+        format!("run {}", count.fetch_add(1, Ordering::SeqCst) + 1)
+    });
+    let running = start(Server::builder().with(tool.read_only()), |tuning| {
+        tuning.cache.ttl_jitter_percent = 0;
+        let config = Config { cache_ttl_s: Some(1), stale_while_revalidate_s: Some(600), ..Config::default() };
+        tuning.tools.insert("count".into(), config);
+    });
+    let status = |answer: &serde_json::Value| answer["result"]["_meta"]["bigiron/cache"]["status"].clone();
+    assert_eq!(status(&call(running.addr(), "count", json!({ "n": 1 })).json()), "miss");
+    let mut stale = serde_json::Value::Null;
+    eventually("its time is over", || {
+        let answer = call(running.addr(), "count", json!({ "n": 1 })).json();
+        stale = answer;
+        status(&stale) == "stale"
+    });
+    assert_eq!(stale["result"]["content"][0]["text"], "run 1", "the old one, without a wait");
+    eventually("a new one was made", || runs.load(Ordering::SeqCst) == 2);
+    eventually("and is served", || {
+        call(running.addr(), "count", json!({ "n": 1 })).json()["result"]["content"][0]["text"] != "run 1"
+    });
+    running.stop();
+}

@@ -1,0 +1,92 @@
+//! `bigiron cache invalidate`: asks a server that runs, by its admin listener, to serve no result any more that it kept.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
+
+use crate::front::admin::Invalidation;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// What is read of an answer.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Have a running server forget results that it keeps, and not keep those of runs under way
+    Invalidate(Invalidate),
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true))]
+struct Invalidate {
+    /// Results of this tool
+    #[arg(long, group = "which", conflicts_with = "all")]
+    tool: Option<String>,
+
+    /// Of the call with these arguments only, a JSON object; with --caller where results are not public
+    #[arg(long, value_name = "JSON", requires = "tool", value_parser = object)]
+    arguments: Option<Map<String, Value>>,
+
+    /// Results of this caller
+    #[arg(long, value_name = "SUBJECT", group = "which", conflicts_with = "all")]
+    caller: Option<String>,
+
+    /// All results
+    #[arg(long, group = "which")]
+    all: bool,
+
+    /// The server's admin listener (server.admin_listen)
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5001")]
+    admin: SocketAddr,
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))
+}
+
+pub(super) fn run(arguments: Arguments) -> ExitCode {
+    let Verb::Invalidate(wish) = arguments.verb;
+    let body = Invalidation { tool: wish.tool, arguments: wish.arguments, caller: wish.caller };
+    match ask(wish.admin, &body) {
+        Ok(()) => super::print("invalidated\n"),
+        Err(message) => {
+            let _ = writeln!(io::stderr().lock(), "bigiron cache invalidate: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ask(admin: SocketAddr, wish: &Invalidation) -> Result<(), String> {
+    let unreachable =
+        |error: io::Error| format!("no admin listener answers on {admin}: {error}; --admin names another");
+    let body = serde_json::to_string(wish).map_err(|error| error.to_string())?;
+    let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT).map_err(unreachable)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(unreachable)?;
+    let length = body.len();
+    let request = format!(
+        "POST /cache/invalidate HTTP/1.1\r\nHost: {admin}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).map_err(unreachable)?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).map_err(unreachable)?;
+    if answer.starts_with("HTTP/1.1 200") {
+        return Ok(());
+    }
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let told = serde_json::from_str::<Value>(body).ok();
+    let told = told.as_ref().and_then(|told| told["error"]["message"].as_str());
+    Err(told.map_or_else(|| format!("{admin} is no admin listener of bigiron"), str::to_owned))
+}

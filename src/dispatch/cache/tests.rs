@@ -1,0 +1,303 @@
+//! The cache by itself: what is kept and for how long, one run for many, old results, invalidation; and random schedules
+//! against the rules.
+
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    pin::Pin,
+    sync::atomic::{AtomicU32, Ordering},
+    task::Poll,
+};
+
+use serde_json::json;
+
+use super::*;
+use crate::{
+    call::{Caller, Ctx, Lane},
+    tool::{CacheScope, Registry, Tool, registry::ServedTool},
+};
+
+pub(super) fn tool() -> Arc<ServedTool> {
+    let tool = Tool::new("t", "d", Lane::Inline, |(): (), _: Ctx| "x");
+    let registry = Registry::new(vec![tool], &BTreeMap::new(), 1000).expect("a registry");
+    Arc::clone(registry.snapshot().get("t").expect("the tool"))
+}
+
+const POLICY: CachePolicy = CachePolicy {
+    ttl_s: 60,
+    scope: CacheScope::Caller,
+    stale_while_revalidate_s: None,
+    stale_if_error_s: None,
+    error_ttl_s: None,
+};
+
+/// A call number `n` of a caller.
+fn asked(n: u64, caller: &'static str, policy: CachePolicy) -> Asked<'static> {
+    let key = CacheKey::new(&tool(), &json!({ "n": n }), policy.scope, &Caller::named(caller));
+    Asked { key, tool: "t", caller, policy, meter: None }
+}
+
+fn cache() -> Cache {
+    Cache::new(&Config { ttl_jitter_percent: 0, ..Config::default() })
+}
+
+async fn ok(text: &str) -> Outcome {
+    tokio::task::yield_now().await;
+    Ok(Reply::text(text))
+}
+
+fn found(cache: &Cache, asked: &Asked<'_>, later_s: u64) -> Option<Answered> {
+    match cache.find(asked, Instant::now() + Duration::from_secs(later_s)) {
+        Found::Fresh(answered) | Found::Stale(answered, _) => Some(answered),
+        Found::Nothing => None,
+    }
+}
+
+/// Polls once.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    poll_fn(|cx| {
+        Poll::Ready(match Pin::new(&mut *future).poll(cx) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_thousand_equal_calls_run_once_also_when_the_time_is_over() {
+    let (cache, runs) = (cache(), AtomicU32::new(0));
+    let call = asked(1, "a", CachePolicy { ttl_s: 0, ..POLICY });
+    for round in 1..=2 {
+        let mut calls: Vec<_> = (0..1000)
+            .map(|_| {
+                let run = async {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    ok("x").await
+                };
+                Box::pin(cache.run(&call, run))
+            })
+            .collect();
+        for call in &mut calls {
+            assert!(poll_once(call).await.is_none());
+        }
+        for call in calls {
+            assert_eq!(call.await.map(|answered| answered.reply), Ok(Reply::text("x")));
+        }
+        assert_eq!(runs.load(Ordering::Relaxed), round);
+        assert_eq!(cache.flights.len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn errors_questions_and_large_results_are_not_kept() {
+    let cache = cache();
+    let large = Reply::text(&"x".repeat(2 << 20));
+    let outcomes = [Ok(Reply::error("no")), Err(CallError::Internal), Err(CallError::Tool("no".into())), Ok(large)];
+    for (n, outcome) in (0..).zip(outcomes) {
+        let call = asked(n, "a", POLICY);
+        let answered = cache.run(&call, std::future::ready(outcome.clone())).await;
+        assert_eq!(answered.map(|a| a.reply), outcome);
+        assert!(found(&cache, &call, 0).is_none());
+    }
+    let call = asked(9, "a", CachePolicy { error_ttl_s: Some(5), ..POLICY });
+    let _ = cache.run(&call, std::future::ready(Ok(Reply::error("no")))).await;
+    assert!(found(&cache, &call, 4).is_some_and(|answered| answered.reply.is_error()));
+    assert!(found(&cache, &call, 6).is_none());
+}
+
+#[tokio::test]
+async fn when_who_runs_leaves_another_runs_however_often() {
+    let cache = cache();
+    let call = asked(1, "a", POLICY);
+    for _ in 0..1000 {
+        let mut leader = Box::pin(cache.run(&call, std::future::pending()));
+        assert!(poll_once(&mut leader).await.is_none());
+    }
+    let mut leader = Box::pin(cache.run(&call, std::future::pending()));
+    assert!(poll_once(&mut leader).await.is_none());
+    let mut follower = Box::pin(cache.run(&call, ok("mine")));
+    assert!(poll_once(&mut follower).await.is_none());
+    drop(leader);
+    assert_eq!(follower.await.map(|a| a.reply), Ok(Reply::text("mine")));
+}
+
+#[tokio::test]
+async fn what_befell_one_call_is_no_answer_to_another() {
+    let cache = cache();
+    let call = asked(1, "a", POLICY);
+    for error in [CallError::Internal, CallError::TimedOut { limit_ms: 1 }, CallError::Overloaded { retry_after_s: 1 }]
+    {
+        let failing = async {
+            tokio::task::yield_now().await;
+            Err(error.clone())
+        };
+        let (first, second) = tokio::join!(cache.run(&call, failing), cache.run(&call, ok("fine")));
+        assert_eq!(first.map(|a| a.reply), Err(error));
+        assert_eq!(second.map(|a| a.reply), Ok(Reply::text("fine")));
+        cache.invalidate(Which::All);
+    }
+    // What the tool itself says is one for all.
+    let failing = async {
+        tokio::task::yield_now().await;
+        Err(CallError::Tool("no".into()))
+    };
+    let (_, second) = tokio::join!(cache.run(&call, failing), cache.run(&call, ok("fine")));
+    assert_eq!(second.map(|a| a.reply), Err(CallError::Tool("no".into())));
+}
+
+#[tokio::test]
+async fn old_results_are_served_while_a_new_one_is_made_and_when_none_can_be() {
+    let cache = cache();
+    let policy = CachePolicy { ttl_s: 0, stale_while_revalidate_s: Some(10), stale_if_error_s: Some(20), ..POLICY };
+    let call = asked(1, "a", policy);
+    let _ = cache.run(&call, ok("old")).await;
+    let served = found(&cache, &call, 5).expect("old").served;
+    assert_eq!(served, Served::Stale { age_s: 5 });
+    assert!(found(&cache, &call, 11).is_none(), "past the time in which it is refreshed");
+    assert!(cache.refresh(&call, ok("new")).await);
+    assert_eq!(found(&cache, &call, 5).map(|a| a.reply), Some(Reply::text("new")));
+    assert!(!cache.refresh(&call, std::future::ready(Err(CallError::Internal))).await);
+    let failed = cache.run(&call, std::future::ready(Err(CallError::Internal))).await.expect("the old one");
+    assert_eq!((failed.reply, failed.served), (Reply::text("new"), Served::Stale { age_s: 0 }));
+    let refused = cache.run(&call, std::future::ready(Err(CallError::InvalidParams("no".into())))).await;
+    assert!(refused.is_err(), "a caller's fault is told");
+}
+
+#[tokio::test]
+async fn what_is_invalidated_is_not_served_nor_kept_by_runs_under_way() {
+    let cache = cache();
+    let (call, other) = (asked(1, "a", POLICY), asked(2, "b", POLICY));
+    for (which, spares_other) in
+        [(Which::All, false), (Which::Tool("t"), false), (Which::Caller("a"), true), (Which::Key(call.key), true)]
+    {
+        let _ = cache.run(&call, ok("before")).await;
+        let _ = cache.run(&other, ok("other")).await;
+        cache.invalidate(which);
+        assert!(found(&cache, &call, 0).is_none(), "{which:?}");
+        assert_eq!(found(&cache, &other, 0).is_some(), spares_other, "{which:?}");
+        let mut running = Box::pin(cache.run(&call, ok("begun before")));
+        assert!(poll_once(&mut running).await.is_none());
+        cache.invalidate(which);
+        let _ = running.await;
+        assert!(found(&cache, &call, 0).is_none(), "{which:?} while it ran");
+    }
+}
+
+#[tokio::test]
+async fn jitter_shortens_and_never_lengthens() {
+    let cache = Cache::new(&Config { ttl_jitter_percent: 50, ..Config::default() });
+    let mut gone = 0;
+    for n in 0..200 {
+        let call = asked(n, "a", POLICY);
+        let _ = cache.run(&call, std::future::ready(Ok(Reply::text("x")))).await;
+        assert!(found(&cache, &call, 29).is_some());
+        assert!(found(&cache, &call, 60).is_none());
+        gone += u32::from(found(&cache, &call, 45).is_none());
+    }
+    assert!((20..180).contains(&gone), "{gone} of 200 after three quarters of the time");
+}
+
+/// Random schedules of two callers, a few calls, failures, leavings and invalidations: nobody gets what is another's,
+/// nothing is served that is older than it may be or invalidated, and no call runs twice at once.
+#[tokio::test]
+async fn random_schedules_break_no_rule() {
+    const CALLERS: [&str; 2] = ["a", "b"];
+    for seed in 1..=60_u64 {
+        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut next = |below: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % below
+        };
+        let cache = cache();
+        let (running, most, now) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
+        let mut floor = [[0_u64; 3]; 2]; // results from runs that began before this step are invalid
+        let mut under_way: Vec<(usize, u64, UnderWay<'_>)> = Vec::new();
+        for step in 1..=120_u64 {
+            now.store(step as u32, Ordering::SeqCst);
+            let (caller, n) = (next(2) as usize, next(3));
+            match next(10) {
+                0 => {
+                    cache.invalidate(Which::Caller(CALLERS[caller]));
+                    floor[caller] = [step; 3];
+                }
+                1 => {
+                    cache.invalidate(Which::Key(asked(n, CALLERS[caller], POLICY).key));
+                    floor[caller][n as usize] = step;
+                }
+                2 if !under_way.is_empty() => {
+                    let at = next(under_way.len() as u64) as usize;
+                    drop(under_way.swap_remove(at)); // its client leaves
+                }
+                3..=5 => {
+                    let (pauses, fails) = (next(4), next(5) == 0);
+                    let (running, most, now, cache) = (&running, &most, &now, &cache);
+                    let call = Box::pin(async move {
+                        let call = asked(n, CALLERS[caller], POLICY);
+                        let run = async move {
+                            let began = now.load(Ordering::SeqCst);
+                            if n == 0 {
+                                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                            }
+                            let _guard = (n == 0).then(|| Ends(running));
+                            for _ in 0..pauses {
+                                tokio::task::yield_now().await;
+                            }
+                            if fails {
+                                Err(CallError::Internal)
+                            } else {
+                                Ok(Reply::text(&format!("{caller}-{n}-{began}")))
+                            }
+                        };
+                        cache.run(&call, run).await
+                    });
+                    under_way.push((caller, n, call));
+                }
+                _ => {
+                    let mut over = Vec::new();
+                    for (at, (_, _, call)) in under_way.iter_mut().enumerate() {
+                        if let Some(outcome) = poll_once(call).await {
+                            over.push((at, outcome));
+                        }
+                    }
+                    for (at, outcome) in over.into_iter().rev() {
+                        let (caller, n, _) = under_way.swap_remove(at);
+                        if let Ok(answered) = outcome {
+                            let text = answered.reply.to_json()["content"][0]["text"].as_str().unwrap_or("").to_owned();
+                            assert!(
+                                text.starts_with(&format!("{caller}-{n}-")),
+                                "seed {seed}: {text} for {caller}-{n}"
+                            );
+                        }
+                    }
+                }
+            }
+            for (caller, name) in CALLERS.into_iter().enumerate() {
+                for n in 0..3 {
+                    let Some(kept) = found(&cache, &asked(n, name, POLICY), 0) else { continue };
+                    let text = kept.reply.to_json()["content"][0]["text"].as_str().unwrap_or("").to_owned();
+                    let began: u64 = text.rsplit('-').next().and_then(|s| s.parse().ok()).unwrap_or(0);
+                    assert!(text.starts_with(&format!("{caller}-{n}-")), "seed {seed}: {text} for {caller}-{n}");
+                    assert!(began > floor[caller][n as usize], "seed {seed}: {text} was invalidated");
+                }
+            }
+        }
+        drop(under_way);
+        assert!(most.load(Ordering::SeqCst) <= 2, "seed {seed}: one run for each of two callers");
+        assert_eq!((running.load(Ordering::SeqCst), cache.flights.len()), (0, 0), "seed {seed}");
+    }
+}
+
+/// A call of the schedule.
+type UnderWay<'a> = Pin<Box<dyn Future<Output = Result<Answered, CallError>> + 'a>>;
+
+/// Counts a run's end, however it ends.
+struct Ends<'a>(&'a AtomicU32);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
