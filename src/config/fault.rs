@@ -120,7 +120,9 @@ impl<'a> Text<'a> {
         let before = self.text.get(start..span.start).unwrap_or(line).chars().count();
         let marked = self.text.get(span).unwrap_or("").lines().next().unwrap_or("").chars().count().max(1);
         let mut excerpt = String::new();
-        if before < SHOWN_MAX {
+        // The line on which what is wrong begins: a list may go on over several.
+        let begins = self.text[..start + line.len()].lines().rev().find(|line| line.contains('=')).unwrap_or(line);
+        if before < SHOWN_MAX && !holds_secret(begins) {
             let gutter = number.to_string();
             let mark = "^".repeat(marked.min(SHOWN_MAX - before));
             let blank = " ".repeat(gutter.len());
@@ -128,6 +130,12 @@ impl<'a> Text<'a> {
         }
         Fault { at: format!("{}:{number}:{}", self.name, before + 1), message: message.into(), excerpt }
     }
+}
+
+/// Whether what is written here may be a secret, so that it is not shown.
+pub(super) fn holds_secret(written: &str) -> bool {
+    const SECRET_KEYS: [&str; 1] = ["state_keys"];
+    SECRET_KEYS.iter().any(|key| written.contains(key))
 }
 
 /// A word of the user's as it may be printed: one line, no control characters, not endless.

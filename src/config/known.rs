@@ -182,7 +182,11 @@ impl Kind {
             },
             Self::Other => true,
         };
-        (!fits).then(|| format!("expected {self}, found {}", found(value)))
+        (!fits).then(|| match (self, value) {
+            // It may be a secret that was written without its brackets.
+            (Self::Texts, Value::String(_)) => format!("expected {self}, found one text that is in no list"),
+            _ => format!("expected {self}, found {}", found(value)),
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     Tuning,
-    fault::{Fault, Faults, Text, shown},
+    fault::{Fault, Faults, Text, holds_secret, shown},
     known::{Kind, Known, Path, TOOLS},
 };
 
@@ -190,7 +190,10 @@ impl Layers {
 
     /// One `--set section.key=value`.
     pub(super) fn set(&mut self, argument: &str) {
-        let at = || format!("--set {}", shown(argument));
+        let at = || match argument.split_once('=') {
+            Some((path, _)) if holds_secret(path) => format!("--set {}=***", shown(path)),
+            _ => format!("--set {}", shown(argument)),
+        };
         let parts = argument.split_once('=').and_then(|(path, value)| Some((Path::parse(path.trim(), ".")?, value)));
         match parts {
             Some((path, value)) => self.word(&path, value, at(), Origin::Set),

@@ -37,6 +37,7 @@ const CHECKS: &[Check] = &[
     body_rate_fits_the_body_time,
     sessions_of_one_caller,
     caller_weights,
+    tasks_have_their_time,
     pool_threads,
     cache_entry_fits_the_cache,
     toolbox_output_fits_a_result,
@@ -185,6 +186,19 @@ fn body_rate_fits_the_body_time(view: &View<'_>, faults: &mut Faults) {
         view.refuse(faults, "limits.body_bytes_per_s_min", format!(
             "a body that keeps to this rate for {time} has more than {size}, so the time could never be met; lower the rate or the time",
         ));
+    }
+}
+
+/// A task whose time ends before its tool's would never have a result; and one caller has no more than there are.
+fn tasks_have_their_time(view: &View<'_>, faults: &mut Faults) {
+    let tasks = &view.tuning.tasks;
+    if tasks.ttl_ms < tasks.timeout_ms {
+        let timeout = view.named("tasks.timeout_ms");
+        view.refuse(faults, "tasks.ttl_ms", format!("less than {timeout}, so a task could be forgotten while it runs"));
+    }
+    if tasks.per_caller_max > tasks.tasks_max {
+        let all = view.named("tasks.tasks_max");
+        view.refuse(faults, "tasks.per_caller_max", format!("more than {all}, so it would never be met; lower it"));
     }
 }
 

@@ -142,6 +142,13 @@ fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedT
              Deserialize and JsonSchema, or () for none"
         ));
     }
+    let output = tool.definition.output_schema.as_deref();
+    if output.is_some_and(|schema| schema.get("type").and_then(Value::as_str) != Some("object")) {
+        return Err(format!(
+            "what {name} returns is not an object, which clients of the older revisions refuse together with the whole \
+             list of tools: return a struct in Json(..), with the value as a member"
+        ));
+    }
     let cache = match config.cache_ttl_s {
         None | Some(0) => None,
         Some(_) if !tool.is_read_only() && config.cache_not_read_only != Some(true) => {

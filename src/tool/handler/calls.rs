@@ -108,6 +108,11 @@ impl Calls {
                 return Err(format!("a handler has more than {TOOLS_MAX} tools"));
             }
         }
+        for stray in
+            self.lanes.keys().filter(|name| !tools.iter().any(|t| t.name() == format!("{}{name}", self.prefix)))
+        {
+            tracing::warn!(tool = stray, "a lane is given for a tool that the handler does not have (by its own name)");
+        }
         Ok(tools)
     }
 
@@ -118,6 +123,10 @@ impl Calls {
         if !definition.input_schema.contains_key("type") {
             // All arguments are objects, and clients want to read that.
             Arc::make_mut(&mut definition.input_schema).insert("type".into(), "object".into());
+        }
+        // Clients of the older revisions refuse the whole list for another one.
+        if definition.output_schema.as_ref().is_some_and(|schema| schema.get("type") != Some(&json!("object"))) {
+            definition.output_schema = None;
         }
         let calls = Arc::clone(self);
         let call = move |arguments: Value, ctx: Ctx| -> Running {
