@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -90,6 +91,11 @@ struct Pending {
     lists: Lists,
     resources: BTreeSet<Arc<str>>,
     tasks: BTreeMap<Arc<str>, Bytes>,
+    /// Whose turn it is; see [`Pending::take`].
+    turn: usize,
+    /// The resource and the task that were told last: the next one is the one after it.
+    last_resource: Option<Arc<str>>,
+    last_task: Option<Arc<str>>,
     /// Who reads: the streams of one session share an inbox, and any of them may end.
     wakers: Vec<Waker>,
 }
@@ -282,18 +288,54 @@ impl State {
 }
 
 impl Pending {
+    /// Kinds of changes: the three lists, resources, tasks.
+    const KINDS: usize = 5;
+
+    /// The next to tell. The kinds take turns, and so do the resources and the tasks, so that what changes all the time
+    /// does not keep the others from being told where a reader takes less than there is.
     fn take(&mut self) -> Option<Change> {
-        for list in [Lists::TOOLS, Lists::PROMPTS, Lists::RESOURCES] {
-            if !self.lists.common(list).is_empty() {
-                self.lists = Lists(self.lists.0 & !list.0);
-                return Some(Change::List(list));
+        let turn = self.turn;
+        (turn..turn + Self::KINDS).find_map(|kind| {
+            let change = self.take_of(kind % Self::KINDS)?;
+            self.turn = (kind + 1) % Self::KINDS;
+            Some(change)
+        })
+    }
+
+    fn take_of(&mut self, kind: usize) -> Option<Change> {
+        match kind {
+            0 => self.take_list(Lists::TOOLS),
+            1 => self.take_list(Lists::PROMPTS),
+            2 => self.take_list(Lists::RESOURCES),
+            3 => {
+                let next = self.resources.range::<Arc<str>, _>(after(self.last_resource.as_ref())).next();
+                let uri = next.or_else(|| self.resources.first()).map(Arc::clone)?;
+                self.resources.remove(&uri);
+                self.last_resource = Some(Arc::clone(&uri));
+                Some(Change::Resource(uri))
+            }
+            _ => {
+                let next = self.tasks.range::<Arc<str>, _>(after(self.last_task.as_ref())).next();
+                let (id, _) = next.or_else(|| self.tasks.first_key_value())?;
+                let (id, members) = self.tasks.remove_entry(&Arc::clone(id))?;
+                self.last_task = Some(id);
+                Some(Change::Task(members))
             }
         }
-        if let Some(uri) = self.resources.pop_first() {
-            return Some(Change::Resource(uri));
-        }
-        self.tasks.pop_first().map(|(_, members)| Change::Task(members))
     }
+
+    fn take_list(&mut self, list: Lists) -> Option<Change> {
+        if self.lists.common(list).is_empty() {
+            return None;
+        }
+        self.lists = Lists(self.lists.0 & !list.0);
+        Some(Change::List(list))
+    }
+}
+
+/// What comes after `last`, or everything.
+fn after(last: Option<&Arc<str>>) -> (Bound<&Arc<str>>, Bound<&Arc<str>>) {
+    (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
 }
 
 #[cfg(test)]
@@ -326,6 +368,33 @@ mod tests {
         changes.task("t", &Bytes::from_static(b"y"));
         changes.task("t", &Bytes::from_static(b"z"));
         assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
+    }
+
+    #[test]
+    fn what_changes_all_the_time_keeps_nothing_from_being_told() {
+        let changes = Changes::default();
+        let uris = ["a:1", "a:2", "a:3"];
+        let mut topics = Vec::from(uris.map(|uri| Topic::Resource(uri.into())));
+        topics.extend(["t", "u"].map(|id| Topic::Task(id.into())));
+        let reader = changes.subscribe(Lists::ALL, topics);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut told = Vec::new();
+        for _ in 0..18 {
+            changes.tools();
+            uris.iter().for_each(|uri| changes.resource(uri));
+            ["t", "u"].iter().for_each(|id| changes.task(id, &Bytes::from_static(id.as_bytes())));
+            // A reader that takes one at a time, slower than there are more.
+            let Poll::Ready(change) = reader.poll_take(&mut cx) else { panic!("something has changed") };
+            told.push(change);
+        }
+        let times = |change: &Change| told.iter().filter(|told| *told == change).count();
+        for uri in uris {
+            assert_eq!(times(&Change::Resource(uri.into())), 2, "{told:?}");
+        }
+        for id in ["t", "u"] {
+            assert_eq!(times(&Change::Task(Bytes::from_static(id.as_bytes()))), 3, "{told:?}");
+        }
+        assert_eq!(times(&Change::List(Lists::TOOLS)), 6);
     }
 
     #[test]
