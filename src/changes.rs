@@ -76,7 +76,17 @@ struct Hub {
 struct State {
     next: u64,
     inboxes: HashMap<u64, Arc<Inbox>>,
-    by_topic: HashMap<Topic, Vec<u64>>,
+    by_topic: HashMap<Topic, Asked>,
+    /// Resources that somebody wants to hear of, in the order in which they were asked for.
+    watched: BTreeMap<u64, Arc<str>>,
+}
+
+/// Who wants to hear of one thing.
+#[derive(Debug)]
+struct Asked {
+    /// The place of a resource among those that are watched.
+    place: u64,
+    inboxes: Vec<u64>,
 }
 
 /// What changed and was not told yet, for one stream.
@@ -145,8 +155,8 @@ impl Changes {
     fn topic(&self, topic: &Topic, note: impl Fn(&mut Pending)) {
         let inboxes: Vec<_> = {
             let state = self.hub.state.lock();
-            let Some(numbers) = state.by_topic.get(topic) else { return };
-            numbers.iter().filter_map(|number| state.inboxes.get(number)).map(Arc::clone).collect()
+            let Some(asked) = state.by_topic.get(topic) else { return };
+            asked.inboxes.iter().filter_map(|number| state.inboxes.get(number)).map(Arc::clone).collect()
         };
         for inbox in inboxes {
             inbox.note(&note);
@@ -158,22 +168,16 @@ impl Changes {
         self.hub.interest.subscribe()
     }
 
-    /// The resources that somebody wants to hear of, so many at most.
+    /// The resources that somebody wants to hear of, so many at most: those that were asked for first.
     pub(crate) fn watched(&self, max: usize) -> Vec<Arc<str>> {
-        let state = self.hub.state.lock();
-        let uris = state.by_topic.keys().filter_map(|topic| match topic {
-            Topic::Resource(uri) => Some(Arc::clone(uri)),
-            Topic::Task(_) => None,
-        });
-        uris.take(max).collect()
+        self.hub.state.lock().watched.values().take(max).map(Arc::clone).collect()
     }
 
     /// Opens an inbox. What changes from here on is kept for it.
     pub(crate) fn subscribe(&self, lists: Lists, topics: Vec<Topic>) -> Subscription {
         let inbox = Arc::new(Inbox { lists, pending: Mutex::default() });
         let mut state = self.hub.state.lock();
-        let number = state.next;
-        state.next += 1;
+        let number = state.number();
         state.inboxes.insert(number, Arc::clone(&inbox));
         drop(state);
         let subscription = Subscription { hub: Arc::clone(&self.hub), number, inbox, topics: Mutex::default() };
@@ -210,12 +214,7 @@ impl Subscription {
             return;
         }
         let is_resource = matches!(topic, Topic::Resource(_));
-        let is_first = {
-            let mut state = self.hub.state.lock();
-            let numbers = state.by_topic.entry(topic).or_default();
-            numbers.push(self.number);
-            numbers.len() == 1
-        };
+        let is_first = self.hub.state.lock().ask(topic, self.number);
         if is_resource && is_first {
             self.hub.move_interest();
         }
@@ -275,15 +274,35 @@ impl Hub {
 }
 
 impl State {
-    /// True when nobody asks about it any more.
-    fn forget(&mut self, topic: &Topic, number: u64) -> bool {
-        let Some(numbers) = self.by_topic.get_mut(topic) else { return false };
-        numbers.retain(|n| *n != number);
-        let is_last = numbers.is_empty();
-        if is_last {
-            self.by_topic.remove(topic);
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// True when nobody has asked about it before.
+    fn ask(&mut self, topic: Topic, inbox: u64) -> bool {
+        if let Some(asked) = self.by_topic.get_mut(&topic) {
+            asked.inboxes.push(inbox);
+            return false;
         }
-        is_last
+        let place = self.number();
+        if let Topic::Resource(uri) = &topic {
+            self.watched.insert(place, Arc::clone(uri));
+        }
+        self.by_topic.insert(topic, Asked { place, inboxes: vec![inbox] });
+        true
+    }
+
+    /// True when nobody asks about it any more.
+    fn forget(&mut self, topic: &Topic, inbox: u64) -> bool {
+        let Some(asked) = self.by_topic.get_mut(topic) else { return false };
+        asked.inboxes.retain(|n| *n != inbox);
+        if !asked.inboxes.is_empty() {
+            return false;
+        }
+        self.watched.remove(&asked.place);
+        self.by_topic.remove(topic);
+        true
     }
 }
 
@@ -406,6 +425,18 @@ mod tests {
         assert_eq!((one.topics(), two.topics()), (0, 1));
         drop((one, two));
         let state = changes.hub.state.lock();
-        assert!(state.inboxes.is_empty() && state.by_topic.is_empty());
+        assert!(state.inboxes.is_empty() && state.by_topic.is_empty() && state.watched.is_empty());
+    }
+
+    #[test]
+    fn of_too_many_resources_those_asked_for_first_are_watched() {
+        let changes = Changes::default();
+        let resource = |n: u32| Topic::Resource(format!("a:{n}").into());
+        let first = changes.subscribe(Lists::ALL, vec![resource(900), resource(901)]);
+        let second = changes.subscribe(Lists::ALL, (0..1000).map(resource).collect());
+        assert_eq!(changes.watched(3), ["a:900".into(), "a:901".into(), Arc::from("a:0")]);
+        second.remove(&resource(900));
+        drop(first);
+        assert_eq!(changes.watched(2), ["a:901".into(), Arc::from("a:0")], "still asked for by the second");
     }
 }
