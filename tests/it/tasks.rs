@@ -115,3 +115,17 @@ fn there_are_no_more_tasks_than_the_settings_say() {
     let refused = ask(&running, "tools/call", "hang", json!({ "name": "hang" }));
     assert_eq!(refused["error"]["code"], -31503, "{refused}");
 }
+
+#[test]
+fn a_task_whose_time_is_over_makes_room_soon() {
+    let (running, inside) = serve(|tuning| {
+        (tuning.tasks.per_caller_max, tuning.tasks.timeout_ms, tuning.tasks.ttl_ms) = (1, 100, 100);
+    });
+    let id = begin(&running, "hang");
+    eventually("its work is dropped", || inside.load(Ordering::SeqCst) == 0);
+    eventually("it is gone", || {
+        let gone = ask(&running, "tasks/get", &id, json!({ "taskId": id }));
+        gone["error"]["code"] == -32602
+    });
+    begin(&running, "hang");
+}
