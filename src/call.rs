@@ -48,6 +48,14 @@ impl Caller {
     pub fn subject(&self) -> &str {
         self.0.as_deref().unwrap_or("anonymous")
     }
+
+    /// Under which name limits for one caller count: the own, or that of the address of an anonymous one.
+    pub(crate) fn counts_for(&self, share: Share) -> String {
+        match &self.0 {
+            Some(subject) => subject.as_ref().to_owned(),
+            None => format!("{}/{:x}", self.subject(), share.who),
+        }
+    }
 }
 
 /// Who a call counts for when there is not enough for all, with its weight. The authenticated caller, or the address

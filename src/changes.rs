@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -75,7 +76,17 @@ struct Hub {
 struct State {
     next: u64,
     inboxes: HashMap<u64, Arc<Inbox>>,
-    by_topic: HashMap<Topic, Vec<u64>>,
+    by_topic: HashMap<Topic, Asked>,
+    /// Resources that somebody wants to hear of, in the order in which they were asked for.
+    watched: BTreeMap<u64, Arc<str>>,
+}
+
+/// Who wants to hear of one thing.
+#[derive(Debug)]
+struct Asked {
+    /// The place of a resource among those that are watched.
+    place: u64,
+    inboxes: Vec<u64>,
 }
 
 /// What changed and was not told yet, for one stream.
@@ -90,6 +101,11 @@ struct Pending {
     lists: Lists,
     resources: BTreeSet<Arc<str>>,
     tasks: BTreeMap<Arc<str>, Bytes>,
+    /// Whose turn it is; see [`Pending::take`].
+    turn: usize,
+    /// The resource and the task that were told last: the next one is the one after it.
+    last_resource: Option<Arc<str>>,
+    last_task: Option<Arc<str>>,
     /// Who reads: the streams of one session share an inbox, and any of them may end.
     wakers: Vec<Waker>,
 }
@@ -139,8 +155,8 @@ impl Changes {
     fn topic(&self, topic: &Topic, note: impl Fn(&mut Pending)) {
         let inboxes: Vec<_> = {
             let state = self.hub.state.lock();
-            let Some(numbers) = state.by_topic.get(topic) else { return };
-            numbers.iter().filter_map(|number| state.inboxes.get(number)).map(Arc::clone).collect()
+            let Some(asked) = state.by_topic.get(topic) else { return };
+            asked.inboxes.iter().filter_map(|number| state.inboxes.get(number)).map(Arc::clone).collect()
         };
         for inbox in inboxes {
             inbox.note(&note);
@@ -152,22 +168,16 @@ impl Changes {
         self.hub.interest.subscribe()
     }
 
-    /// The resources that somebody wants to hear of, so many at most.
+    /// The resources that somebody wants to hear of, so many at most: those that were asked for first.
     pub(crate) fn watched(&self, max: usize) -> Vec<Arc<str>> {
-        let state = self.hub.state.lock();
-        let uris = state.by_topic.keys().filter_map(|topic| match topic {
-            Topic::Resource(uri) => Some(Arc::clone(uri)),
-            Topic::Task(_) => None,
-        });
-        uris.take(max).collect()
+        self.hub.state.lock().watched.values().take(max).map(Arc::clone).collect()
     }
 
     /// Opens an inbox. What changes from here on is kept for it.
     pub(crate) fn subscribe(&self, lists: Lists, topics: Vec<Topic>) -> Subscription {
         let inbox = Arc::new(Inbox { lists, pending: Mutex::default() });
         let mut state = self.hub.state.lock();
-        let number = state.next;
-        state.next += 1;
+        let number = state.number();
         state.inboxes.insert(number, Arc::clone(&inbox));
         drop(state);
         let subscription = Subscription { hub: Arc::clone(&self.hub), number, inbox, topics: Mutex::default() };
@@ -204,12 +214,7 @@ impl Subscription {
             return;
         }
         let is_resource = matches!(topic, Topic::Resource(_));
-        let is_first = {
-            let mut state = self.hub.state.lock();
-            let numbers = state.by_topic.entry(topic).or_default();
-            numbers.push(self.number);
-            numbers.len() == 1
-        };
+        let is_first = self.hub.state.lock().ask(topic, self.number);
         if is_resource && is_first {
             self.hub.move_interest();
         }
@@ -269,31 +274,87 @@ impl Hub {
 }
 
 impl State {
-    /// True when nobody asks about it any more.
-    fn forget(&mut self, topic: &Topic, number: u64) -> bool {
-        let Some(numbers) = self.by_topic.get_mut(topic) else { return false };
-        numbers.retain(|n| *n != number);
-        let is_last = numbers.is_empty();
-        if is_last {
-            self.by_topic.remove(topic);
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// True when nobody has asked about it before.
+    fn ask(&mut self, topic: Topic, inbox: u64) -> bool {
+        if let Some(asked) = self.by_topic.get_mut(&topic) {
+            asked.inboxes.push(inbox);
+            return false;
         }
-        is_last
+        let place = self.number();
+        if let Topic::Resource(uri) = &topic {
+            self.watched.insert(place, Arc::clone(uri));
+        }
+        self.by_topic.insert(topic, Asked { place, inboxes: vec![inbox] });
+        true
+    }
+
+    /// True when nobody asks about it any more.
+    fn forget(&mut self, topic: &Topic, inbox: u64) -> bool {
+        let Some(asked) = self.by_topic.get_mut(topic) else { return false };
+        asked.inboxes.retain(|n| *n != inbox);
+        if !asked.inboxes.is_empty() {
+            return false;
+        }
+        self.watched.remove(&asked.place);
+        self.by_topic.remove(topic);
+        true
     }
 }
 
 impl Pending {
+    /// Kinds of changes: the three lists, resources, tasks.
+    const KINDS: usize = 5;
+
+    /// The next to tell. The kinds take turns, and so do the resources and the tasks, so that what changes all the time
+    /// does not keep the others from being told where a reader takes less than there is.
     fn take(&mut self) -> Option<Change> {
-        for list in [Lists::TOOLS, Lists::PROMPTS, Lists::RESOURCES] {
-            if !self.lists.common(list).is_empty() {
-                self.lists = Lists(self.lists.0 & !list.0);
-                return Some(Change::List(list));
+        let turn = self.turn;
+        (turn..turn + Self::KINDS).find_map(|kind| {
+            let change = self.take_of(kind % Self::KINDS)?;
+            self.turn = (kind + 1) % Self::KINDS;
+            Some(change)
+        })
+    }
+
+    fn take_of(&mut self, kind: usize) -> Option<Change> {
+        match kind {
+            0 => self.take_list(Lists::TOOLS),
+            1 => self.take_list(Lists::PROMPTS),
+            2 => self.take_list(Lists::RESOURCES),
+            3 => {
+                let next = self.resources.range::<Arc<str>, _>(after(self.last_resource.as_ref())).next();
+                let uri = next.or_else(|| self.resources.first()).map(Arc::clone)?;
+                self.resources.remove(&uri);
+                self.last_resource = Some(Arc::clone(&uri));
+                Some(Change::Resource(uri))
+            }
+            _ => {
+                let next = self.tasks.range::<Arc<str>, _>(after(self.last_task.as_ref())).next();
+                let (id, _) = next.or_else(|| self.tasks.first_key_value())?;
+                let (id, members) = self.tasks.remove_entry(&Arc::clone(id))?;
+                self.last_task = Some(id);
+                Some(Change::Task(members))
             }
         }
-        if let Some(uri) = self.resources.pop_first() {
-            return Some(Change::Resource(uri));
-        }
-        self.tasks.pop_first().map(|(_, members)| Change::Task(members))
     }
+
+    fn take_list(&mut self, list: Lists) -> Option<Change> {
+        if self.lists.common(list).is_empty() {
+            return None;
+        }
+        self.lists = Lists(self.lists.0 & !list.0);
+        Some(Change::List(list))
+    }
+}
+
+/// What comes after `last`, or everything.
+fn after(last: Option<&Arc<str>>) -> (Bound<&Arc<str>>, Bound<&Arc<str>>) {
+    (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
 }
 
 #[cfg(test)]
@@ -329,6 +390,33 @@ mod tests {
     }
 
     #[test]
+    fn what_changes_all_the_time_keeps_nothing_from_being_told() {
+        let changes = Changes::default();
+        let uris = ["a:1", "a:2", "a:3"];
+        let mut topics = Vec::from(uris.map(|uri| Topic::Resource(uri.into())));
+        topics.extend(["t", "u"].map(|id| Topic::Task(id.into())));
+        let reader = changes.subscribe(Lists::ALL, topics);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut told = Vec::new();
+        for _ in 0..18 {
+            changes.tools();
+            uris.iter().for_each(|uri| changes.resource(uri));
+            ["t", "u"].iter().for_each(|id| changes.task(id, &Bytes::from_static(id.as_bytes())));
+            // A reader that takes one at a time, slower than there are more.
+            let Poll::Ready(change) = reader.poll_take(&mut cx) else { panic!("something has changed") };
+            told.push(change);
+        }
+        let times = |change: &Change| told.iter().filter(|told| *told == change).count();
+        for uri in uris {
+            assert_eq!(times(&Change::Resource(uri.into())), 2, "{told:?}");
+        }
+        for id in ["t", "u"] {
+            assert_eq!(times(&Change::Task(Bytes::from_static(id.as_bytes()))), 3, "{told:?}");
+        }
+        assert_eq!(times(&Change::List(Lists::TOOLS)), 6);
+    }
+
+    #[test]
     fn what_is_closed_leaves_nothing_behind() {
         let changes = Changes::default();
         let one = changes.subscribe(Lists::ALL, vec![Topic::Resource("a:1".into())]);
@@ -337,6 +425,18 @@ mod tests {
         assert_eq!((one.topics(), two.topics()), (0, 1));
         drop((one, two));
         let state = changes.hub.state.lock();
-        assert!(state.inboxes.is_empty() && state.by_topic.is_empty());
+        assert!(state.inboxes.is_empty() && state.by_topic.is_empty() && state.watched.is_empty());
+    }
+
+    #[test]
+    fn of_too_many_resources_those_asked_for_first_are_watched() {
+        let changes = Changes::default();
+        let resource = |n: u32| Topic::Resource(format!("a:{n}").into());
+        let first = changes.subscribe(Lists::ALL, vec![resource(900), resource(901)]);
+        let second = changes.subscribe(Lists::ALL, (0..1000).map(resource).collect());
+        assert_eq!(changes.watched(3), ["a:900".into(), "a:901".into(), Arc::from("a:0")]);
+        second.remove(&resource(900));
+        drop(first);
+        assert_eq!(changes.watched(2), ["a:901".into(), Arc::from("a:0")], "still asked for by the second");
     }
 }

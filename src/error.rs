@@ -40,6 +40,13 @@ pub enum CallError {
         /// Seconds until it is worth trying again.
         retry_after_s: u32,
     },
+    /// This caller has as much of something as one may have. Others are served.
+    CallerLimit {
+        /// What there is so much of, and until when.
+        why: String,
+        /// Seconds until it is worth trying again.
+        retry_after_s: u32,
+    },
     /// The deadline passed before the call started, so it never ran. Safe to retry.
     DeadlineBeforeStart,
     /// The deadline passed while the tool ran; its work was cancelled. Becomes a result with `isError: true`.
@@ -77,6 +84,7 @@ impl fmt::Display for CallError {
             Self::Overloaded { retry_after_s } => {
                 write!(f, "the server is at its limit; try again in {retry_after_s} s")
             }
+            Self::CallerLimit { why, .. } => f.write_str(why),
             Self::DeadlineBeforeStart => f.write_str("the deadline passed before the call could start; it did not run"),
             Self::TimedOut { limit_ms } => {
                 write!(

@@ -12,7 +12,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::JoinSet,
     time::sleep,
 };
@@ -21,10 +21,10 @@ use crate::call::Share;
 use crate::mcp::{
     calling::{PendingCall, Voice},
     code::{Era, Refusal},
-    encode,
+    encode::{self, OwnedId},
     feed::Feed,
     head::{Field, Head, Via},
-    legacy::OwnSession,
+    legacy::{Listening, OwnSession},
     router::{Answer, Router, Step},
     session::Session,
 };
@@ -32,8 +32,6 @@ use crate::mcp::{
 /// Lines that wait to be written; who writes more waits.
 const LINES_MAX: usize = 64;
 const READ_BYTES: usize = 16 * 1024;
-/// Streams of `subscriptions/listen` at once.
-const STREAMS_MAX: usize = 64;
 /// The least time between two messages about changes.
 const CHANGES_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -48,10 +46,11 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let (lines, to_write) = mpsc::channel(LINES_MAX);
     let writer = tokio::spawn(write_lines(output, to_write));
-    let session = OwnSession::new(&router.sessions);
+    let session = Arc::new(OwnSession::new(&router.sessions));
     let places = Arc::new(Semaphore::new(calls_max.min(Semaphore::MAX_PERMITS)));
+    let mut own_stream = JoinSet::new();
     let mut streams = JoinSet::new();
-    let mut has_own_stream = false;
+    let (going_on, end) = watch::channel(());
     let mut reader = Lines { buffer: BytesMut::new(), searched: 0, skipping: false, line_bytes_max };
     let stopped = stop.notified();
     tokio::pin!(stopped);
@@ -73,9 +72,8 @@ pub(crate) async fn serve(
                 Step::Done(Answer::refused(None, &Refusal::invalid_request(message)))
             }
         };
-        if let (false, Some(own)) = (has_own_stream, session.scope(Era::Legacy)) {
-            has_own_stream = true; // the session is open from here on
-            streams.spawn(tell_changes(own, lines.clone()));
+        if let (true, Some(own)) = (own_stream.is_empty(), session.scope(Era::Legacy)) {
+            own_stream.spawn(tell_changes(own, lines.clone()));
         }
         while streams.try_join_next().is_some() {}
         match step {
@@ -89,10 +87,17 @@ pub(crate) async fn serve(
                 });
             }
             Step::Feed(feed) => {
-                if streams.len() >= STREAMS_MAX {
-                    tracing::warn!("more streams are asked for than one pair of pipes may have");
-                } else {
-                    streams.spawn(follow(feed, lines.clone()));
+                let listening = feed.request_id().map(|id| session.listen(id));
+                match listening {
+                    Some(Ok(listening)) => {
+                        let (router, lines, end) = (Arc::clone(&router), lines.clone(), end.clone());
+                        streams.spawn(follow(feed, listening, router, lines, end));
+                    }
+                    Some(Err(refusal)) => {
+                        let id = feed.request_id().map(OwnedId::as_id);
+                        say(&lines, Answer::refused(id, &refusal)).await;
+                    }
+                    None => {} // of a request for a session's stream, which there is none of here
                 }
             }
             Step::Call(call) => {
@@ -105,16 +110,43 @@ pub(crate) async fn serve(
             }
         }
     }
-    streams.shutdown().await;
+    own_stream.shutdown().await;
+    drop(going_on);
+    while streams.join_next().await.is_some() {} // each has said that it is over
     drop(lines); // the writer ends when the last call has let go of its own
     writer.await.map_err(io::Error::other)?
 }
 
-/// Writes what a stream says, until its end.
-async fn follow(mut feed: Feed, lines: mpsc::Sender<Bytes>) {
-    while let Some(said) = poll_fn(|cx| feed.poll_next(true, cx)).await {
-        send(&lines, said.json).await;
-        sleep(CHANGES_INTERVAL).await;
+/// Writes what a stream says, until its client takes it back, or until the end, of which it is told.
+async fn follow(
+    mut feed: Feed,
+    listening: Listening,
+    router: Arc<Router>,
+    lines: mpsc::Sender<Bytes>,
+    mut end: watch::Receiver<()>,
+) {
+    let told = async {
+        loop {
+            let said = tokio::select! {
+                biased;
+                said = poll_fn(|cx| feed.poll_next(true, cx)) => said,
+                _ = end.changed() => break,
+            };
+            let Some(said) = said else { return };
+            send(&lines, said.json).await;
+            tokio::select! {
+                () = sleep(CHANGES_INTERVAL) => {}
+                _ = end.changed() => break,
+            }
+        }
+        if let Some(farewell) = feed.farewell(&router.encoder) {
+            send(&lines, farewell).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = listening.cancelled() => {}
+        () = told => {}
     }
 }
 

@@ -230,7 +230,7 @@ impl Router {
         if let (Some(tasks), Target::Tool(_), Lane::Async, true) =
             (&self.tasks, &target, work.lane, client.contains(ClientCapabilities::TASKS) && era == Era::Modern)
         {
-            let call = Deferral::new(Arc::clone(tasks), ctx.caller().clone());
+            let call = Deferral::new(Arc::clone(tasks), ctx.caller().clone(), ctx.share);
             ctx.deferred = Some(Arc::clone(&call) as _);
             deferral = Some(call);
         }

@@ -126,6 +126,9 @@ pub(crate) fn of_call(error: &CallError, era: Era, is_tool: bool) -> Option<Resu
         }
         CallError::Internal => Err(Refusal::new(200, INTERNAL_ERROR, message)),
         CallError::Overloaded { retry_after_s } => Err(Refusal::overloaded(*retry_after_s, message)),
+        CallError::CallerLimit { retry_after_s, .. } => {
+            Err(Refusal { retry_after_s: Some(*retry_after_s), ..Refusal::new(429, RATE_LIMITED, message) })
+        }
         CallError::Draining => Err(Refusal::overloaded(1, message)),
         CallError::DeadlineBeforeStart => {
             Err(Refusal { retry_after_s: Some(1), ..Refusal::new(503, DEADLINE_BEFORE_START, message) })

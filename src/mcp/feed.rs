@@ -107,6 +107,14 @@ impl Feed {
         }
     }
 
+    /// The request that opened it and is answered at its end.
+    pub(crate) fn request_id(&self) -> Option<&OwnedId> {
+        match self {
+            Self::Listen(listen) => Some(&listen.id),
+            Self::Session(_) | Self::Nothing => None,
+        }
+    }
+
     /// What is said at last when the server ends the stream.
     pub(crate) fn farewell(&self, encoder: &encode::Encoder) -> Option<Bytes> {
         match self {

@@ -1,6 +1,6 @@
 //! The rules of 2024-11-05 to 2025-11-25: `initialize` opens a session, and every later request names it.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::{
         code::{Era, RATE_LIMITED, Refusal},
         encode::OwnedId,
         head::{Field, Head},
-        session::{Full, Session, Sessions, Start},
+        session::{Full, InFlight, Session, Sessions, Start},
         wire::{Envelope, IdField, Shape, Text},
     },
 };
@@ -23,11 +23,33 @@ pub(crate) struct OwnSession {
     opened: Mutex<Option<Arc<Session>>>,
     /// Where requests without a session are noted, so that they can be cancelled too.
     unopened: Arc<Session>,
+    /// Streams of `subscriptions/listen` that nobody has taken back.
+    listens: Mutex<HashSet<OwnedId>>,
 }
+
+/// Streams of `subscriptions/listen` at once.
+const LISTENS_MAX: usize = 64;
 
 impl OwnSession {
     pub(crate) fn new(sessions: &Sessions) -> Self {
-        Self { opened: Mutex::default(), unopened: sessions.detached(Start::default()) }
+        Self { opened: Mutex::default(), unopened: sessions.detached(Start::default()), listens: Mutex::default() }
+    }
+
+    /// Notes a stream of `subscriptions/listen` as open, so that it can be cancelled by the id of its request.
+    pub(crate) fn listen(self: &Arc<Self>, id: &OwnedId) -> Result<Listening, Refusal> {
+        let mut listens = self.listens.lock();
+        if listens.len() >= LISTENS_MAX {
+            let message = format!(
+                "{LISTENS_MAX} streams of subscriptions/listen are open, as many as may be; cancel one, or ask for more in one"
+            );
+            return Err(Refusal::new(429, RATE_LIMITED, message));
+        }
+        let in_flight = self
+            .unopened
+            .begin(id.clone())
+            .ok_or_else(|| Refusal::invalid_request("a request with this id is still running; ids must differ"))?;
+        listens.insert(id.clone());
+        Ok(Listening { own: Arc::clone(self), id: id.clone(), in_flight })
     }
 
     /// Where calls of an era are noted while they run.
@@ -40,10 +62,32 @@ impl OwnSession {
 
     /// Cancels a running call of either era.
     pub(crate) fn cancel(&self, id: &OwnedId) {
+        self.listens.lock().remove(id); // here and not at its end, so that the next one has its room at once
         self.unopened.cancel(id);
         if let Some(session) = self.scope(Era::Legacy) {
             session.cancel(id);
         }
+    }
+}
+
+/// A stream of `subscriptions/listen` that is open; its end is the drop.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    own: Arc<OwnSession>,
+    id: OwnedId,
+    in_flight: InFlight,
+}
+
+impl Listening {
+    /// Returns when the client takes it back.
+    pub(crate) async fn cancelled(&self) {
+        self.in_flight.cancelled().await;
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.own.listens.lock().remove(&self.id);
     }
 }
 

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    call::{Caller, Kind, Lane, Reply},
+    call::{Caller, Kind, Lane, Reply, Share},
     dispatch::{Answered, Run, Served, Work},
     error::CallError,
     input::{Defers, Parks, Waiting},
@@ -25,6 +25,9 @@ use crate::{
 
 /// How much of a key is repeated in an answer.
 const KEY_TOLD_CHARS_MAX: usize = 64;
+
+/// When it is worth trying again to make a task, or to reach one.
+const RETRY_AFTER_S: u32 = 30;
 
 /// What a client does with a task.
 pub(crate) const METHODS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
@@ -36,14 +39,15 @@ type Running = Pin<Box<dyn Future<Output = Result<Answered, CallError>> + Send>>
 pub(super) struct Deferral {
     tasks: Arc<Tasks>,
     caller: Caller,
+    share: Share,
     begun: OnceLock<(Bytes, Link)>,
     /// Who runs it has this; it is given up with the end.
     handle: Mutex<Option<Handle>>,
 }
 
 impl Deferral {
-    pub(super) fn new(tasks: Arc<Tasks>, caller: Caller) -> Arc<Self> {
-        Arc::new(Self { tasks, caller, begun: OnceLock::new(), handle: Mutex::default() })
+    pub(super) fn new(tasks: Arc<Tasks>, caller: Caller, share: Share) -> Arc<Self> {
+        Arc::new(Self { tasks, caller, share, begun: OnceLock::new(), handle: Mutex::default() })
     }
 
     /// Runs the call to its end, or to where it becomes a task: then it goes on by itself, and the answer is the task.
@@ -95,8 +99,16 @@ async fn finish(handle: Handle, outcome: Result<Answered, CallError>) {
 impl Defers for Deferral {
     fn begin(&self) -> Waiting<'_, ()> {
         Box::pin(async {
-            let created = self.tasks.create(self.caller.subject(), SystemTime::now()).await;
-            let (record, handle) = created.map_err(|error| unavailable(&error))?;
+            let counts_for = self.caller.counts_for(self.share);
+            let created = self.tasks.create_for(self.caller.subject(), Some(counts_for), SystemTime::now()).await;
+            let (record, handle) = created.map_err(|error| match &error {
+                StoreError::CallerFull => {
+                    let ttl_s = self.tasks.config().ttl_ms.div_ceil(1000);
+                    let why = format!("{error}, {ttl_s} s after each was made");
+                    CallError::CallerLimit { why, retry_after_s: RETRY_AFTER_S }
+                }
+                _ => unavailable(&error),
+            })?;
             let _ = self.begun.set((record.created_members(), handle.link()));
             *self.handle.lock() = Some(handle);
             Ok(())
@@ -125,7 +137,7 @@ impl Parks for Link {
 
 fn unavailable(error: &StoreError) -> CallError {
     tracing::warn!(?error, "a task could not be kept");
-    CallError::Overloaded { retry_after_s: 30 }
+    CallError::Overloaded { retry_after_s: RETRY_AFTER_S }
 }
 
 /// The methods, as work. A task that is not ours may be a hosted handler's.

@@ -2,6 +2,7 @@
 
 mod metrics;
 mod running;
+mod sweep;
 mod watch;
 
 use std::{
@@ -322,7 +323,7 @@ impl Builder {
             }
             ended.notify_one();
         });
-        runtime.spawn(sweep(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
+        runtime.spawn(sweep::sessions(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
         let grace = Duration::from_millis(config.drain_grace_ms);
         let io = runtime.handle().clone();
         let _io_threads = IoThreads::new(runtime);
@@ -427,6 +428,7 @@ impl Builder {
         let mut methods = features.methods.clone();
         let mut extensions = hosted.extensions.clone();
         if let Some(tasks) = &tasks {
+            runtime.spawn(sweep::tasks(Arc::clone(tasks)));
             methods.extend(tasking::methods(tasks, &features.methods));
             extensions.insert(TASKS_EXTENSION.into(), serde_json::json!({}));
         }
@@ -551,24 +553,6 @@ impl Builder {
 /// What seals the state of rounds.
 fn sealer(loaded: &Loaded) -> Result<Sealer, StartError> {
     Sealer::new(&loaded.tuning.input).map_err(|message| StartError::config(loaded.fault("input.state_keys", message)))
-}
-
-/// Ends sessions that nobody uses, often enough that none lives an eighth longer than it may.
-async fn sweep(front: Arc<Front>, idle_timeout_s: u64) {
-    let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 60));
-    loop {
-        tokio::time::sleep(pause).await;
-        let ended = front.router.sessions.sweep(std::time::Instant::now());
-        if ended > 0 {
-            tracing::debug!(ended, "idle sessions ended");
-        }
-        if let Some(tasks) = &front.router.tasks {
-            let expired = tasks.sweep(std::time::SystemTime::now()).await;
-            if expired > 0 {
-                tracing::debug!(expired, "tasks whose time was over");
-            }
-        }
-    }
 }
 
 /// Serves the tools that hosted handlers have, whenever they say that they are others.

@@ -22,10 +22,10 @@ use super::{
 pub struct Memory {
     tasks: Gauge,
     bytes: Gauge,
-    per_owner_max: usize,
+    per_caller_max: usize,
     records: Shards<Slot>,
     /// How many each caller has; who has none is not in it.
-    per_owner: Mutex<HashMap<Box<str>, usize>>,
+    per_caller: Mutex<HashMap<Box<str>, usize>>,
 }
 
 #[derive(Debug)]
@@ -41,9 +41,9 @@ impl Memory {
         Self {
             tasks: Gauge::new(config.tasks_max),
             bytes: Gauge::new(config.bytes_max.as_usize()),
-            per_owner_max: config.per_caller_max,
+            per_caller_max: config.per_caller_max,
             records: Shards::new(),
-            per_owner: Mutex::default(),
+            per_caller: Mutex::default(),
         }
     }
 
@@ -66,7 +66,7 @@ impl Memory {
             self.tasks.sub(1);
             return Err(StoreError::Full);
         }
-        if !self.count_owner(&record.owner) {
+        if !self.count(record.counts_for()) {
             self.tasks.sub(1);
             self.bytes.sub(bytes);
             return Err(StoreError::CallerFull);
@@ -115,24 +115,24 @@ impl Memory {
         removed
     }
 
-    fn count_owner(&self, owner: &str) -> bool {
-        let mut per_owner = self.per_owner.lock();
-        let count = per_owner.get(owner).copied().unwrap_or(0);
-        if count >= self.per_owner_max {
+    fn count(&self, caller: &str) -> bool {
+        let mut per_caller = self.per_caller.lock();
+        let count = per_caller.get(caller).copied().unwrap_or(0);
+        if count >= self.per_caller_max {
             return false;
         }
-        per_owner.insert(owner.into(), count + 1);
+        per_caller.insert(caller.into(), count + 1);
         true
     }
 
     fn release(&self, slot: &Slot) {
         self.tasks.sub(1);
         self.bytes.sub(slot.bytes);
-        let mut per_owner = self.per_owner.lock();
-        if let Some(count) = per_owner.get_mut(slot.record.owner.as_str()) {
+        let mut per_caller = self.per_caller.lock();
+        if let Some(count) = per_caller.get_mut(slot.record.counts_for()) {
             *count -= 1;
             if *count == 0 {
-                per_owner.remove(slot.record.owner.as_str());
+                per_caller.remove(slot.record.counts_for());
             }
         }
     }
@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(memory.sweep_now(at(59)), 0);
         assert_eq!(memory.len(), 3);
         assert_eq!(memory.sweep_now(at(60)), 3);
-        assert!(memory.is_empty() && memory.per_owner.lock().is_empty());
+        assert!(memory.is_empty() && memory.per_caller.lock().is_empty());
         insert(&memory, "e", "one").expect("room again");
     }
 
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(memory.sweep_now(at(60)), 1);
         assert!(!memory.records.part("old").contains_key("old"));
         assert!(memory.records.part("new").contains_key("new"));
-        assert_eq!(memory.per_owner.lock().get("one"), Some(&1));
+        assert_eq!(memory.per_caller.lock().get("one"), Some(&1));
     }
 
     #[test]

@@ -55,7 +55,7 @@ const ID_CHARS: usize = ID_BYTES * 2;
 pub struct Config {
     /// Tasks that are kept at once, running and ended.
     pub tasks_max: usize,
-    /// Tasks of one caller that are kept at once.
+    /// Tasks of one caller that are kept at once; without authentication, of one address.
     pub per_caller_max: usize,
     /// Memory for results and unread answers, over all tasks. A result without room fails its task.
     pub bytes_max: ByteSize,
@@ -131,8 +131,21 @@ impl Tasks {
     /// # Errors
     /// What the store says, or that too many tasks run here.
     pub async fn create(self: &Arc<Self>, owner: &str, now: SystemTime) -> Result<(Record, Handle), StoreError> {
+        self.create_for(owner, None, now).await
+    }
+
+    /// The same, where who owns the task is not who it counts for: one owner can be many callers.
+    ///
+    /// # Errors
+    /// As [`Tasks::create`].
+    pub async fn create_for(
+        self: &Arc<Self>,
+        owner: &str,
+        counts_for: Option<String>,
+        now: SystemTime,
+    ) -> Result<(Record, Handle), StoreError> {
         let Config { ttl_ms, poll_interval_ms, timeout_ms, .. } = self.config;
-        let record = Record::new(new_id()?, owner, now, ttl_ms, poll_interval_ms);
+        let record = Record { counts_for, ..Record::new(new_id()?, owner, now, ttl_ms, poll_interval_ms) };
         let live = Live::new(&record.id, record.created_at_ms.saturating_add(timeout_ms.min(ttl_ms)));
         // The handle is there before the record, so that a caller who leaves in between does not leave a record behind
         // that nobody ends.

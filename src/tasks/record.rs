@@ -95,6 +95,9 @@ pub struct Record {
     pub id: String,
     /// The subject of the caller who made it.
     pub owner: String,
+    /// Who it counts for where a caller may have so many, when that is not the owner; see [`Record::counts_for`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts_for: Option<String>,
     /// Where it stands.
     pub status: Status,
     /// A line about that, for people.
@@ -132,6 +135,7 @@ impl Record {
         Self {
             id,
             owner: owner.to_owned(),
+            counts_for: None,
             status: Status::Working,
             status_message: None,
             created_at_ms: now_ms,
@@ -144,6 +148,12 @@ impl Record {
             result: None,
             error: None,
         }
+    }
+
+    /// Who it counts for where a caller may have so many. Without authentication all callers are one owner, and then each
+    /// address counts for itself.
+    pub fn counts_for(&self) -> &str {
+        self.counts_for.as_deref().unwrap_or(&self.owner)
     }
 
     /// Whether nobody is promised to find it any more.

@@ -44,6 +44,11 @@ fn by_id<'a>(messages: &'a [Value], id: &Value) -> &'a Value {
     messages.iter().find(|m| m["id"] == *id).unwrap_or_else(|| panic!("no answer to {id}: {messages:?}"))
 }
 
+/// At least what was asked for; more where others have the cores.
+fn burned_ms(answer: &Value) -> Option<u64> {
+    answer["result"]["structuredContent"]["burned_ms"].as_u64()
+}
+
 #[test]
 fn both_eras_side_by_side() {
     let initialize =
@@ -68,7 +73,7 @@ fn both_eras_side_by_side() {
     let modern = &by_id(&messages, &json!(2))["result"];
     assert_eq!((&modern["content"][0]["text"], &modern["resultType"]), (&json!("b"), &json!("complete")));
     assert_eq!(by_id(&messages, &json!(3))["result"]["supportedVersions"], json!(["2026-07-28"]));
-    assert_eq!(by_id(&messages, &json!(4))["result"]["structuredContent"]["burned_ms"], 1);
+    assert!(burned_ms(by_id(&messages, &json!(4))) >= Some(1));
     assert_eq!(messages.len(), 7, "notifications have no answer");
 }
 
@@ -102,6 +107,48 @@ fn a_call_is_cancelled_in_either_era() {
     assert_eq!(messages.len(), 1, "{messages:?}");
 }
 
+fn listen(id: usize) -> Vec<u8> {
+    line(&modern(id, "subscriptions/listen", json!({ "notifications": { "toolsListChanged": true } })))
+}
+
+/// What came of a request, in the order in which it came: the acknowledgement of a stream, and answers.
+fn of_request(messages: &[Value], id: usize) -> Vec<&Value> {
+    let key = "io.modelcontextprotocol/subscriptionId";
+    messages.iter().filter(|m| m["id"] == id || (m.get("id").is_none() && m["params"]["_meta"][key] == id)).collect()
+}
+
+#[test]
+fn streams_are_taken_back_and_those_that_are_too_many_are_refused() {
+    const MAX: usize = 64;
+    let cancel = |id: usize| {
+        line(&json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id } }))
+    };
+    let mut lines: Vec<_> = (0..=MAX).map(listen).collect();
+    lines.push(cancel(0));
+    lines.push(listen(MAX + 1));
+    lines.push(listen(1));
+    lines.push(listen(MAX + 2));
+    let (messages, code) = converse(&lines);
+    assert_eq!(code, Some(0));
+    for id in [MAX, MAX + 2] {
+        let [refused] = of_request(&messages, id)[..] else { panic!("one answer: {messages:?}") };
+        assert_eq!(refused["error"]["code"], -31429, "{refused}");
+    }
+    assert!(of_request(&messages, 0).iter().all(|m| m.get("id").is_none()), "what was taken back has no answer");
+    for id in (2..MAX).chain([MAX + 1]) {
+        let [acknowledged, ended] = of_request(&messages, id)[..] else { panic!("{id} opens and ends: {messages:?}") };
+        assert_eq!(acknowledged["method"], "notifications/subscriptions/acknowledged");
+        assert_eq!(ended["result"]["resultType"], "complete", "the end of the input ends what is open: {ended}");
+    }
+}
+
+#[test]
+fn a_stream_has_no_id_that_runs() {
+    let (messages, _) = converse(&[listen(1), listen(1)]);
+    assert_eq!(messages.iter().filter(|m| m["error"]["code"] == -32600).count(), 1, "{messages:?}");
+    assert_eq!(messages.iter().filter(|m| m["result"].is_object()).count(), 1, "{messages:?}");
+}
+
 #[test]
 fn a_signal_drains_it() {
     let mut child = spawn();
@@ -113,15 +160,20 @@ fn a_signal_drains_it() {
         serde_json::from_str::<Value>(&line).expect("a message")
     };
     for request in [
+        modern(0, "subscriptions/listen", json!({ "notifications": { "toolsListChanged": true } })),
         modern(1, "tools/call", json!({ "name": "burn", "arguments": { "ms": 300 } })),
         modern(2, "tools/list", json!({})),
     ] {
         writeln!(input, "{request}").expect("it reads");
     }
-    assert_eq!(next()["id"], 2, "so the call before it has been read");
+    let first = [next(), next()];
+    assert!(first.iter().any(|m| m["method"] == "notifications/subscriptions/acknowledged"), "{first:?}");
+    assert_eq!(by_id(&first, &json!(2))["error"], Value::Null, "so the call before it has been read");
     let sent = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
     assert!(sent.expect("kill (package procps) is there").success());
-    assert_eq!(next()["result"]["structuredContent"]["burned_ms"], 300);
+    let last = [next(), next()];
+    assert_eq!(by_id(&last, &json!(0))["result"]["resultType"], "complete", "the stream is ended");
+    assert!(burned_ms(by_id(&last, &json!(1))) >= Some(300));
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     drop(input);
 }

@@ -11,7 +11,7 @@ use std::{
 use bigiron::{Ctx, Input, Server, error::CallError, server::Running};
 use serde_json::{Value, json};
 
-use crate::support::{Client, eventually, listen, meta, modern, modern_headers, start};
+use crate::support::{Client, Response, eventually, listen, meta, modern, modern_headers, start};
 
 /// Counts a running call, down again when it is dropped.
 struct Inside(Arc<AtomicUsize>);
@@ -46,12 +46,16 @@ fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> (Running, Arc<Atomi
 }
 
 /// A request of a client that can fetch answers later.
-fn ask(running: &Running, method: &str, name: &str, mut params: Value) -> Value {
+fn ask(running: &Running, method: &str, name: &str, params: Value) -> Value {
+    ask_over(Client::connect(running.addr()), method, name, params).json()
+}
+
+fn ask_over(mut client: Client, method: &str, name: &str, mut params: Value) -> Response {
     params["_meta"] = meta();
     params["_meta"]["io.modelcontextprotocol/clientCapabilities"] =
         json!({ "elicitation": {}, "extensions": { "io.modelcontextprotocol/tasks": {} } });
     let request = modern(1, method, params);
-    Client::connect(running.addr()).post(&modern_headers(method, name), &request).json()
+    client.post(&modern_headers(method, name), &request)
 }
 
 fn begin(running: &Running, tool: &str) -> String {
@@ -108,10 +112,41 @@ fn a_task_is_taken_back_and_one_that_needs_to_be_one_is_refused_to_who_cannot() 
 }
 
 #[test]
-fn there_are_no_more_tasks_than_the_settings_say() {
+fn no_caller_has_more_tasks_than_one_may_and_another_address_is_another_caller() {
     let (running, _) = serve(|tuning| tuning.tasks.per_caller_max = 2);
+    let id = begin(&running, "hang");
     begin(&running, "hang");
+    let refused = ask_over(Client::connect(running.addr()), "tools/call", "hang", json!({ "name": "hang" }));
+    assert_eq!((refused.status, refused.code()), (429, Some(-31429)));
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("this caller has as many tasks as one may have"), "{message}");
+    let elsewhere = || Client::connect_from([127, 0, 0, 2].into(), running.addr());
+    let begun = ask_over(elsewhere(), "tools/call", "hang", json!({ "name": "hang" })).json();
+    assert_eq!(begun["result"]["resultType"], "task", "{begun}");
+    // A client may come back from another address: the task is that of whoever knows its name.
+    let found = ask_over(elsewhere(), "tasks/get", &id, json!({ "taskId": id })).json();
+    assert_eq!(found["result"]["status"], "working", "{found}");
+}
+
+#[test]
+fn the_server_has_no_more_tasks_than_the_settings_say() {
+    let (running, _) = serve(|tuning| (tuning.tasks.tasks_max, tuning.tasks.per_caller_max) = (1, 1));
     begin(&running, "hang");
-    let refused = ask(&running, "tools/call", "hang", json!({ "name": "hang" }));
-    assert_eq!(refused["error"]["code"], -31503, "{refused}");
+    let elsewhere = Client::connect_from([127, 0, 0, 2].into(), running.addr());
+    let refused = ask_over(elsewhere, "tools/call", "hang", json!({ "name": "hang" }));
+    assert_eq!((refused.status, refused.code()), (503, Some(-31503)));
+}
+
+#[test]
+fn a_task_whose_time_is_over_makes_room_soon() {
+    let (running, inside) = serve(|tuning| {
+        (tuning.tasks.per_caller_max, tuning.tasks.timeout_ms, tuning.tasks.ttl_ms) = (1, 100, 100);
+    });
+    let id = begin(&running, "hang");
+    eventually("its work is dropped", || inside.load(Ordering::SeqCst) == 0);
+    eventually("it is gone", || {
+        let gone = ask(&running, "tasks/get", &id, json!({ "taskId": id }));
+        gone["error"]["code"] == -32602
+    });
+    begin(&running, "hang");
 }
