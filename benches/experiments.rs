@@ -126,7 +126,10 @@ impl Lab {
         let json = self.folder.join(format!("{:?}.json", thread::current().id()));
         let seconds = format!("{}s", self.seconds);
         let mut command = Command::new(&self.program);
-        command.arg("bench").args(["--duration", &seconds]).args(args).arg("--json").arg(&json);
+        command.arg("bench").args(args).arg("--json").arg(&json);
+        if !args.contains(&"--duration") {
+            command.args(["--duration", &seconds]);
+        }
         let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());

@@ -115,6 +115,7 @@ pub(super) const RANGES: &[Range] = &[
         "without a place in the queue a call could not be handed over, and each place costs memory",
     ),
     range("pool.queue_wait_ms_max", 0, DAY_MS, "0 sets no limit, and nobody waits longer than a day"),
+    range("pool.nice", 0, 19, "the kernel knows no more; 0 stands back behind nobody"),
     range("pool.lost_max", 0, 4096, "each lost thread keeps its stack and perhaps a core until its tool returns"),
     range("cache.entry_bytes_max", 0, GIB, HARD_LIMIT),
     range(

@@ -54,6 +54,7 @@ pub(crate) fn find(
     let (servers, own) = split(cores);
     let child = Child::start(None, sets, servers, own)?;
     let plan = Plan { address: child.address, threads: own.len(), ..plan.clone() };
+    let session_bytes = session_bytes(&plan, &child)?; // first, while the server's memory is as at its start
     let mut rows = Vec::new();
     let mut stretch = |plan: &Plan, label: &str, rows: &mut Vec<Row>| -> Result<Row> {
         let row = measure(plan, label, Some(&child), progress)?;
@@ -90,7 +91,6 @@ pub(crate) fn find(
             bad = rate;
         }
     }
-    let session_bytes = session_bytes(&plan, &child)?;
     let pinned = match servers == own {
         true => "server and generator share one core".to_owned(),
         false => format!("server on cores {servers:?}, generator on {own:?}"),
@@ -147,21 +147,22 @@ impl Capacity {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // positive, and clamped
     pub(crate) fn fragment(&self) -> String {
         let p99_s = self.p99_max.as_secs_f64();
-        let wait_ms = (self.p99_max.saturating_sub(self.alone_p50).as_millis() as u64).max(1);
-        let queue = ((self.peak_per_s * p99_s).ceil() as usize).clamp(4, 1_000_000);
-        let inside = (queue * 2).max(64);
+        // Half of the time for the queue, half for those who wait for a place in it and for what comes between.
+        let wait_ms = (self.p99_max.as_millis() as u64 / 2).max(1);
+        let queue = ((self.peak_per_s * p99_s / 2.0).ceil() as usize).clamp(2, 1_000_000);
+        let inside = (queue * 4).max(64);
         let sessions = (self.memory_bytes / SESSIONS_SHARE / self.session_bytes.max(200)).clamp(1000, 10_000_000);
         let (tool, peak, knee) = (&self.tool, self.peak_per_s, self.knee_per_s);
         format!(
             "# What `bigiron bench --capacity --tool {tool}` found here: {peak:.0} calls/s at the peak, {knee:.0} with\n\
              # p99 <= {:.1} ms.\n\
              [limits]\n\
-             # Twice what the queue holds: more would only wait.\n\
+             # Four times what the queue holds: more would only wait.\n\
              concurrent_requests_max = {inside}\n\n\
              [pool]\n\
-             # What is done at the peak in the time that callers bear.\n\
+             # What is done at the peak in half of the time that callers bear.\n\
              queue_max = {queue}\n\
-             # Who waits longer than this misses that time.\n\
+             # Half of that time: who has to wait for longer is refused.\n\
              queue_wait_ms_max = {wait_ms}\n\
              # And who comes then is told so at once.\n\
              on_full = \"reject\"\n\n\

@@ -1,10 +1,8 @@
 //! Tools for measuring the server itself: `echo` costs next to nothing, `burn` costs exactly what is asked.
 
-use std::{
-    hint,
-    time::{Duration, Instant},
-};
+use std::{hint, time::Duration};
 
+use rustix::time::{ClockId, clock_gettime};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,10 +72,14 @@ fn burn_for(ms: u64, ctx: &Ctx) -> Result<u64, CallError> {
     if ms > BURN_MS_MAX {
         return Err(CallError::tool(format!("ms is {ms}; ask for at most {BURN_MS_MAX}")));
     }
-    let start = Instant::now();
-    let until = start + Duration::from_millis(ms);
+    // CPU time and not time: threads that share a core burn no more than there is.
+    let spent = || {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+    };
+    let (start, all) = (spent(), Duration::from_millis(ms));
     let mut state = ms | 1;
-    while Instant::now() < until {
+    while spent().saturating_sub(start) < all {
         if ctx.is_cancelled() {
             return Err(stopped(ctx));
         }
@@ -85,7 +87,7 @@ fn burn_for(ms: u64, ctx: &Ctx) -> Result<u64, CallError> {
             state = hint::black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
         }
     }
-    Ok(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX))
+    Ok(u64::try_from(spent().saturating_sub(start).as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

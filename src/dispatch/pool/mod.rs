@@ -21,7 +21,10 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::timeout,
+};
 
 pub(crate) use self::worker::Threads;
 use self::worker::{Kind, Worker, Workers};
@@ -51,6 +54,8 @@ pub struct Config {
     pub queue_max: usize,
     /// Time that jobs may wait in the queue before further ones are refused, in milliseconds; 0 sets none.
     pub queue_wait_ms_max: u64,
+    /// How far the threads stand back behind the others when there are not cores for all: 0 to 19, as `nice` has it.
+    pub nice: u8,
     /// Threads that hang in a tool past its deadline and are replaced, at most.
     pub lost_max: usize,
     /// What happens to a call when the queue is full and no thread may be added.
@@ -79,6 +84,7 @@ impl Default for Config {
             keep_alive_s: 60,
             queue_max: 1000,
             queue_wait_ms_max: 0,
+            nice: 5,
             lost_max: 64,
             on_full: OnFull::default(),
         }
@@ -121,6 +127,7 @@ struct Shared {
     io_busy: AtomicUsize,
     io_threads: usize,
     workers: Workers,
+    nice: u8,
     /// Jobs that a thread was done with, ever.
     done: AtomicU64,
     /// Threads that were replaced, ever.
@@ -228,6 +235,7 @@ impl Pool {
             io_busy: AtomicUsize::new(0),
             io_threads: sizes.io_threads,
             workers: Workers::default(),
+            nice: config.nice,
             done: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
         });
@@ -282,9 +290,12 @@ impl Pool {
             }
             OnFull::Wait => {}
         }
-        let Some(Ok(place)) = until(deadline, self.shared.room.acquire()).await else {
-            return Err(CallError::DeadlineBeforeStart);
+        let room = until(deadline, self.shared.room.acquire());
+        let place = match self.wait_max {
+            Some(wait_max) => timeout(wait_max, room).await.map_err(|_| self.overloaded())?,
+            None => room.await,
         };
+        let Some(Ok(place)) = place else { return Err(CallError::DeadlineBeforeStart) };
         place.forget(); // given back by the worker
         self.enqueue(job)
     }
@@ -397,8 +408,8 @@ impl Shared {
     }
 
     fn start_core_thread(shared: &Arc<Self>) -> std::io::Result<()> {
-        let shared = Arc::clone(shared);
-        spawn("core", move || {
+        let (shared, nice) = (Arc::clone(shared), shared.nice);
+        spawn("core", nice, move || {
             let enrolled = shared.workers.enroll(Kind::Core);
             while shared.tickets.recv().is_ok() {
                 if !shared.run_next(&enrolled.worker) {
@@ -427,7 +438,7 @@ impl Shared {
                 worker.threads.fetch_sub(1, Ordering::AcqRel);
             }
         };
-        match spawn("extra", run) {
+        match spawn("extra", shared.nice, run) {
             Ok(()) => first.send(job).map_err(|unsent| unsent.0),
             Err(error) => {
                 shared.threads.fetch_sub(1, Ordering::AcqRel);
@@ -459,6 +470,11 @@ impl Shared {
     }
 }
 
-fn spawn(kind: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    thread::Builder::new().name(format!("pool-{kind}")).spawn(work).map(drop)
+fn spawn(kind: &str, nice: u8, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let run = move || {
+        // On Linux this is of the calling thread alone. Where it is not allowed, threads are as they were.
+        let _ = rustix::process::setpriority_process(None, i32::from(nice));
+        work();
+    };
+    thread::Builder::new().name(format!("pool-{kind}")).spawn(run).map(drop)
 }
