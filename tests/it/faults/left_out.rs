@@ -12,9 +12,6 @@ pub(super) const ROWS: &[(&str, &str)] = &[
     ("H29", "bodies are never decompressed: H28 shows that they are refused"),
     ("H34", "HTTP/2 is not spoken: H2 shows that its preface ends the connection"),
     ("J36", "there is no endpoint for the new revision alone: both eras are served at one"),
-    ("J41", "no tool asks its client for input, so there is no requestState"),
-    ("J42", "no tool asks its client for input, so there are no inputResponses"),
-    ("J51", "there are no resources"),
 ];
 
 /// Parts of rows that are run otherwise.
@@ -27,11 +24,13 @@ pub(super) const PARTS: &[(&str, &str)] = &[
     ("J3", "standard input: see the module stdio"),
     ("J4", "standard input: see the module stdio"),
     ("J5", "comparing parsers: there is one"),
-    ("J13", "batches in sessions of 2025-03-26: they are not there"),
+    ("J13", "batches in sessions of 2025-03-26: see the module streams"),
     ("J20", "one line on standard output: over HTTP only"),
     ("J21", "1,000 clients are scaled to 200"),
-    ("J37", "responses that are awaited: no request goes to a client"),
+    ("J37", "responses that are awaited: see the module streams"),
+    ("J41", "expired and replayed: nothing is timed, and single use is no setting; other callers: there is one"),
     ("J45", "forwarding: nothing is forwarded"),
-    ("J46", "other tenants' tools and metric labels: there are no tenants and no metrics"),
+    ("J46", "other tenants' tools: there are no tenants; metric labels: see the module engine"),
+    ("J51", "that no file is opened: not traced"),
     ("J48", "10 ms: nothing is timed"),
 ];

@@ -11,6 +11,7 @@ mod left_out;
 mod limits;
 mod place;
 mod protocol;
+mod rounds;
 mod tools;
 mod traffic;
 mod wire;
@@ -38,7 +39,7 @@ const fn row(id: &'static str, what: &'static str, at: &'static [Kind], run: fn(
 }
 
 fn rows() -> impl Iterator<Item = Row> {
-    [head::ROWS, http::ROWS, connection::ROWS, json::ROWS, protocol::ROWS, calls::ROWS, limits::ROWS]
+    [head::ROWS, http::ROWS, connection::ROWS, json::ROWS, protocol::ROWS, rounds::ROWS, calls::ROWS, limits::ROWS]
         .into_iter()
         .flatten()
         .copied()

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bigiron::{Ctx, Json, Lane, LogLevel, Server, Tool, call::ClientCapabilities, server::Builder};
+use bigiron::{
+    CallError, Ctx, Input, Json, Lane, LogLevel, Resource, Server, Tool, call::ClientCapabilities, server::Builder,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -124,8 +126,22 @@ pub(super) fn server() -> (Builder, Arc<Seen>) {
         .tool("routed", "Takes arguments that headers repeat", Lane::Inline, |args: Routed, _| {
             format!("{} {}", args.region, args.count.unwrap_or_default())
         })
-        .with(show());
+        .with(show())
+        .with(remember("remember"))
+        .with(remember("remember_too"))
+        .resource(Resource::new("test://one", "one", "The one", "text/plain", Lane::Inline, |_, _| "one"));
     (server, seen)
+}
+
+/// Asks who calls, and keeps its argument until the answer is there.
+fn remember(name: &'static str) -> Tool {
+    Tool::new_async(name, "Asks who calls, and remembers", |args: Message, ctx: Ctx| async move {
+        let kept = ctx.kept().and_then(Value::as_str).unwrap_or("nothing").to_owned();
+        ctx.keep(args.message.into());
+        let form = json!({ "type": "object", "properties": { "name": { "type": "string" } }, "required": ["name"] });
+        let who = ctx.ask("who", Input::elicit("Who are you?", form)).await?;
+        Ok::<_, CallError>(format!("{} after {kept}", who["content"]["name"].as_str().unwrap_or("nobody")))
+    })
 }
 
 /// Takes any arguments and returns them as they came.
