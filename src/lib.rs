@@ -76,7 +76,7 @@
 //! | `io` | `runtime.io_threads` | move bytes, parse, answer lists, run `Inline` and `Async` tools |
 //! | `pool-core`, `pool-extra` | `pool.threads` to `pool.threads_max` | run `Pool` tools |
 //! | `admin` | 1 | `/health`, `/ready` and `/metrics`, whatever the others do |
-//! | `watch` | 1 | ten times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory |
+//! | `watch` | 1 | forty times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory |
 //!
 //! # What always holds
 //!

@@ -135,12 +135,13 @@ pub fn streams_max(written: usize, connections: Count) -> Count {
     Count::written_or(written, || (connections.value - connections.value / 4, "three quarters of the connections"))
 }
 
-/// Requests being served at once. Each may hold a whole body in memory, and a quarter of the memory is for bodies.
+/// Requests being served at once. Each may hold a whole body in memory, what is read
+/// from it and what comes of it, which is some four times as much; a quarter of the memory is for that.
 pub fn concurrent_requests_max(written: usize, request_bytes_max: u64, host: &Host) -> Count {
     Count::written_or(written, || {
         least([
             (host.cores_usable().saturating_mul(REQUESTS_PER_CORE) as u64, "100 for each core"),
-            (host.memory_usable_bytes() / 4 / request_bytes_max.max(1), "a quarter of the memory, in bodies"),
+            (host.memory_usable_bytes() / 16 / request_bytes_max.max(1), "a sixteenth of the memory, in bodies"),
         ])
     })
 }
@@ -229,8 +230,8 @@ mod tests {
         for (cores, memory, limit, value) in [
             (2, 4 * GIB, None, 200),
             (64, 256 * GIB, None, 6400),
-            (64, 256 * GIB, Some(GIB), 256), // a container of 1 GiB on a large machine
-            (64, 0, None, 6400),             // memory unknown
+            (64, 256 * GIB, Some(GIB), 64), // a container of 1 GiB on a large machine
+            (64, 0, None, 6400),            // memory unknown
         ] {
             let host = host(cores, None, memory, limit, 1024);
             assert_eq!(concurrent_requests_max(0, 1 << 20, &host).value, value, "{cores} cores, {memory} {limit:?}");

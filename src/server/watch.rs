@@ -9,8 +9,8 @@ use std::{
 
 use crate::front::{Front, pressure::Level};
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks: as long as memory may fill unseen.
+const PAUSE: Duration = Duration::from_millis(25);
 /// How much of the kept results goes at each look while memory is short.
 const CACHE_GIVEN_UP: f64 = 0.25;
 
