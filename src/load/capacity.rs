@@ -18,7 +18,7 @@ const STEPS: u32 = 6;
 /// The part of calls that must be answered.
 const SUCCESS_MIN: f64 = 0.999;
 /// Sessions that are opened to see what one costs.
-const SESSIONS: usize = 5_000;
+const SESSIONS: usize = 30_000;
 /// The part of the memory that sessions may have.
 const SESSIONS_SHARE: u64 = 4;
 
@@ -52,7 +52,9 @@ pub(crate) fn find(
     progress: &mut dyn FnMut(&str, Duration, bool),
 ) -> Result<Capacity> {
     let (servers, own) = split(cores);
-    let child = Child::start(None, sets, servers, own)?;
+    // Many sessions are opened to see what one costs, all of them by one caller.
+    let sets = [sets, &["sessions.per_caller_max=100000".to_owned()]].concat();
+    let child = Child::start(None, &sets, servers, own)?;
     let plan = Plan { address: child.address, threads: own.len(), ..plan.clone() };
     let session_bytes = session_bytes(&plan, &child)?; // first, while the server's memory is as at its start
     let mut rows = Vec::new();
