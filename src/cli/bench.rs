@@ -109,6 +109,10 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
 
+    /// How often a row is measured again when something else used the host meanwhile
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
+    repeats: u32,
+
     /// Find what this host can take of the tool
     #[arg(long)]
     capacity: bool,
@@ -195,6 +199,7 @@ fn bench(mut arguments: Arguments) -> Result<(), Failure> {
         timeout: arguments.timeout,
         retries: arguments.retries,
         threads: if arguments.threads == 0 { own.len() } else { arguments.threads },
+        repeats: arguments.repeats,
     };
     let mut progress = progress_line();
     let (text, rows, json) = if arguments.capacity {

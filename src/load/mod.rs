@@ -8,6 +8,7 @@ pub(crate) mod capacity;
 mod child;
 pub(crate) mod compare;
 mod generator;
+pub(crate) mod host;
 pub(crate) mod plot;
 mod reply;
 mod requests;
@@ -54,6 +55,8 @@ pub(crate) struct Plan {
     /// How often a refused call is sent again, at once.
     pub(crate) retries: u32,
     pub(crate) threads: usize,
+    /// How often a stretch is measured again when something else disturbed it.
+    pub(crate) repeats: u32,
 }
 
 /// How the calls of an open loop come.

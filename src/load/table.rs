@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Tally, Usage};
+use super::{Tally, Usage, host::Disturbance};
 
 /// A stretch of load and what came of it.
 #[derive(Clone, Debug)]
@@ -12,6 +12,7 @@ pub(crate) struct Row {
     pub(crate) tally: Tally,
     /// What the server used meanwhile, where that is known.
     pub(crate) used: Option<Usage>,
+    pub(crate) disturbance: Disturbance,
 }
 
 impl Row {
@@ -22,9 +23,17 @@ impl Row {
         (used > 0.0).then(|| self.tally.ok as f64 / used)
     }
 
+    /// Why the figures are not to be trusted, if they are not.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        self.tally.doubt().or_else(|| self.disturbance.told())
+    }
+
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let mut json = self.tally.to_json();
         json["label"] = self.label.clone().into();
+        json["others_cores"] = self.disturbance.others.into();
+        json["stolen_cores"] = self.disturbance.stolen.into();
+        json["doubt"] = self.doubt().into();
         if let Some(used) = &self.used {
             json["server_cpu_s"] = used.cpu.as_secs_f64().into();
             json["server_resident_bytes"] = used.resident_bytes.into();
@@ -88,7 +97,7 @@ fn notes(row: &Row) -> Vec<String> {
             notes.push(format!("{count} {what}"));
         }
     }
-    notes.extend(tally.doubt());
+    notes.extend(row.doubt());
     notes
 }
 
@@ -118,7 +127,12 @@ mod tests {
             tally.end(End::Ok, Duration::from_micros(1234));
         }
         tally.end(End::Refused(503, -31503), Duration::from_micros(100));
-        let row = |label: &str| Row { label: label.into(), tally: tally.clone(), used: None };
+        let row = |label: &str| Row {
+            label: label.into(),
+            tally: tally.clone(),
+            used: None,
+            disturbance: Disturbance::default(),
+        };
         let text = table(&[row("rate 1000"), row("a much longer label than there is room for, really")]);
         let lines: Vec<_> = text.lines().collect();
         assert!(lines.iter().take(3).all(|line| line.chars().count() <= 100), "{text}");

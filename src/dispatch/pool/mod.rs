@@ -5,6 +5,7 @@
 //! that caller-runs put on an I/O thread has nobody to answer for it before its tool returns. Whose job is next is
 //! decided in `lines`.
 
+mod rate;
 mod worker;
 
 use std::{
@@ -27,7 +28,10 @@ use tokio::{
 };
 
 pub(crate) use self::worker::Threads;
-use self::worker::{Kind, Worker, Workers};
+use self::{
+    rate::{Outside, Rate},
+    worker::{Kind, Worker, Workers},
+};
 use crate::{
     call::{Ctx, Deadline, Share, Ticket},
     dispatch::{
@@ -111,6 +115,8 @@ pub(crate) struct Pool {
     wait_max: Option<Duration>,
     lost_max: usize,
     rate: Mutex<Rate>,
+    /// Calls that wait for room.
+    outside: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -144,14 +150,6 @@ pub(crate) struct Load {
     pub(crate) replaced: u64,
     /// I/O threads that run a job themselves.
     pub(crate) io_busy: usize,
-}
-
-/// How fast the queue drains, measured now and then.
-#[derive(Debug)]
-struct Rate {
-    measured_at: Instant,
-    done: u64,
-    jobs_per_s: f64,
 }
 
 #[derive(Debug)]
@@ -244,8 +242,16 @@ impl Pool {
             Shared::start_core_thread(&shared).map_err(|e| format!("cannot start a pool thread: {e}"))?;
         }
         let wait_max = (config.queue_wait_ms_max > 0).then(|| Duration::from_millis(config.queue_wait_ms_max));
-        let rate = Mutex::new(Rate { measured_at: Instant::now(), done: 0, jobs_per_s: 0.0 });
-        Ok(Self { shared, tickets, on_full: config.on_full, wait_max, lost_max: config.lost_max, rate })
+        let rate = Mutex::new(Rate::new(Instant::now()));
+        Ok(Self {
+            shared,
+            tickets,
+            on_full: config.on_full,
+            wait_max,
+            lost_max: config.lost_max,
+            rate,
+            outside: AtomicUsize::new(0),
+        })
     }
 
     /// Runs a call on a worker thread. Dropping the future gives the job up.
@@ -292,7 +298,14 @@ impl Pool {
         }
         let room = until(deadline, self.shared.room.acquire());
         let place = match self.wait_max {
-            Some(wait_max) => timeout(wait_max, room).await.map_err(|_| self.overloaded())?,
+            Some(wait_max) => {
+                let outside = Outside::one_more(&self.outside);
+                // Who would wait for longer hears it now and not then; the clock decides where the forecast fails.
+                if self.rate.lock().takes(outside.before + 1).is_some_and(|wait| wait > wait_max) {
+                    return Err(self.overloaded());
+                }
+                timeout(2 * wait_max, room).await.map_err(|_| self.overloaded())?
+            }
             None => room.await,
         };
         let Some(Ok(place)) = place else { return Err(CallError::DeadlineBeforeStart) };
@@ -331,16 +344,15 @@ impl Pool {
     }
 
     /// When the queue will have drained, as fast as it does now.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small and clamped
     pub(crate) fn retry_after_s(&self) -> u32 {
         let queued = self.shared.lines.lock().len();
-        let jobs_per_s = self.rate.lock().jobs_per_s.max(1.0);
-        (queued as f64 / jobs_per_s).ceil().clamp(1.0, f64::from(RETRY_AFTER_S_MAX)) as u32
+        self.rate.lock().retry_after_s(queued)
     }
 
     /// To be called some times a second: replaces threads that hang, and measures how fast the queue drains.
     pub(crate) fn look_after(&self, now: Instant) {
-        self.rate.lock().measure(now, self.shared.done.load(Ordering::Relaxed));
+        let is_busy = self.shared.lines.lock().len() > 0;
+        self.rate.lock().measure(now, self.shared.done.load(Ordering::Relaxed), is_busy);
         for (kind, work) in self.shared.workers.give_up_hung(now, self.lost_max) {
             self.shared.replaced.fetch_add(1, Ordering::Relaxed);
             tracing::error!(
@@ -372,22 +384,6 @@ impl Pool {
             threads: self.shared.workers.count(),
             replaced: self.shared.replaced.load(Ordering::Relaxed),
             io_busy: self.shared.io_busy.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// The longest that a refused caller is told to wait.
-const RETRY_AFTER_S_MAX: u32 = 60;
-/// Over this time the rate is measured.
-const RATE_WINDOW: Duration = Duration::from_millis(500);
-
-impl Rate {
-    #[allow(clippy::cast_precision_loss)] // a rate
-    fn measure(&mut self, now: Instant, done: u64) {
-        let passed = now.saturating_duration_since(self.measured_at);
-        if passed >= RATE_WINDOW {
-            let rate = done.saturating_sub(self.done) as f64 / passed.as_secs_f64();
-            *self = Self { measured_at: now, done, jobs_per_s: f64::midpoint(self.jobs_per_s, rate) };
         }
     }
 }
