@@ -6,7 +6,8 @@ use std::time::Duration;
 
 /// Calls of which each step is made: one call says little.
 const WINDOW_CALLS: u32 = 10;
-/// Steps after which the shortest time is forgotten: the tool may have become slower for good.
+/// Steps after which the shortest time is forgotten, since the tool may have become slower for good. It is measured anew
+/// with half of the calls inside: with all of them, what waits there would become the new shortest time.
 const FORGET_AFTER: u32 = 1000;
 /// Where the limit begins.
 const LIMIT_FIRST: f64 = 4.0;
@@ -19,6 +20,8 @@ pub(crate) struct Vegas {
     /// What a call takes that waits for nobody, in seconds.
     alone_s: f64,
     steps: u32,
+    /// Calls that began before the limit was lowered to measure anew.
+    left_out: usize,
     window: Window,
 }
 
@@ -36,11 +39,15 @@ impl Vegas {
     pub(crate) fn new(limit_max: usize) -> Self {
         let limit_max = (limit_max as f64).max(1.0);
         let limit = LIMIT_FIRST.min(limit_max);
-        Self { limit, limit_max, alone_s: f64::INFINITY, steps: 0, window: Window::default() }
+        Self { limit, limit_max, alone_s: f64::INFINITY, steps: 0, left_out: 0, window: Window::default() }
     }
 
     /// A call took so long while `inside` were inside, itself included.
     pub(crate) fn observe(&mut self, took: Duration, inside: usize) {
+        if self.left_out > 0 {
+            self.left_out -= 1;
+            return;
+        }
         self.window.calls += 1;
         self.window.sum_s += took.as_secs_f64();
         self.window.inside_max = self.window.inside_max.max(inside);
@@ -55,7 +62,9 @@ impl Vegas {
         let took_s = (window.sum_s / f64::from(window.calls)).max(1e-9);
         self.steps += 1;
         if self.steps.is_multiple_of(FORGET_AFTER) {
-            self.alone_s = took_s;
+            self.left_out = window.inside_max;
+            (self.alone_s, self.limit) = (f64::INFINITY, (self.limit / 2.0).max(1.0));
+            return;
         }
         self.alone_s = self.alone_s.min(took_s);
         if (window.inside_max as f64) < self.limit / 2.0 {
@@ -101,6 +110,17 @@ mod tests {
             assert!(limit >= places && limit <= places * 2 + 10, "{limit} for {places}");
         }
         assert_eq!(call(&mut Vegas::new(20), 3000, 50, 10.0), 20);
+    }
+
+    #[test]
+    fn it_does_not_creep_upwards_under_steady_load() {
+        for places in [2, 8, 50] {
+            let mut vegas = Vegas::new(1000);
+            for _ in 0..20 {
+                let limit = call(&mut vegas, 20_000, places, 10.0);
+                assert!(limit <= places * 2 + 10, "{limit} for {places}");
+            }
+        }
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Dispatch {
         self.core.cache.size()
     }
 
-    /// Gives a share of the kept results up, the least used first.
+    /// Gives a share of the kept results up, whichever.
     pub(crate) fn give_up_kept(&self, share: f64) {
         self.core.cache.shrink(share);
     }
@@ -292,7 +292,11 @@ impl Core {
             let bulkhead = self.bulkhead(tool.tool.name(), concurrency);
             let inside = bulkhead.enter(ctx.share, ctx.deadline()).await?;
             let outcome = self.runner.run(&tool.tool.work, arguments, ctx).await;
-            inside.served(Instant::now());
+            // A refusal or a failure in no time says nothing of how long the tool takes.
+            if matches!(&outcome, Ok(reply) if !reply.is_error()) || matches!(outcome, Err(CallError::TimedOut { .. }))
+            {
+                inside.served(Instant::now());
+            }
             outcome
         })
         .await

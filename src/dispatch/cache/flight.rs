@@ -1,12 +1,18 @@
 //! Equal calls at once: one runs, the others wait for it. Who runs may leave, and then one of those who wait runs
 //! instead; how often that happens does not matter.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Kept, key::CacheKey};
+use super::{Kept, generation::Stamp, key::CacheKey};
 use crate::tool::Outcome;
 
 /// Locks, so that calls of different keys seldom meet.
@@ -27,18 +33,24 @@ type Waiting = watch::Receiver<Option<Landed>>;
 
 /// All runs that others may wait for.
 #[derive(Debug)]
-pub(super) struct Flights(Box<[Mutex<HashMap<CacheKey, Flight>>]>);
+pub(super) struct Flights {
+    shards: Box<[Mutex<HashMap<CacheKey, Flight>>]>,
+    begun: AtomicU64,
+}
 
 #[derive(Debug)]
 struct Flight {
+    number: u64,
     waiting: Waiting,
-    /// What it comes to is not kept: it was invalidated while it ran.
+    /// When it began. Who comes in a later generation does not wait for what is of an earlier one.
+    stamp: Stamp,
+    /// What it comes to is not kept, and is nothing for who comes now: its key was invalidated while it ran.
     is_stale: bool,
 }
 
 impl Default for Flights {
     fn default() -> Self {
-        Self((0..SHARDS).map(|_| Mutex::default()).collect())
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), begun: AtomicU64::new(0) }
     }
 }
 
@@ -52,23 +64,31 @@ pub(super) enum Role<'f> {
 pub(super) struct Lead<'f> {
     flights: &'f Flights,
     key: CacheKey,
+    number: u64,
     landed: watch::Sender<Option<Landed>>,
 }
 
 impl Flights {
     fn shard(&self, key: &CacheKey) -> &Mutex<HashMap<CacheKey, Flight>> {
-        &self.0[key.bits() % SHARDS]
+        &self.shards[key.bits() % SHARDS]
     }
 
-    /// Runs when nobody does.
-    pub(super) fn join(&self, key: CacheKey) -> Role<'_> {
+    /// Runs when nobody does whose result would be as good as an own one.
+    pub(super) fn join(&self, key: CacheKey, stamp: Stamp) -> Role<'_> {
         let mut flights = self.shard(&key).lock();
-        if let Some(flight) = flights.get(&key) {
+        if let Some(flight) = flights.get(&key).filter(|flight| !flight.is_stale && flight.stamp == stamp) {
             return Role::Waits(flight.waiting.clone());
         }
         let (landed, waiting) = watch::channel(None);
-        flights.insert(key, Flight { waiting, is_stale: false });
-        Role::Runs(Lead { flights: self, key, landed })
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        // An older one loses its place: who waits for it still hears of it.
+        flights.insert(key, Flight { number, waiting, stamp, is_stale: false });
+        Role::Runs(Lead { flights: self, key, number, landed })
+    }
+
+    /// Whether somebody makes a result of this generation.
+    pub(super) fn is_under_way(&self, key: &CacheKey, stamp: Stamp) -> bool {
+        self.shard(key).lock().get(key).is_some_and(|flight| !flight.is_stale && flight.stamp == stamp)
     }
 
     /// What runs now under this key is not to be kept.
@@ -81,16 +101,20 @@ impl Flights {
     /// How many run.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.iter().map(|shard| shard.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 }
 
 impl Lead<'_> {
+    fn is_in(&self, flights: &HashMap<CacheKey, Flight>) -> bool {
+        flights.get(&self.key).is_some_and(|flight| flight.number == self.number)
+    }
+
     /// Ends the run: `keep` is called before anybody else may run, unless what it came to was invalidated meanwhile.
     pub(super) fn land(self, landed: Landed, keep: impl FnOnce(&Landed)) {
         {
             let flights = self.flights.shard(&self.key).lock();
-            if flights.get(&self.key).is_some_and(|flight| !flight.is_stale) {
+            if self.is_in(&flights) && flights.get(&self.key).is_some_and(|flight| !flight.is_stale) {
                 keep(&landed);
             }
         }
@@ -100,7 +124,10 @@ impl Lead<'_> {
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        self.flights.shard(&self.key).lock().remove(&self.key);
+        let mut flights = self.flights.shard(&self.key).lock();
+        if self.is_in(&flights) {
+            flights.remove(&self.key);
+        }
     }
 }
 

@@ -11,7 +11,10 @@ mod key;
 
 use std::{
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -36,6 +39,8 @@ use crate::{
 
 /// What an entry costs besides its bytes: key, table slot, timer, counters. Measured on moka 0.12 as about 400.
 const ENTRY_OVERHEAD_BYTES: usize = 400;
+/// After a refresh that came to nothing, until the next.
+const REFRESH_PAUSE_S: u64 = 1;
 /// Runs that refresh a result which is still served. Beyond it the old one is served on without a refresh.
 const REFRESHES_MAX: usize = 64;
 
@@ -68,18 +73,23 @@ pub(super) struct Kept {
     stale_until: Instant,
     /// Until then it is served when none can be made.
     on_error_until: Instant,
+    /// At which age a new one is tried, after a try that came to nothing.
+    next_try_s: AtomicU64,
     stamp: Stamp,
     meter: Option<Arc<CallMeter>>,
 }
 
 impl Kept {
+    fn age_s(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.made_at).as_secs()
+    }
+
     fn gone_at(&self) -> Instant {
         self.fresh_until.max(self.stale_until).max(self.on_error_until)
     }
 
     fn answered(&self, now: Instant, served: fn(u64) -> Served) -> Answered {
-        let age_s = now.saturating_duration_since(self.made_at).as_secs();
-        Answered { reply: self.reply.clone(), served: served(age_s) }
+        Answered { reply: self.reply.clone(), served: served(self.age_s(now)) }
     }
 }
 
@@ -184,7 +194,10 @@ impl Cache {
             return Found::Nothing;
         }
         count(asked.meter, Cached::Stale);
-        Found::Stale(kept.answered(now, |age_s| Served::Stale { age_s }), self.refreshes.try_acquire().ok())
+        let is_due = kept.age_s(now) >= kept.next_try_s.load(Ordering::Relaxed)
+            && !self.flights.is_under_way(&asked.key, kept.stamp);
+        let permit = if is_due { self.refreshes.try_acquire().ok() } else { None };
+        Found::Stale(kept.answered(now, |age_s| Served::Stale { age_s }), permit)
     }
 
     /// An entry of the present generations.
@@ -201,7 +214,8 @@ impl Cache {
         run: impl Future<Output = Outcome>,
     ) -> Result<Answered, CallError> {
         let outcome = loop {
-            match self.flights.join(asked.key) {
+            let stamp = self.generations.stamp(asked.tool, asked.caller);
+            match self.flights.join(asked.key, stamp) {
                 Role::Runs(lead) => {
                     // Somebody may have kept a result between the look and the lead.
                     let now = Instant::now();
@@ -211,7 +225,6 @@ impl Cache {
                         count(asked.meter, Cached::Coalesced);
                         return Ok(answered);
                     }
-                    let stamp = self.generations.stamp(asked.tool, asked.caller);
                     let outcome = run.await;
                     count(asked.meter, Cached::Miss);
                     let landed = self.landed(asked, &outcome, stamp);
@@ -250,13 +263,16 @@ impl Cache {
 
     /// Makes a new result in place of one that is still served. Says whether it was kept.
     pub(crate) async fn refresh(&self, asked: &Asked<'_>, run: impl Future<Output = Outcome>) -> bool {
-        let Role::Runs(lead) = self.flights.join(asked.key) else { return true }; // somebody does
         let stamp = self.generations.stamp(asked.tool, asked.caller);
+        let Role::Runs(lead) = self.flights.join(asked.key, stamp) else { return true }; // somebody does
         let outcome = run.await;
         let landed = self.landed(asked, &outcome, stamp);
         let is_kept = matches!(landed, Some(Landed::Kept(_)));
         if let Some(landed) = landed {
             lead.land(landed, |landed| self.keep(asked, landed));
+        }
+        if !is_kept && let Some(old) = self.valid(asked) {
+            old.next_try_s.store(old.age_s(Instant::now()) + REFRESH_PAUSE_S, Ordering::Relaxed);
         }
         count(asked.meter, if is_kept { Cached::Refreshed } else { Cached::NotRefreshed });
         is_kept
@@ -293,6 +309,7 @@ impl Cache {
             fresh_until,
             stale_until: after(policy.stale_while_revalidate_s),
             on_error_until: after(policy.stale_if_error_s),
+            next_try_s: AtomicU64::new(0),
             stamp,
             meter: asked.meter.cloned(),
         })))

@@ -185,6 +185,51 @@ async fn what_is_invalidated_is_not_served_nor_kept_by_runs_under_way() {
 }
 
 #[tokio::test]
+async fn who_comes_after_an_invalidation_waits_for_no_run_from_before_it() {
+    let call = asked(1, "a", POLICY);
+    for which in [Which::All, Which::Tool("t"), Which::Caller("a"), Which::Key(call.key)] {
+        let cache = cache();
+        let mut before = Box::pin(cache.run(&call, ok("old")));
+        assert!(poll_once(&mut before).await.is_none());
+        let mut waits = Box::pin(cache.run(&call, ok("not run")));
+        assert!(poll_once(&mut waits).await.is_none());
+        cache.invalidate(which);
+        let mut after = Box::pin(cache.run(&call, ok("new")));
+        assert!(poll_once(&mut after).await.is_none());
+        assert_eq!(before.await.map(|answered| answered.reply), Ok(Reply::text("old")), "{which:?}");
+        let mut joins = Box::pin(cache.run(&call, ok("not run either")));
+        assert!(poll_once(&mut joins).await.is_none(), "the older run has not ended the younger one");
+        for (call, text) in [(after, "new"), (joins, "new"), (waits, "old")] {
+            assert_eq!(call.await.map(|answered| answered.reply), Ok(Reply::text(text)), "{which:?}");
+        }
+        assert_eq!(found(&cache, &call, 0).map(|answered| answered.reply), Some(Reply::text("new")), "{which:?}");
+        assert_eq!(cache.flights.len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
+    let (cache, call) = (cache(), asked(1, "a", CachePolicy { stale_while_revalidate_s: Some(60), ..POLICY }));
+    cache.run(&call, ok("old")).await.expect("runs");
+    let wants = |later_s: u64| match cache.find(&call, Instant::now() + Duration::from_secs(later_s)) {
+        Found::Stale(_, permit) => permit.is_some(),
+        _ => panic!("not stale"),
+    };
+    assert!(wants(61));
+    let mut refresh = Box::pin(cache.refresh(&call, async {
+        tokio::task::yield_now().await;
+        Err(CallError::Internal)
+    }));
+    assert!(poll_once(&mut refresh).await.is_none());
+    assert!(!wants(61), "somebody does");
+    assert!(!refresh.await);
+    let old = cache.valid(&call).expect("is kept");
+    assert!(old.next_try_s.load(Ordering::Relaxed) >= REFRESH_PAUSE_S, "the next is put off");
+    old.next_try_s.store(70, Ordering::Relaxed);
+    assert!(!wants(69) && wants(70));
+}
+
+#[tokio::test]
 async fn jitter_shortens_and_never_lengthens() {
     let cache = Cache::new(&Config { ttl_jitter_percent: 50, ..Config::default() });
     let mut gone = 0;
