@@ -107,6 +107,11 @@ impl Deadline {
     pub fn passed(self, now: Instant) -> bool {
         now >= self.at
     }
+
+    /// Whether so little is left at `now`, a hundredth of the limit, that nothing is worth beginning.
+    pub(crate) fn is_as_good_as_passed(self, now: Instant) -> bool {
+        now + Duration::from_millis(self.limit_ms) / 100 >= self.at
+    }
 }
 
 /// The extension with which a call may become a task.
@@ -168,14 +173,32 @@ impl Ticket {
         self.0.compare_exchange(Self::QUEUED, Self::RUNNING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Nobody waits any more. True when the job had been started, so that it may have had effects.
-    pub(crate) fn give_up(&self) -> bool {
-        self.0.swap(Self::GIVEN_UP, Ordering::AcqRel) == Self::RUNNING
+    /// Nobody waits any more. Says what the job was at until then.
+    pub(crate) fn give_up(&self) -> Before {
+        match self.0.swap(Self::GIVEN_UP, Ordering::AcqRel) {
+            Self::QUEUED => Before::Queued,
+            Self::RUNNING => Before::Running,
+            _ => Before::GivenUp,
+        }
+    }
+
+    /// Whether it is of the same job.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(crate) fn is_given_up(&self) -> bool {
         self.0.load(Ordering::Relaxed) == Self::GIVEN_UP
     }
+}
+
+/// What a job was at when it was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    Queued,
+    /// It may have had effects.
+    Running,
+    GivenUp,
 }
 
 /// What comes on top of a call's time limit: waiting for its client is not the tool's time, and a task has more.

@@ -61,6 +61,9 @@ impl<J> Lines<J> {
     /// Makes room for a caller: takes the newest job of the one who has most waiting for its weight, when that is not
     /// the caller itself and has more than one job over the caller's own.
     pub(crate) fn make_room(&mut self, caller: Share) -> Option<J> {
+        if self.len <= self.turns.len() {
+            return None; // nobody has more than one waiting
+        }
         let own = self.load(caller, 1);
         let (longest, load) =
             self.turns.iter().map(|other| (*other, self.load(*other, 0))).max_by(|a, b| a.1.total_cmp(&b.1))?;
@@ -82,6 +85,19 @@ impl<J> Lines<J> {
     fn load(&self, caller: Share, more: usize) -> f64 {
         let waiting = self.by_caller.get(&caller).map_or(0, |line| line.waiting.len());
         (waiting + more) as f64 / f64::from(caller.weight())
+    }
+
+    /// Takes a certain job of a caller out.
+    pub(crate) fn take(&mut self, caller: Share, is_it: impl Fn(&J) -> bool) -> Option<J> {
+        let line = self.by_caller.get_mut(&caller)?;
+        let place = line.waiting.iter().position(|(_, job)| is_it(job))?;
+        let (_, job) = line.waiting.remove(place)?;
+        self.len -= 1;
+        if line.waiting.is_empty() {
+            self.by_caller.remove(&caller);
+            self.turns.retain(|other| *other != caller);
+        }
+        Some(job)
     }
 
     /// Keeps only what `is_wanted`.

@@ -2,6 +2,7 @@
 //! works.
 
 use std::{
+    any::Any,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -61,7 +62,7 @@ impl Runner {
 /// Runs a tool that returns when it is done, on this thread.
 pub(super) fn run_sync(work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
     let Run::Sync(run) = &work.run else { return Err(CallError::Internal) };
-    catch_unwind(AssertUnwindSafe(|| run(arguments, ctx))).unwrap_or_else(|_| Err(panicked(work)))
+    catch_unwind(AssertUnwindSafe(|| run(arguments, ctx))).unwrap_or_else(|payload| Err(panicked(work, payload)))
 }
 
 async fn run_async(work: &Arc<Work>, polls: &Polls, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
@@ -69,7 +70,14 @@ async fn run_async(work: &Arc<Work>, polls: &Polls, start: impl FnOnce(Ctx) -> R
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
-    let Ok(running) = catch_unwind(AssertUnwindSafe(|| start(ctx))) else { return Err(panicked(work)) };
+    // Watched like a poll: what a tool does before its first await holds this thread too.
+    let starting = polls.begin(work);
+    let started = catch_unwind(AssertUnwindSafe(|| start(ctx)));
+    starting.end();
+    let running = match started {
+        Ok(running) => running,
+        Err(payload) => return Err(panicked(work, payload)),
+    };
     let mut running = Contained { running: Some(running), work, polls, ran: None };
     let contained = poll_fn(move |cx| running.poll(cx));
     until_extended(deadline, || extra_time(outbox.as_deref(), deferred.as_deref()), contained)
@@ -113,7 +121,7 @@ impl Contained<'_> {
         let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
         let (began, ended) = polling.end();
         self.ran = Some((self.ran.map_or(began, |(first, _)| first), ended));
-        match polled.unwrap_or_else(|_| Poll::Ready(Err(panicked(self.work)))) {
+        match polled.unwrap_or_else(|payload| Poll::Ready(Err(panicked(self.work, payload)))) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(outcome) => Poll::Ready(if self.end() { outcome } else { Err(CallError::Internal) }),
         }
@@ -122,11 +130,8 @@ impl Contained<'_> {
     /// Drops the future; false when that panicked.
     fn end(&mut self) -> bool {
         let running = self.running.take();
-        let ended = catch_unwind(AssertUnwindSafe(|| drop(running))).is_ok();
-        if !ended {
-            panicked(self.work);
-        }
-        ended
+        let ended = catch_unwind(AssertUnwindSafe(|| drop(running)));
+        ended.map_err(|payload| panicked(self.work, payload)).is_ok()
     }
 }
 
@@ -144,7 +149,11 @@ pub(super) fn timed_out(work: &Work, deadline: Deadline) -> CallError {
     CallError::TimedOut { limit_ms: deadline.limit_ms() }
 }
 
-fn panicked(work: &Work) -> CallError {
+/// What a tool threw may itself panic when it is dropped, and what that throws is not dropped at all.
+fn panicked(work: &Work, payload: Box<dyn Any + Send>) -> CallError {
+    if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(thrown);
+    }
     static RARELY: Rarely = Rarely::new();
     if let Some(left_out) = RARELY.may(Instant::now()) {
         tracing::error!(left_out, name = %work.name, "a tool panicked; its call got an error, others go on");

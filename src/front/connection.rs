@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant as TimerInstant, sleep_until},
 };
 
-use crate::front::{Front, gate::Visit, serve};
+use crate::front::{Front, gate::Visit, pressure::Level, serve};
 
 /// hyper's buffer for one connection; beyond it, a head is refused with 431 and no body.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -139,6 +139,14 @@ impl Connection {
         (began != NEVER).then(|| self.moment(began) + self.front.limits.header_timeout())
     }
 
+    /// Whether nothing is on it while memory is so short that such connections are given up.
+    fn is_given_up(&self) -> bool {
+        self.front.pressure.level() >= Level::KeepAlive
+            && self.busy.load(Relaxed) == 0
+            && self.head_began.load(Relaxed) == NEVER
+            && self.write_stalled.load(Relaxed) == NEVER
+    }
+
     fn verdict(&self, now: Instant) -> Verdict {
         let limits = &self.front.limits;
         let stalled = self.write_stalled.load(Relaxed);
@@ -193,6 +201,9 @@ pub(crate) async fn run(conn: Arc<Connection>, stream: TcpStream) {
                 let at = Instant::now() + LAST_BYTES;
                 hang_up = HangUp::At(at);
                 timer.as_mut().reset(at.into());
+            }
+            if conn.is_given_up() {
+                return Poll::Ready(Err("closed: idle, and memory is short".to_owned()));
             }
             if let Some(due) = conn.due().map(TimerInstant::from).filter(|due| *due < timer.deadline()) {
                 timer.as_mut().reset(due);

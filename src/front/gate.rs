@@ -2,7 +2,7 @@
 //! each caller may have its share of what there is, so that one who asks for everything leaves a place for the next.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc,
@@ -85,7 +85,8 @@ pub(crate) struct Gate {
     contended_at: usize,
     /// The weights of the callers who have something inside, added up.
     active: AtomicUsize,
-    guests: Mutex<HashMap<Share, Arc<Guest>>>,
+    /// With how many connections each has.
+    guests: Mutex<HashMap<Share, (usize, Arc<Guest>)>>,
 }
 
 /// A caller with open connections.
@@ -106,7 +107,12 @@ impl Visit {
     pub(crate) fn of(front: &Arc<Front>, address: IpAddr) -> Self {
         let share = front.fairness.share_of(address);
         let new = || Arc::new(Guest { share, inside: AtomicUsize::new(0) });
-        let guest = Arc::clone(front.gate.guests.lock().entry(share).or_insert_with(new));
+        let guest = {
+            let mut guests = front.gate.guests.lock();
+            let (connections, guest) = guests.entry(share).or_insert_with(|| (0, new()));
+            *connections += 1;
+            Arc::clone(guest)
+        };
         Self { front: Arc::clone(front), guest }
     }
 
@@ -118,9 +124,11 @@ impl Visit {
 impl Drop for Visit {
     fn drop(&mut self) {
         let mut guests = self.front.gate.guests.lock();
-        // Two: the map's and this one.
-        if Arc::strong_count(&self.guest) <= 2 {
-            guests.remove(&self.guest.share);
+        if let Entry::Occupied(mut guest) = guests.entry(self.guest.share) {
+            guest.get_mut().0 -= 1;
+            if guest.get().0 == 0 {
+                guest.remove();
+            }
         }
     }
 }
@@ -209,11 +217,18 @@ impl Gate {
     }
 
     fn full(&self, conn: &Connection) -> Refusal {
-        self.refused(conn, &format!("{} requests are being served, as many as may be at once", self.max))
+        let message = format!("{} requests are being served, limits.concurrent_requests_max", self.max);
+        self.refused(conn, &message)
     }
 
     fn over_share(&self, conn: &Connection) -> Refusal {
-        self.refused(conn, "this caller has as many requests running as are its share while others have some too")
+        let own = conn.visit.guest.inside.load(Ordering::Relaxed);
+        let message = format!(
+            "{own} requests of this caller are being served, its share of the {} of limits.concurrent_requests_max: \
+             a tenth is left to callers who come new",
+            self.max
+        );
+        self.refused(conn, &message)
     }
 
     fn refused(&self, conn: &Connection, why: &str) -> Refusal {

@@ -2,7 +2,8 @@
 //! streams, then idle connections, then new calls.
 
 use std::{
-    fs,
+    fs::File,
+    os::unix::fs::FileExt,
     sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
 };
 
@@ -10,6 +11,8 @@ use std::{
 const STREAMS_AT: u64 = 85;
 const KEEP_ALIVE_AT: u64 = 92;
 const CALLS_AT: u64 = 95;
+/// So much below, in hundredths, it is over: at the border itself it would begin and end all the time.
+const OVER_BELOW: u64 = 2;
 
 /// What is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,13 +31,15 @@ pub(crate) enum Level {
 pub(crate) struct Pressure {
     /// What it may have, in bytes.
     memory_max: u64,
+    /// Kept open: when descriptors are short, memory is looked at all the same.
+    statm: Option<File>,
     resident: AtomicU64,
     level: AtomicU8,
 }
 
 impl Pressure {
     pub(crate) fn new(memory_max: u64) -> Self {
-        Self { memory_max, resident: AtomicU64::new(0), level: AtomicU8::new(0) }
+        Self { memory_max, statm: statm(), resident: AtomicU64::new(0), level: AtomicU8::new(0) }
     }
 
     pub(crate) fn level(&self) -> Level {
@@ -58,10 +63,10 @@ impl Pressure {
 
     /// Looks at the memory. To be called some times a second.
     pub(crate) fn look(&self) -> Level {
-        let resident = resident_bytes().unwrap_or(0);
-        let level = level_of(resident, self.memory_max);
-        self.resident.store(resident, Relaxed);
+        let resident = self.statm.as_ref().and_then(resident_bytes).unwrap_or_else(|| self.resident());
         let before = self.level();
+        let level = level_of(resident, self.memory_max, before);
+        self.resident.store(resident, Relaxed);
         self.level.store(level as u8, Relaxed);
         if level != before {
             let (resident, memory_max) = (resident >> 20, self.memory_max >> 20);
@@ -83,20 +88,30 @@ impl Pressure {
     }
 }
 
-fn level_of(resident: u64, memory_max: u64) -> Level {
-    let at = |hundredths: u64| resident >= memory_max / 100 * hundredths;
-    match () {
-        () if at(CALLS_AT) => Level::Calls,
-        () if at(KEEP_ALIVE_AT) => Level::KeepAlive,
-        () if at(STREAMS_AT) => Level::Streams,
-        () => Level::Nothing,
+fn level_of(resident: u64, memory_max: u64, before: Level) -> Level {
+    let is = |level: Level, hundredths: u64| {
+        let over_below = if before >= level { OVER_BELOW } else { 0 };
+        resident >= memory_max / 100 * (hundredths - over_below)
+    };
+    [(Level::Calls, CALLS_AT), (Level::KeepAlive, KEEP_ALIVE_AT), (Level::Streams, STREAMS_AT)]
+        .into_iter()
+        .find(|(level, at)| is(*level, *at))
+        .map_or(Level::Nothing, |(level, _)| level)
+}
+
+fn statm() -> Option<File> {
+    let opened = File::open("/proc/self/statm");
+    if let Err(error) = &opened {
+        tracing::warn!(%error, "cannot read /proc/self/statm; nothing is given up when memory is short");
     }
+    opened.ok()
 }
 
 /// What the process has in memory.
-pub(crate) fn resident_bytes() -> Option<u64> {
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+fn resident_bytes(statm: &File) -> Option<u64> {
+    let mut text = [0; 128];
+    let length = statm.read_at(&mut text, 0).ok()?;
+    let pages: u64 = std::str::from_utf8(&text[..length]).ok()?.split(' ').nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }
 
@@ -114,12 +129,23 @@ mod tests {
             (950, Level::Calls),
             (2000, Level::Calls),
         ] {
-            assert_eq!(level_of(resident, 1000), level, "{resident}");
+            assert_eq!(level_of(resident, 1000, Level::Nothing), level, "{resident}");
         }
     }
 
     #[test]
+    fn at_a_border_it_is_over_a_little_later() {
+        assert_eq!(level_of(940, 1000, Level::Calls), Level::Calls);
+        assert_eq!(level_of(929, 1000, Level::Calls), Level::KeepAlive);
+        assert_eq!(level_of(831, 1000, Level::Calls), Level::Streams);
+        assert_eq!(level_of(829, 1000, Level::Calls), Level::Nothing);
+        assert_eq!(level_of(949, 1000, Level::KeepAlive), Level::KeepAlive);
+    }
+
+    #[test]
     fn this_process_has_some_memory() {
-        assert!(resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        let pressure = Pressure::new(u64::MAX);
+        assert_eq!(pressure.look(), Level::Nothing);
+        assert!(pressure.resident() > 1 << 20);
     }
 }

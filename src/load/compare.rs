@@ -61,7 +61,7 @@ fn measure_once(
         progress(label, passed, warming);
     })?;
     let (after, cores) = (child.map(Child::usage).transpose()?, Cores::read()?);
-    let (before, cores_before) = before.unwrap_or((Usage::default(), cores));
+    let (before, cores_before) = before.unwrap_or_else(|| (Usage::default(), cores));
     let used =
         after.map(|after| Usage { cpu: after.cpu.saturating_sub(before.cpu), resident_bytes: after.resident_bytes });
     let own = used.map(|used| used.cpu + tally.own_cpu);

@@ -307,7 +307,7 @@ impl Builder {
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
-        watch::start(&front).map_err(|e| StartError::host("cannot start the watching thread", e))?;
+        watch::start(&front, &connections).map_err(|e| StartError::host("cannot start the watching thread", e))?;
         let accept = listener::accept(
             socket,
             Arc::clone(&front),
@@ -522,6 +522,7 @@ impl Builder {
         let root = self.toolbox_root(loaded);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
         let router = self.router(loaded, Arc::default(), &runtime)?;
+        watch::start_without_front(&router).map_err(|e| StartError::host("cannot start the watching thread", e))?;
         tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
         if let Some(root) = root {
             announce_root(&root);

@@ -7,26 +7,58 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::front::{Front, pressure::Level};
+use crate::{
+    front::{Front, pressure::Level},
+    listener::Connections,
+    mcp::router::Router,
+};
 
 /// Between two looks: as long as memory may fill unseen.
 const PAUSE: Duration = Duration::from_millis(25);
 /// How much of the kept results goes at each look while memory is short.
 const CACHE_GIVEN_UP: f64 = 0.25;
 
-/// Starts the thread. It ends some time after the last who serves by this front door.
-pub(super) fn start(front: &Arc<Front>) -> std::io::Result<()> {
-    let front = Arc::downgrade(front);
-    thread::Builder::new().name("watch".into()).spawn(move || while look(&front) {}).map(drop)
+/// Starts the thread for a front door. It ends some time after the last who serves by it.
+pub(super) fn start(front: &Arc<Front>, connections: &Arc<Connections>) -> std::io::Result<()> {
+    let (front, connections) = (Arc::downgrade(front), Arc::downgrade(connections));
+    spawn(move || look(&front, &connections))
 }
 
-/// False when there is nothing left to look after.
-fn look(front: &Weak<Front>) -> bool {
-    thread::sleep(PAUSE);
+/// The same for a server that has no front door: over pipes.
+pub(super) fn start_without_front(router: &Arc<Router>) -> std::io::Result<()> {
+    let router = Arc::downgrade(router);
+    spawn(move || {
+        let router = router.upgrade();
+        if let Some(router) = &router {
+            router.dispatch.look_after(Instant::now());
+        }
+        router.is_some()
+    })
+}
+
+/// `look` says false when there is nothing left to look after.
+fn spawn(look: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
+    let looks = move || {
+        while look() {
+            thread::sleep(PAUSE);
+        }
+    };
+    thread::Builder::new().name("watch".into()).spawn(looks).map(drop)
+}
+
+fn look(front: &Weak<Front>, connections: &Weak<Connections>) -> bool {
     let Some(front) = front.upgrade() else { return false };
     front.router.dispatch.look_after(Instant::now());
-    if front.pressure.look() >= Level::Streams {
+    let before = front.pressure.level();
+    let level = front.pressure.look();
+    if level >= Level::Streams {
         front.router.dispatch.give_up_kept(CACHE_GIVEN_UP);
+    }
+    if before < Level::KeepAlive
+        && level >= Level::KeepAlive
+        && let Some(connections) = connections.upgrade()
+    {
+        connections.wake_all(); // those with nothing on them end
     }
     true
 }

@@ -33,14 +33,14 @@ use self::{
     worker::{Kind, Worker, Workers},
 };
 use crate::{
-    call::{Ctx, Deadline, Share, Ticket},
+    call::{Before, Ctx, Deadline, Share, Ticket},
     dispatch::{
         deadline::until,
         lines::Lines,
         run::{run_sync, timed_out},
     },
     error::CallError,
-    telemetry::calls::Phase,
+    telemetry::{calls::Phase, rarely::Rarely},
     tool::{Outcome, Work},
 };
 
@@ -114,6 +114,8 @@ pub(crate) struct Pool {
     /// See [`Config::queue_wait_ms_max`].
     wait_max: Option<Duration>,
     lost_max: usize,
+    /// Core threads that could not be started in the place of lost ones.
+    owed: AtomicUsize,
     rate: Mutex<Rate>,
     /// Calls that wait for room.
     outside: AtomicUsize,
@@ -163,20 +165,24 @@ struct Job {
 }
 
 impl Job {
-    fn run(self) {
+    /// Runs it, on a thread of the pool or on an I/O thread.
+    fn run(self, worker: Option<&Worker>) {
         let Self { work, arguments, ctx, ticket, queued_at, answer } = self;
-        // Both are checked here and not when the job was queued: only now does it cost a thread.
-        if answer.is_closed() || !ticket.start() {
-            return;
-        }
         let began = Instant::now();
         let deadline = ctx.deadline();
+        // All is checked here and not when the job was queued: only now does it cost a thread.
+        if answer.is_closed() {
+            return;
+        }
         if let Some(meter) = &work.meter {
             meter.took(Phase::Queue, began - queued_at);
         }
-        let outcome = if deadline.passed(began) {
+        let outcome = if deadline.is_as_good_as_passed(began) {
             Err(CallError::DeadlineBeforeStart)
-        } else {
+        } else if ticket.start() {
+            if let Some(worker) = worker {
+                worker.begin(&work, deadline);
+            }
             let outcome = run_sync(&work, arguments, ctx);
             let ended = Instant::now();
             if let Some(meter) = &work.meter {
@@ -184,6 +190,8 @@ impl Job {
             }
             // A tool that stopped because it was told to returns what it has, which is not the answer.
             if deadline.passed(ended) { Err(timed_out(&work, deadline)) } else { outcome }
+        } else {
+            return;
         };
         // An error means that nobody waits any more.
         let _ = answer.send(outcome);
@@ -191,18 +199,33 @@ impl Job {
 
     /// Ends it without running it.
     fn refuse(self, error: CallError) {
-        if !self.ticket.give_up() {
+        if self.ticket.give_up() == Before::Queued {
             let _ = self.answer.send(Err(error));
         }
     }
 }
 
-/// Gives the job up when its caller stops waiting, on every path.
-struct GiveUp(Ticket);
+/// Gives the job up when its caller stops waiting, on every path: who does not want it any more leaves its arguments and
+/// its place in the queue to others at once.
+struct GiveUp<'p> {
+    shared: &'p Shared,
+    share: Share,
+    ticket: Ticket,
+}
 
-impl Drop for GiveUp {
+impl GiveUp<'_> {
+    fn now(&self) -> Before {
+        let before = self.ticket.give_up();
+        if before == Before::Queued {
+            self.shared.forget(self.share, &self.ticket);
+        }
+        before
+    }
+}
+
+impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
-        self.0.give_up();
+        self.now();
     }
 }
 
@@ -250,6 +273,7 @@ impl Pool {
             wait_max,
             lost_max: config.lost_max,
             rate,
+            owed: AtomicUsize::new(0),
             outside: AtomicUsize::new(0),
         })
     }
@@ -261,7 +285,7 @@ impl Pool {
             return Err(self.overloaded());
         }
         let ticket = Ticket::default();
-        let _give_up = GiveUp(ticket.clone());
+        let give_up = GiveUp { shared: &self.shared, share: ctx.share, ticket: ticket.clone() };
         ctx.ticket = Some(ticket.clone());
         let (answer, answered) = oneshot::channel();
         let job = Job { work: Arc::clone(work), arguments, ctx, ticket: ticket.clone(), queued_at, answer };
@@ -271,7 +295,7 @@ impl Pool {
         match until(deadline, answered).await {
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) => Err(CallError::Internal), // the worker dropped it: only when the pool is gone
-            None if ticket.give_up() => Err(timed_out(work, deadline)),
+            None if give_up.now() == Before::Running => Err(timed_out(work, deadline)),
             None => Err(CallError::DeadlineBeforeStart),
         }
     }
@@ -290,7 +314,7 @@ impl Pool {
                 // What this task had woken runs first; it could not leave this thread while the job holds it.
                 tokio::task::yield_now().await;
                 if let Some(_io_thread) = self.shared.borrow_io_thread() {
-                    job.run();
+                    job.run(None);
                     return Ok(());
                 }
             }
@@ -360,19 +384,25 @@ impl Pool {
                 lost = self.shared.workers.count().lost,
                 "a tool hangs past its deadline; its thread is lost until it returns, and another takes its place"
             );
-            let replaced = match kind {
+            match kind {
                 Kind::Core => {
                     self.shared.room.add_permits(1); // the lost thread keeps none
-                    Shared::start_core_thread(&self.shared)
+                    self.owed.fetch_add(1, Ordering::AcqRel);
                 }
                 Kind::Extra => {
                     self.shared.threads.fetch_sub(1, Ordering::AcqRel); // so that another may be started when needed
-                    Ok(())
                 }
-            };
-            if let Err(error) = replaced {
-                tracing::error!(%error, "cannot start a thread in its place");
             }
+        }
+        while self.owed.load(Ordering::Acquire) > 0 {
+            if let Err(error) = Shared::start_core_thread(&self.shared) {
+                static RARELY: Rarely = Rarely::new();
+                if RARELY.may(now).is_some() {
+                    tracing::error!(%error, "cannot start a thread in the place of a lost one; it is tried again");
+                }
+                break;
+            }
+            self.owed.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -395,10 +425,18 @@ impl Shared {
         next.is_none_or(|(_, job)| self.run(worker, job))
     }
 
+    /// Takes a job that nobody waits for out of the queue, if it is still there.
+    fn forget(&self, share: Share, ticket: &Ticket) {
+        let forgotten = self.lines.lock().take(share, |job| job.ticket.is(ticket));
+        // Its place goes with one of the tickets; when a thread has just taken the last, that thread gives it back.
+        if forgotten.is_some() && self.tickets.try_recv().is_ok() {
+            self.room.add_permits(1);
+        }
+    }
+
     /// False when the thread has to leave.
     fn run(&self, worker: &Worker, job: Job) -> bool {
-        worker.begin(&job.work, job.ctx.deadline());
-        job.run();
+        job.run(Some(worker));
         self.done.fetch_add(1, Ordering::Relaxed);
         worker.end()
     }
@@ -474,3 +512,6 @@ fn spawn(kind: &str, nice: u8, work: impl FnOnce() + Send + 'static) -> std::io:
     };
     thread::Builder::new().name(format!("pool-{kind}")).spawn(run).map(drop)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ use std::{
 const RETRY_AFTER_S_MAX: u32 = 60;
 /// Beyond it a forecast says no more than "long".
 const FORECAST_S_MAX: f64 = 3600.0;
+/// What the threads can is taken as known for so long: what they are asked to do may be other work then.
+const BUSY_RATE_HOLDS: Duration = Duration::from_secs(10);
 /// Over this time the rate is measured.
 const RATE_WINDOW: Duration = Duration::from_millis(500);
 
@@ -19,14 +21,15 @@ pub(super) struct Rate {
     measured_at: Instant,
     done: u64,
     jobs_per_s: f64,
-    /// The same over times in which there was always something to do: what the threads can.
-    busy_jobs_per_s: Option<f64>,
+    /// The same over times in which there was always something to do: what the threads can. With when it was measured,
+    /// since it is forgotten after a while.
+    busy: Option<(Instant, f64)>,
     was_busy: bool,
 }
 
 impl Rate {
     pub(super) fn new(now: Instant) -> Self {
-        Self { measured_at: now, done: 0, jobs_per_s: 0.0, busy_jobs_per_s: None, was_busy: false }
+        Self { measured_at: now, done: 0, jobs_per_s: 0.0, busy: None, was_busy: false }
     }
 
     #[allow(clippy::cast_precision_loss)] // a rate
@@ -38,24 +41,30 @@ impl Rate {
             return;
         }
         let rate = done.saturating_sub(self.done) as f64 / passed.as_secs_f64();
-        self.jobs_per_s = f64::midpoint(self.jobs_per_s, rate);
+        let smooth = |before: f64| if before > 0.0 { f64::midpoint(before, rate) } else { rate };
+        self.jobs_per_s = smooth(self.jobs_per_s);
         if self.was_busy {
-            self.busy_jobs_per_s = Some(self.busy_jobs_per_s.map_or(rate, |before| f64::midpoint(before, rate)));
+            self.busy = Some((now, smooth(self.busy.map_or(0.0, |(_, before)| before))));
         }
+        self.busy = self.busy.filter(|(at, _)| now.saturating_duration_since(*at) < BUSY_RATE_HOLDS);
         (self.measured_at, self.done, self.was_busy) = (now, done, is_busy);
     }
 
     /// How long so many jobs take at the rate of busy times; not known before there was one.
     #[allow(clippy::cast_precision_loss)] // few
     pub(super) fn takes(&self, jobs: usize) -> Option<Duration> {
-        let rate = self.busy_jobs_per_s.filter(|rate| *rate > 0.0)?;
+        let (_, rate) = self.busy.filter(|(_, rate)| *rate > 0.0)?;
         Some(Duration::from_secs_f64((jobs as f64 / rate).min(FORECAST_S_MAX)))
     }
 
     /// What a refused caller is told, with so many jobs in the queue.
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)] // small and clamped
     pub(super) fn retry_after_s(&self, queued: usize) -> u32 {
-        (queued as f64 / self.jobs_per_s.max(1.0)).ceil().clamp(1.0, f64::from(RETRY_AFTER_S_MAX)) as u32
+        let jobs_per_s = self.busy.map_or(0.0, |(_, rate)| rate).max(self.jobs_per_s);
+        if jobs_per_s <= 0.0 {
+            return 1; // nothing was done yet from which it could be told
+        }
+        (queued as f64 / jobs_per_s).ceil().clamp(1.0, f64::from(RETRY_AFTER_S_MAX)) as u32
     }
 }
 
@@ -109,7 +118,9 @@ mod tests {
 
     #[test]
     fn retry_after_is_what_the_queue_takes() {
+        assert_eq!(after(&[]).retry_after_s(500), 1, "nothing is known yet");
+        assert_eq!(after(&[(4, true)]).retry_after_s(40), 5, "8 a second, from the first time on");
         let rate = after(&[(100, true); 20]);
-        assert_eq!([0, 200, 1000, 1_000_000].map(|queued| rate.retry_after_s(queued)), [1, 2, 6, 60]);
+        assert_eq!([0, 200, 1000, 1_000_000].map(|queued| rate.retry_after_s(queued)), [1, 1, 5, 60]);
     }
 }

@@ -1,0 +1,84 @@
+//! The pool by itself: what becomes of jobs that nobody waits for any more.
+
+use std::{
+    future::Future,
+    pin::pin,
+    sync::mpsc,
+    task::{Context, Poll, Waker},
+};
+
+use serde_json::json;
+
+use super::*;
+use crate::{
+    call::{Caller, ClientCapabilities, Lane},
+    tool::Tool,
+};
+
+/// A pool with one thread and a queue of two, and a tool that runs until it is told to end.
+fn held() -> (Pool, Arc<Work>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (began, begun) = mpsc::channel();
+    let (end, ends) = mpsc::channel();
+    let (began, ends) = (Mutex::new(began), Mutex::new(ends));
+    let tool = Tool::new("held", "Runs until it is told to end", Lane::Pool, move |(): (), _: Ctx| {
+        began.lock().send(()).expect("the test waits");
+        ends.lock().recv().expect("the test says when");
+        "done"
+    });
+    let config = Config { queue_max: 2, on_full: OnFull::Reject, ..Config::default() };
+    let pool = Pool::start(&config, Sizes { threads: 1, threads_max: 1, io_threads: 1 }).expect("a pool");
+    (pool, Arc::clone(&tool.work), begun, end)
+}
+
+fn ctx(limit_ms: u64) -> Ctx {
+    Ctx::new(Caller::ANONYMOUS, Deadline::after(Instant::now(), limit_ms), ClientCapabilities::default())
+}
+
+fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test]
+async fn who_leaves_while_queued_leaves_the_place_to_others() {
+    let (pool, work, begun, end) = held();
+    let call = || Box::pin(pool.run(&work, json!({}), ctx(60_000)));
+    let mut running = call();
+    assert!(poll(&mut running).is_pending());
+    begun.recv().expect("the thread has it");
+    for _ in 0..10 {
+        let mut queued = [call(), call()];
+        assert!(queued.iter_mut().all(|call| poll(call).is_pending()));
+        assert_eq!(pool.load(Instant::now()).queued, 2);
+        let refused = poll(&mut call());
+        assert!(matches!(refused, Poll::Ready(Err(CallError::Overloaded { .. }))), "{refused:?}");
+        drop(queued);
+        assert_eq!(pool.load(Instant::now()).queued, 0, "nothing is held for who has left");
+    }
+    let mut last = [call(), call()];
+    assert!(last.iter_mut().all(|call| poll(call).is_pending()));
+    (0..3).for_each(|_| end.send(()).expect("the tool waits"));
+    let mut done = Vec::from([running.await]);
+    for call in last {
+        done.push(call.await);
+    }
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    // The thread gives its place back after it has answered.
+    let all = pool.shared.room.acquire_many(3).await.expect("every place is given back");
+    assert_eq!(pool.shared.room.available_permits(), 0, "and none twice");
+    drop(all);
+}
+
+#[tokio::test]
+async fn what_waits_past_its_deadline_takes_no_place_and_never_runs() {
+    let (pool, work, begun, end) = held();
+    let mut running = Box::pin(pool.run(&work, json!({}), ctx(60_000)));
+    assert!(poll(&mut running).is_pending());
+    begun.recv().expect("the thread has it");
+    for _ in 0..5 {
+        assert_eq!(pool.run(&work, json!({}), ctx(5)).await, Err(CallError::DeadlineBeforeStart));
+        assert_eq!(pool.load(Instant::now()).queued, 0);
+    }
+    end.send(()).expect("the tool waits");
+    assert!(running.await.is_ok());
+    assert!(begun.try_recv().is_err(), "no other ran");
+}
