@@ -85,7 +85,10 @@ fn run() -> Result<()> {
         match arg.as_str() {
             "--bench" => {}
             "--quick" => quick = true,
-            "--tuning" => own.push(PathBuf::from(args.next().ok_or("--tuning needs a file")?)),
+            "--tuning" => {
+                let file = args.next().ok_or("--tuning needs a file")?;
+                own.push(fs::canonicalize(&file).map_err(|error| format!("--tuning {file}: {error}"))?);
+            }
             "--bigiron" => program = args.next().ok_or("--bigiron needs a program")?,
             other => return Err(format!("{other}: there are --tuning FILE, --quick and --bigiron PROGRAM").into()),
         }

@@ -77,6 +77,10 @@ pub(super) struct Arguments {
     #[arg(long, value_delimiter = ',', value_parser = rate)]
     rate: Vec<f64>,
 
+    /// The rates follow each other without a pause, over the same connections
+    #[arg(long, requires = "rate")]
+    continuous: bool,
+
     /// How the calls of an open loop come
     #[arg(long, value_enum, default_value = "poisson")]
     arrivals: Arrivals,
@@ -192,7 +196,7 @@ fn bench(mut arguments: Arguments) -> Result<(), Failure> {
         arguments: call_arguments,
         mode: arguments.mode,
         connections: arguments.connections.first().map_or(64, |n| *n as usize),
-        rate: arguments.rate.first().copied(),
+        rates: arguments.rate.first().copied().into_iter().collect(),
         arrivals: arguments.arrivals,
         warmup: arguments.warmup,
         duration: arguments.duration,
@@ -215,7 +219,7 @@ fn bench(mut arguments: Arguments) -> Result<(), Failure> {
         "{} ({}), {}",
         plan.tool,
         plan.mode.name(),
-        if plan.rate.is_some() { "open loop" } else { "closed loop" }
+        if !plan.rates.is_empty() { "open loop" } else { "closed loop" }
     );
     write_file(arguments.json.as_deref(), || format!("{json:#}\n"))?;
     write_file(arguments.svg.as_deref(), || plot::svg(&title, &rows))?;
@@ -235,6 +239,14 @@ fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress
     let address = child.as_ref().map_or(plan.address, |child| child.address);
     let mut rows = Vec::new();
     for connections in &arguments.connections {
+        if arguments.continuous {
+            let label = |rate: &f64| format!("rate {rate}");
+            let labels: Vec<_> = arguments.rate.iter().map(label).collect();
+            let connections = *connections as usize;
+            let plan = Plan { address, connections, rates: arguments.rate.clone(), ..plan.clone() };
+            rows.extend(compare::measure_steps(&plan, &labels, child.as_ref(), progress)?);
+            continue;
+        }
         let rates: Vec<Option<f64>> =
             if arguments.rate.is_empty() { vec![None] } else { arguments.rate.iter().copied().map(Some).collect() };
         for rate in rates {
@@ -246,7 +258,8 @@ fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress
                 (Some(rate), _) => format!("rate {rate}, {connections} conn."),
                 (None, _) => format!("{connections} connections"),
             };
-            let plan = Plan { address, connections: *connections as usize, rate, ..plan.clone() };
+            let plan =
+                Plan { address, connections: *connections as usize, rates: rate.into_iter().collect(), ..plan.clone() };
             rows.push(compare::measure(&plan, &label, child.as_ref(), progress)?);
         }
     }

@@ -63,14 +63,15 @@ pub(crate) fn find(
         rows.push(row.clone());
         Ok(row)
     };
-    let alone = stretch(&Plan { connections: 1, threads: 1, rate: None, ..plan.clone() }, "1 connection", &mut rows)?;
+    let alone =
+        stretch(&Plan { connections: 1, threads: 1, rates: Vec::new(), ..plan.clone() }, "1 connection", &mut rows)?;
     let alone_p50 = Duration::from_nanos(alone.tally.ok_ns.value_at_quantile(0.5));
     let p99_max = p99_max.unwrap_or_else(|| (alone_p50 * 10).max(Duration::from_millis(5)));
 
     let mut peak = alone;
     for connections in CONNECTIONS {
         let label = format!("{connections} connections");
-        let row = stretch(&Plan { connections, rate: None, ..plan.clone() }, &label, &mut rows)?;
+        let row = stretch(&Plan { connections, rates: Vec::new(), ..plan.clone() }, &label, &mut rows)?;
         let gained = row.tally.goodput() / peak.tally.goodput();
         if gained > 1.0 {
             peak = row;
@@ -84,7 +85,7 @@ pub(crate) fn find(
     let (mut good, mut bad) = (0.0, peak_per_s * 1.05);
     for _ in 0..STEPS {
         let rate = f64::midpoint(good, bad);
-        let open = Plan { connections: 256, rate: Some(rate), arrivals: Arrivals::Poisson, ..plan.clone() };
+        let open = Plan { connections: 256, rates: vec![rate], arrivals: Arrivals::Poisson, ..plan.clone() };
         let row = stretch(&open, &format!("rate {rate:.0}"), &mut rows)?;
         let p99 = Duration::from_nanos(row.tally.ok_ns.value_at_quantile(0.99));
         if row.tally.success() >= SUCCESS_MIN && p99 <= p99_max {

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write, path::PathBuf};
 
-use super::{Child, Plan, Result, Usage, host::Cores, run, table::Row};
+use super::{Child, Plan, Result, Told, Usage, host::Cores, run, table::Row};
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -52,20 +52,43 @@ fn measure_once(
     child: Option<&Child>,
     progress: &mut dyn FnMut(&str, std::time::Duration, bool),
 ) -> Result<Row> {
-    let mut before: Option<(Usage, Cores)> = None;
-    let tally = run(plan, |passed, warming| {
-        if !warming && before.is_none() {
-            let usage = child.and_then(|child| child.usage().ok()).unwrap_or_default();
-            before = Cores::read().ok().map(|cores| (usage, cores));
+    let rows = measure_steps(plan, &[label.to_owned()], child, progress)?;
+    rows.into_iter().next().ok_or_else(|| "a plan without a step".into())
+}
+
+/// Measures steps that follow each other without a pause: a row for each.
+pub(crate) fn measure_steps(
+    plan: &Plan,
+    labels: &[String],
+    child: Option<&Child>,
+    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
+) -> Result<Vec<Row>> {
+    let read = || -> Result<(Option<Usage>, Cores)> { Ok((child.map(Child::usage).transpose()?, Cores::read()?)) };
+    let mut edges = Vec::new();
+    let tallies = run(plan, |told| match told {
+        Told::Edge => edges.push(read()),
+        Told::Progress(passed, warming) => {
+            let label = labels.get(edges.len().saturating_sub(1)).map_or("", String::as_str);
+            progress(label, passed, warming);
         }
-        progress(label, passed, warming);
     })?;
-    let (after, cores) = (child.map(Child::usage).transpose()?, Cores::read()?);
-    let (before, cores_before) = before.unwrap_or_else(|| (Usage::default(), cores));
-    let used =
-        after.map(|after| Usage { cpu: after.cpu.saturating_sub(before.cpu), resident_bytes: after.resident_bytes });
-    let own = used.map(|used| used.cpu + tally.own_cpu);
-    Ok(Row { label: label.to_owned(), disturbance: cores.since(cores_before, own), tally, used })
+    while edges.len() <= labels.len() {
+        edges.push(read()); // it was stopped
+    }
+    let mut edges = edges.into_iter().collect::<Result<Vec<_>>>()?.into_iter();
+    let mut before = edges.next();
+    let mut rows = Vec::new();
+    for (tally, label) in tallies.into_iter().zip(labels) {
+        let (Some((used_before, cores_before)), Some((used, cores))) = (before, edges.next()) else { break };
+        before = Some((used, cores));
+        let used = used.map(|used| Usage {
+            cpu: used.cpu.saturating_sub(used_before.unwrap_or_default().cpu),
+            resident_bytes: used.resident_bytes,
+        });
+        let own = used.map(|used| used.cpu + tally.own_cpu);
+        rows.push(Row { label: label.clone(), disturbance: cores.since(cores_before, own), tally, used });
+    }
+    Ok(rows)
 }
 
 /// Runs the plan on each candidate, `rounds` times.

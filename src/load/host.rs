@@ -8,8 +8,8 @@ use std::{
 
 use super::Result;
 
-/// What others may use of the cores, as a part of one core. A quiet host has about a hundredth of one for itself.
-const OTHERS_MAX: f64 = 0.05;
+/// What others may use of the cores, as a part of one core. A quiet host has up to a tenth of one for itself.
+const OTHERS_MAX: f64 = 0.2;
 /// What may be taken of all cores' time.
 const STOLEN_MAX: f64 = 0.01;
 
@@ -85,8 +85,9 @@ mod tests {
         after.read_at = before.read_at + Duration::from_secs(2);
         let found = after.since(before, Some(Duration::from_millis(800)));
         assert!((found.others - 0.1).abs() < 1e-9 && (found.stolen - 0.005).abs() < 1e-9, "{found:?}");
-        assert_eq!(found.told().as_deref(), Some("others on this host used 10 % of a core meanwhile"));
-        assert_eq!(after.since(before, Some(Duration::from_secs(1))).told(), None);
+        assert_eq!(found.told(), None, "a quiet host does a little");
+        let told = after.since(before, Some(Duration::from_millis(400))).told();
+        assert_eq!(told.as_deref(), Some("others on this host used 30 % of a core meanwhile"));
         assert_eq!(after.since(before, None).told(), None, "not known whose it was");
         assert!(Cores::read().is_ok());
         assert!(Cores::parse("cpu  1 2 3\n", 100).is_none() && Cores::parse("", 100).is_none());

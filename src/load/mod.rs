@@ -7,6 +7,7 @@
 pub(crate) mod capacity;
 mod child;
 pub(crate) mod compare;
+mod connection;
 mod generator;
 pub(crate) mod host;
 pub(crate) mod plot;
@@ -14,6 +15,7 @@ mod reply;
 mod requests;
 pub(crate) mod table;
 mod tally;
+mod timetable;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -45,10 +47,11 @@ pub(crate) struct Plan {
     pub(crate) arguments: serde_json::Value,
     pub(crate) mode: Mode,
     pub(crate) connections: usize,
-    /// Calls per second; `None` is a closed loop.
-    pub(crate) rate: Option<f64>,
+    /// Calls per second, in steps that follow each other without a pause; none is a closed loop.
+    pub(crate) rates: Vec<f64>,
     pub(crate) arrivals: Arrivals,
     pub(crate) warmup: Duration,
+    /// Of each step.
     pub(crate) duration: Duration,
     /// For an answer.
     pub(crate) timeout: Duration,
@@ -71,11 +74,46 @@ pub(crate) enum Arrivals {
 /// Set when the user wants to stop: what was measured until then is told.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Runs a plan. `progress` hears of it ten times a second: how long it has run, and whether it still warms up.
+impl Plan {
+    fn steps(&self) -> usize {
+        self.rates.len().max(1)
+    }
+
+    #[cfg(test)]
+    fn example() -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            path: "/mcp".into(),
+            from: None,
+            tool: "echo".into(),
+            arguments: serde_json::json!({}),
+            mode: Mode::Modern,
+            connections: 1,
+            rates: Vec::new(),
+            arrivals: Arrivals::Even,
+            warmup: Duration::ZERO,
+            duration: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            retries: 0,
+            threads: 1,
+            repeats: 0,
+        }
+    }
+}
+
+/// What is told while a plan runs.
+pub(crate) enum Told {
+    /// It has run for so long, and whether it still warms up.
+    Progress(Duration, bool),
+    /// A step ends, or the next begins.
+    Edge,
+}
+
+/// Runs a plan, and returns a tally for each step. `tell` hears of it in time.
 ///
 /// # Errors
 /// A server that cannot be reached or does not speak the protocol.
-pub(crate) fn run(plan: &Plan, mut progress: impl FnMut(Duration, bool)) -> Result<Tally> {
+pub(crate) fn run(plan: &Plan, mut tell: impl FnMut(Told)) -> Result<Vec<Tally>> {
     let threads = plan.threads.clamp(1, plan.connections.max(1));
     let target = Target::new(plan);
     let mut generators = Vec::with_capacity(threads);
@@ -91,14 +129,24 @@ pub(crate) fn run(plan: &Plan, mut progress: impl FnMut(Duration, bool)) -> Resu
                 thread::Builder::new().name("load".into()).spawn_scoped(scope, move || generator.drive(begin))
             })
             .collect::<std::io::Result<_>>()?;
+        let (mut edges, mut tick_at) = (0, begin + TICK);
         while running.iter().any(|thread| !thread.is_finished()) {
-            thread::sleep(TICK);
-            let passed = begin.elapsed();
-            progress(passed, passed < plan.warmup);
+            let edge_at = begin + plan.warmup + plan.duration * u32::try_from(edges).unwrap_or(u32::MAX);
+            let is_edge = edges <= plan.steps() && edge_at <= tick_at;
+            thread::sleep(if is_edge { edge_at } else { tick_at }.saturating_duration_since(Instant::now()));
+            if is_edge {
+                tell(Told::Edge);
+                edges += 1;
+            } else {
+                let passed = begin.elapsed();
+                tell(Told::Progress(passed, passed < plan.warmup));
+                tick_at += TICK;
+            }
         }
-        let mut all = Tally::new()?;
+        let mut all = (0..plan.steps()).map(|_| Tally::new()).collect::<Result<Vec<_>>>()?;
         for thread in running {
-            all.add(&thread.join().map_err(|_| "a thread of the generator panicked")??)?;
+            let tallies = thread.join().map_err(|_| "a thread of the generator panicked")??;
+            all.iter_mut().zip(&tallies).try_for_each(|(all, one)| all.add(one))?;
         }
         Ok(all)
     })

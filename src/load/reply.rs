@@ -10,13 +10,13 @@ use super::Result;
 const REPLY_BYTES_MAX: usize = 64 << 20;
 const READ_BYTES: usize = 16 << 10;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Framing {
     Length(usize),
     Chunked,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Head {
     status: u16,
     bytes: usize,
@@ -27,6 +27,7 @@ struct Head {
 }
 
 /// One answer as it arrives. Reused from call to call, so that receiving allocates nothing once warm.
+#[derive(Debug)]
 pub(crate) struct Reply {
     buffer: Vec<u8>,
     filled: usize,
@@ -126,7 +127,8 @@ impl Reply {
             let size = std::str::from_utf8(rest[..line].trim_ascii_end())
                 .ok()
                 .and_then(|size| usize::from_str_radix(size, 16).ok())
-                .ok_or("a chunk without a size")?;
+                .filter(|size| *size <= REPLY_BYTES_MAX)
+                .ok_or("a chunk without a size, or a larger one than any answer")?;
             // size line, data, CRLF
             let next = line + 1 + size + 2;
             if rest.len() < next {
@@ -161,7 +163,8 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>> {
             return Ok(Some(Head { status, bytes: at + line_bytes + 1, framing, session, closes }));
         } else if let Some(value) = header(line, b"content-length:") {
             let length = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
-            framing = Some(Framing::Length(length.ok_or("a Content-Length that is no number")?));
+            let length = length.filter(|length| *length <= REPLY_BYTES_MAX);
+            framing = Some(Framing::Length(length.ok_or("a Content-Length that is none, or of more than any answer")?));
         } else if let Some(value) = header(line, b"transfer-encoding:") {
             if !value.eq_ignore_ascii_case(b"chunked") {
                 return Err("a transfer encoding other than chunked".into());

@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
+use memchr::memmem;
 use serde_json::json;
 
 use super::{Plan, Result, reply::Reply, tally::End};
@@ -99,16 +100,25 @@ impl Target {
         Request { bytes, id_at }
     }
 
-    /// Opens a session and returns its id.
-    pub(super) fn open_session(&self, stream: &mut TcpStream) -> Result<String> {
+    /// What opens a session.
+    pub(super) fn initialize(&self) -> Vec<u8> {
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"protocolVersion":"{LEGACY}","capabilities":{{}},"clientInfo":{{"name":"bigiron-bench","version":"1"}}}}}}"#
         );
-        let reply = exchange(stream, &self.post("", &body))?;
+        self.post("", &body)
+    }
+
+    /// What follows in it.
+    pub(super) fn announce(&self, session: &str) -> Vec<u8> {
+        self.post(&session_headers(session), r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#)
+    }
+
+    /// Opens a session and returns its id.
+    pub(super) fn open_session(&self, stream: &mut TcpStream) -> Result<String> {
+        let reply = exchange(stream, &self.initialize())?;
         let session = reply.session().filter(|_| reply.status() == 200);
         let session = session.ok_or_else(|| format!("initialize opened no session:\n{}", reply.text()))?.to_owned();
-        let body = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
-        let reply = exchange(stream, &self.post(&session_headers(&session), body))?;
+        let reply = exchange(stream, &self.announce(&session))?;
         if reply.status() != 202 {
             return Err(format!("notifications/initialized was refused:\n{}", reply.text()).into());
         }
@@ -153,8 +163,8 @@ fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Reply> {
 /// How a call ended, by its whole answer. Good ones are many, so they are told from the others without parsing.
 pub(super) fn end_of(reply: &Reply) -> End {
     let message = reply.message();
-    if reply.status() == 200 && contains(message, b"\"result\":") {
-        return if contains(message, b"\"isError\":true") { End::ToolError } else { End::Ok };
+    if reply.status() == 200 && memmem::find(message, b"\"result\"").is_some() {
+        return if memmem::find(message, b"\"isError\":true").is_some() { End::ToolError } else { End::Ok };
     }
     let parsed = serde_json::from_slice::<serde_json::Value>(message).unwrap_or_default();
     match parsed["error"]["code"].as_i64().and_then(|code| i32::try_from(code).ok()) {
@@ -162,8 +172,4 @@ pub(super) fn end_of(reply: &Reply) -> End {
         None if reply.status() == 200 => End::Broken,
         None => End::Refused(reply.status(), 0),
     }
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
 }

@@ -91,6 +91,8 @@ fn notes(row: &Row) -> Vec<String> {
         (tally.broken, "broken connections"),
         (tally.timed_out, "calls without an answer in time"),
         (tally.not_sent, "calls that found no connection and were never sent"),
+        (tally.unfinished, "calls under way at the end, which are not counted"),
+        (tally.not_opened, "connections that could not be opened"),
         (tally.retried, "sent again after a refusal"),
     ] {
         if count > 0 {

@@ -34,6 +34,10 @@ pub(crate) struct Tally {
     pub(crate) timed_out: u64,
     /// Calls of an open loop for which there was no connection for too long.
     pub(crate) not_sent: u64,
+    /// Not answered when the load had ended, and not late either: they say nothing.
+    pub(crate) unfinished: u64,
+    /// Connections that could not be opened when others had broken.
+    pub(crate) not_opened: u64,
     /// Sent again after a refusal; not counted as sent.
     pub(crate) retried: u64,
     /// From the moment when a call should have been sent.
@@ -58,6 +62,8 @@ impl Tally {
             broken: 0,
             timed_out: 0,
             not_sent: 0,
+            unfinished: 0,
+            not_opened: 0,
             retried: 0,
             ok_ns: histogram()?,
             refused_ns: histogram()?,
@@ -99,6 +105,8 @@ impl Tally {
         self.broken += other.broken;
         self.timed_out += other.timed_out;
         self.not_sent += other.not_sent;
+        self.unfinished += other.unfinished;
+        self.not_opened += other.not_opened;
         self.retried += other.retried;
         self.ok_ns.add(&other.ok_ns)?;
         self.refused_ns.add(&other.refused_ns)?;
@@ -114,14 +122,19 @@ impl Tally {
         per_second(self.ok, self.elapsed)
     }
 
-    /// Calls that should have been answered, per second.
+    /// Calls that should have been answered.
+    fn expected(&self) -> u64 {
+        (self.sent + self.not_sent).saturating_sub(self.unfinished)
+    }
+
+    /// The same per second.
     pub(crate) fn offered(&self) -> f64 {
-        per_second(self.sent + self.not_sent, self.elapsed)
+        per_second(self.expected(), self.elapsed)
     }
 
     /// The part of what was offered that got a good answer.
     pub(crate) fn success(&self) -> f64 {
-        ratio(self.ok, self.sent + self.not_sent)
+        ratio(self.ok, self.expected())
     }
 
     /// The part of its time that the generator computed. Near 1 it measures itself.
@@ -155,6 +168,7 @@ impl Tally {
             "elapsed_s": self.elapsed.as_secs_f64(),
             "sent": self.sent, "ok": self.ok, "tool_errors": self.tool_errors, "refused": refused,
             "broken": self.broken, "timed_out": self.timed_out, "not_sent": self.not_sent, "retried": self.retried,
+            "unfinished": self.unfinished, "not_opened": self.not_opened,
             "goodput_per_s": self.goodput(), "offered_per_s": self.offered(), "success": self.success(),
             "ok_us": percentiles(&self.ok_ns), "refused_us": percentiles(&self.refused_ns),
             "generator_load": self.own_load(),
