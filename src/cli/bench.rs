@@ -233,6 +233,7 @@ fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress
         None => Some(Child::start(arguments.tuning.first().map(PathBuf::as_path), &arguments.sets, servers, own)?),
     };
     let address = child.as_ref().map_or(plan.address, |child| child.address);
+    load::probe(&Plan { address, ..plan.clone() })?;
     let mut rows = Vec::new();
     for connections in &arguments.connections {
         let rates: Vec<Option<f64>> =

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write, path::PathBuf};
 
-use super::{Child, Plan, Result, Usage, host::Cores, run, table::Row};
+use super::{Child, Plan, Result, Usage, host::Cores, probe, run, table::Row};
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -87,6 +87,7 @@ pub(crate) fn compare(
             let child = Child::start(candidate.tuning.as_deref(), &candidate.sets, servers, own)
                 .map_err(|error| format!("{}: {error}", candidate.name))?;
             let plan = Plan { address: child.address, ..plan.clone() };
+            probe(&plan).map_err(|error| format!("{}: {error}", candidate.name))?;
             let label = format!("{} ({round} of {rounds})", candidate.name);
             compared.rounds.push(measure(&plan, &label, Some(&child), progress)?);
         }

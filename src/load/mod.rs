@@ -10,6 +10,7 @@ pub(crate) mod compare;
 mod generator;
 pub(crate) mod host;
 pub(crate) mod plot;
+mod probe;
 mod reply;
 mod requests;
 pub(crate) mod table;
@@ -24,6 +25,7 @@ use std::{
 
 pub(crate) use self::{
     child::{Child, Usage, cores},
+    probe::probe,
     requests::Mode,
     tally::Tally,
 };
