@@ -6,8 +6,9 @@ use std::{fmt::Write, net::TcpStream, time::Duration};
 use super::{
     Arrivals, Child, Mode, Plan, Result,
     compare::{measure, split},
+    probe,
     requests::Target,
-    table::Row,
+    table::{self, Row},
 };
 
 /// A closed loop is grown until this much is not gained any more.
@@ -56,6 +57,7 @@ pub(crate) fn find(
     let sets = [sets, &["sessions.per_caller_max=100000".to_owned()]].concat();
     let child = Child::start(None, &sets, servers, own)?;
     let plan = Plan { address: child.address, threads: own.len(), ..plan.clone() };
+    probe(&plan)?;
     let session_bytes = session_bytes(&plan, &child)?; // first, while the server's memory is as at its start
     let mut rows = Vec::new();
     let mut stretch = |plan: &Plan, label: &str, rows: &mut Vec<Row>| -> Result<Row> {
@@ -64,8 +66,21 @@ pub(crate) fn find(
         Ok(row)
     };
     let alone = stretch(&Plan { connections: 1, threads: 1, rate: None, ..plan.clone() }, "1 connection", &mut rows)?;
+    if alone.tally.ok == 0 {
+        let notes = table::notes(&alone).join(", ");
+        return Err(format!("nothing to measure: no call of {} had a good answer: {notes}", plan.tool).into());
+    }
     let alone_p50 = Duration::from_nanos(alone.tally.ok_ns.value_at_quantile(0.5));
     let p99_max = p99_max.unwrap_or_else(|| (alone_p50 * 10).max(Duration::from_millis(5)));
+
+    if alone_p50 > p99_max {
+        return Err(format!(
+            "nothing to find: a call that is alone takes {:.3} ms, and --p99 is {} ms; say a longer one",
+            ms(alone_p50),
+            ms(p99_max)
+        )
+        .into());
+    }
 
     let mut peak = alone;
     for connections in CONNECTIONS {
@@ -93,6 +108,16 @@ pub(crate) fn find(
             bad = rate;
         }
     }
+    if good == 0.0 {
+        return Err(format!(
+            "no settings: at no rate from {:.0} calls/s on were {} % answered with p99 <= {} ms; say a longer --p99, or \
+             look at what else this host does",
+            bad,
+            SUCCESS_MIN * 100.0,
+            ms(p99_max)
+        )
+        .into());
+    }
     let pinned = match servers == own {
         true => "server and generator share one core".to_owned(),
         false => format!("server on cores {servers:?}, generator on {own:?}"),
@@ -109,6 +134,10 @@ pub(crate) fn find(
         rows,
         pinned,
     })
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 /// Memory of the server for one session that is open and idle.

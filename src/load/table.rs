@@ -80,7 +80,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text
 }
 
-fn notes(row: &Row) -> Vec<String> {
+/// What a row's figures do not say: refusals, failures, and doubts.
+pub(super) fn notes(row: &Row) -> Vec<String> {
     let tally = &row.tally;
     let mut notes = Vec::new();
     for ((status, code), count) in &tally.refused {

@@ -62,8 +62,6 @@ fn what_is_refused_is_told_by_status_and_code() {
     adds_up(row);
     assert_eq!((&row["refused"][0]["status"], &row["refused"][0]["code"]), (&503.into(), &(-31503).into()), "{row}");
     assert!(table.contains("refused with HTTP 503, code -31503"), "{table}");
-    let (_, json) = bench(folder.path(), &["--tool", "no-such-tool", "--arguments", "{}", "--connections", "1"]);
-    assert_eq!(json["rows"][0]["refused"][0]["code"], -32602, "{json}");
 }
 
 #[test]
@@ -97,6 +95,8 @@ fn a_server_that_runs_is_measured_and_goes_on() {
 fn what_cannot_be_measured_is_said() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("wrong.toml"), "[pool]\nthreds = 1\n").expect("writes");
+    let server = Process::start(&[]);
+    let elsewhere = format!("http://{}/elsewhere", server.addr);
     for (args, code, says) in [
         (&["--url", "http://127.0.0.1:1/mcp"][..], 1, "is a server running there?"),
         (&["--url", "http://203.0.113.1:80/mcp"], 2, "--allow-remote"),
@@ -105,6 +105,11 @@ fn what_cannot_be_measured_is_said() {
         (&["--rate", "fast"], 2, "write calls per second"),
         (&["--duration", "long"], 2, "such as 10s or 500ms"),
         (&["--tuning", "wrong.toml"], 1, "pool.threads"),
+        (&["--tool", "no-such-tool", "--arguments", "{}"], 1, "(error -32602, HTTP "),
+        (&["--arguments", "{}", "--mode", "sessions"], 1, "message"),
+        (&["--url", &elsewhere], 1, "the MCP endpoint is /mcp"),
+        (&["--capacity", "--tool", "no-such-tool", "--arguments", "{}"], 1, "the first call of no-such-tool failed"),
+        (&["--capacity", "--tool", "burn", "--p99", "1ms", "--duration", "300ms"], 1, "say a longer one"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_bigiron"))
             .current_dir(folder.path())
@@ -115,5 +120,6 @@ fn what_cannot_be_measured_is_said() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
         assert!(said.contains(says), "{args:?}: {said}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{args:?}: nothing was measured");
     }
 }
