@@ -1,7 +1,7 @@
 //! What this host can take of a tool: the peak of a closed loop, the highest rate of an open one at which calls are still
 //! answered in time, and what a session costs; and the settings that follow.
 
-use std::{fmt::Write, net::TcpStream, time::Duration};
+use std::{fmt::Write, net::TcpStream, path::Path, time::Duration};
 
 use super::{
     Arrivals, Child, Mode, Plan, Result,
@@ -46,6 +46,7 @@ pub(crate) struct Capacity {
 /// at least 5 ms.
 pub(crate) fn find(
     plan: &Plan,
+    tuning: Option<&Path>,
     sets: &[String],
     cores: &[usize],
     memory_bytes: u64,
@@ -55,8 +56,8 @@ pub(crate) fn find(
     let (servers, own) = split(cores);
     // Many sessions are opened to see what one costs, all of them by one caller.
     let sets = [sets, &["sessions.per_caller_max=100000".to_owned()]].concat();
-    let child = Child::start(None, &sets, servers, own)?;
-    let plan = Plan { address: child.address, threads: own.len(), ..plan.clone() };
+    let child = Child::start(tuning, &sets, servers, own)?;
+    let plan = Plan { address: child.address, ..plan.clone() };
     probe(&plan)?;
     let session_bytes = session_bytes(&plan, &child)?; // first, while the server's memory is as at its start
     let mut rows = Vec::new();
