@@ -1,12 +1,12 @@
 //! What this host can take of a tool: the peak of a closed loop, the highest rate of an open one at which calls are still
 //! answered in time, and what a session costs; and the settings that follow.
 
-use std::{fmt::Write, net::TcpStream, path::Path, time::Duration};
+use std::{fmt::Write, net::TcpStream, time::Duration};
 
 use super::{
-    Arrivals, Child, Mode, Plan, Result,
-    compare::{measure, split},
-    probe,
+    Arrivals, Child, Mode, Plan, Progress, Result,
+    compare::{Candidate, measure, split},
+    is_stopped, probe,
     requests::Target,
     table::{self, Row},
 };
@@ -20,6 +20,7 @@ const STEPS: u32 = 6;
 const SUCCESS_MIN: f64 = 0.999;
 /// Sessions that are opened to see what one costs.
 const SESSIONS: usize = 30_000;
+const STOPPED: &str = "stopped before the search had ended: there are no settings";
 /// The part of the memory that sessions may have.
 const SESSIONS_SHARE: u64 = 4;
 
@@ -37,36 +38,36 @@ pub(crate) struct Capacity {
     pub(crate) alone_p50: Duration,
     pub(crate) session_bytes: u64,
     pub(crate) memory_bytes: u64,
-    /// Every stretch of load, in order.
-    pub(crate) rows: Vec<Row>,
     pub(crate) pinned: String,
 }
 
 /// Finds it, on a server of its own. `p99_max` is what callers bear; without it, ten times what a call takes alone, and
-/// at least 5 ms.
+/// at least 5 ms. `rows` gets every stretch of load that is finished, in order, and keeps them when it is stopped.
 pub(crate) fn find(
     plan: &Plan,
-    tuning: Option<&Path>,
-    sets: &[String],
+    server: &Candidate,
     cores: &[usize],
     memory_bytes: u64,
     p99_max: Option<Duration>,
-    progress: &mut dyn FnMut(&str, Duration, bool),
+    rows: &mut Vec<Row>,
+    progress: Progress<'_>,
 ) -> Result<Capacity> {
     let (servers, own) = split(cores);
     // Many sessions are opened to see what one costs, all of them by one caller.
-    let sets = [sets, &["sessions.per_caller_max=100000".to_owned()]].concat();
-    let child = Child::start(tuning, &sets, servers, own)?;
+    let sets = [&server.sets[..], &["sessions.per_caller_max=100000".to_owned()]].concat();
+    let child = Child::start(server.tuning.as_deref(), &sets, servers, own)?;
     let plan = Plan { address: child.address, ..plan.clone() };
     probe(&plan)?;
     let session_bytes = session_bytes(&plan, &child)?; // first, while the server's memory is as at its start
-    let mut rows = Vec::new();
-    let mut stretch = |plan: &Plan, label: &str, rows: &mut Vec<Row>| -> Result<Row> {
+    let mut stretch = |plan: &Plan, label: &str| -> Result<Row> {
         let row = measure(plan, label, Some(&child), progress)?;
+        if row.is_cut_short() {
+            return Err(STOPPED.into());
+        }
         rows.push(row.clone());
         Ok(row)
     };
-    let alone = stretch(&Plan { connections: 1, threads: 1, rate: None, ..plan.clone() }, "1 connection", &mut rows)?;
+    let alone = stretch(&Plan { connections: 1, threads: 1, rate: None, ..plan.clone() }, "1 connection")?;
     if alone.tally.ok == 0 {
         let notes = table::notes(&alone).join(", ");
         return Err(format!("nothing to measure: no call of {} had a good answer: {notes}", plan.tool).into());
@@ -86,7 +87,7 @@ pub(crate) fn find(
     let mut peak = alone;
     for connections in CONNECTIONS {
         let label = format!("{connections} connections");
-        let row = stretch(&Plan { connections, rate: None, ..plan.clone() }, &label, &mut rows)?;
+        let row = stretch(&Plan { connections, rate: None, ..plan.clone() }, &label)?;
         let gained = row.tally.goodput() / peak.tally.goodput();
         if gained > 1.0 {
             peak = row;
@@ -101,7 +102,7 @@ pub(crate) fn find(
     for _ in 0..STEPS {
         let rate = f64::midpoint(good, bad);
         let open = Plan { connections: 256, rate: Some(rate), arrivals: Arrivals::Poisson, ..plan.clone() };
-        let row = stretch(&open, &format!("rate {rate:.0}"), &mut rows)?;
+        let row = stretch(&open, &format!("rate {rate:.0}"))?;
         let p99 = Duration::from_nanos(row.tally.ok_ns.value_at_quantile(0.99));
         if row.tally.success() >= SUCCESS_MIN && p99 <= p99_max {
             good = rate;
@@ -132,7 +133,6 @@ pub(crate) fn find(
         alone_p50,
         session_bytes,
         memory_bytes,
-        rows,
         pinned,
     })
 }
@@ -148,7 +148,9 @@ fn session_bytes(plan: &Plan, child: &Child) -> Result<u64> {
     stream.set_nodelay(true)?;
     let first = target.open_session(&mut stream)?; // what the first of anything costs is not of the sessions
     let before = child.usage()?.resident_bytes;
-    let sessions: Vec<_> = (0..SESSIONS).map(|_| target.open_session(&mut stream)).collect::<Result<_>>()?;
+    let sessions: Vec<_> = (0..SESSIONS)
+        .map(|_| if is_stopped() { Err(STOPPED.into()) } else { target.open_session(&mut stream) })
+        .collect::<Result<_>>()?;
     let after = child.usage()?.resident_bytes;
     for session in sessions.iter().chain([&first]) {
         target.close_session(&mut stream, session)?;
@@ -208,7 +210,7 @@ impl Capacity {
         )
     }
 
-    pub(crate) fn to_json(&self) -> serde_json::Value {
+    pub(crate) fn to_json(&self, rows: &[Row]) -> serde_json::Value {
         serde_json::json!({
             "tool": self.tool,
             "peak_per_s": self.peak_per_s,
@@ -218,7 +220,7 @@ impl Capacity {
             "alone_p50_ms": self.alone_p50.as_secs_f64() * 1e3,
             "session_bytes": self.session_bytes,
             "pinned": self.pinned,
-            "rows": self.rows.iter().map(Row::to_json).collect::<Vec<_>>(),
+            "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>(),
             "tuning": self.fragment(),
         })
     }
@@ -243,7 +245,6 @@ mod tests {
                 alone_p50: Duration::from_millis(2),
                 session_bytes: session,
                 memory_bytes: memory,
-                rows: Vec::new(),
                 pinned: String::new(),
             };
             let fragment = capacity.fragment();

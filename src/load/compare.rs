@@ -3,7 +3,7 @@
 
 use std::{fmt::Write, path::PathBuf};
 
-use super::{Child, Plan, Result, Usage, host::Cores, probe, run, table::Row};
+use super::{Child, News, Plan, Progress, Result, Usage, host::Cores, is_stopped, probe, run, table::Row};
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -27,72 +27,78 @@ pub(crate) fn split(cores: &[usize]) -> (&[usize], &[usize]) {
 
 /// Measures one stretch of load on a server that is there; again when something else disturbed it, and then the least
 /// disturbed one counts.
-pub(crate) fn measure(
-    plan: &Plan,
-    label: &str,
-    child: Option<&Child>,
-    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
-) -> Result<Row> {
+pub(crate) fn measure(plan: &Plan, label: &str, child: Option<&Child>, progress: Progress<'_>) -> Result<Row> {
     let mut best = measure_once(plan, label, child, progress)?;
     for _ in 0..plan.repeats {
-        if best.disturbance.told().is_none() || super::is_stopped() {
+        if best.disturbance.told().is_none() || is_stopped() {
             break;
         }
         let again = measure_once(plan, label, child, progress)?;
-        if best.disturbance.is_worse_than(again.disturbance) {
+        if !again.is_cut_short() && best.disturbance.is_worse_than(again.disturbance) {
             best = again;
         }
     }
+    progress(News::Finished(&best));
     Ok(best)
 }
 
-fn measure_once(
-    plan: &Plan,
-    label: &str,
-    child: Option<&Child>,
-    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
-) -> Result<Row> {
+fn measure_once(plan: &Plan, label: &str, child: Option<&Child>, progress: Progress<'_>) -> Result<Row> {
     let mut before: Option<(Usage, Cores)> = None;
     let tally = run(plan, |passed, warming| {
         if !warming && before.is_none() {
             let usage = child.and_then(|child| child.usage().ok()).unwrap_or_default();
             before = Cores::read().ok().map(|cores| (usage, cores));
         }
-        progress(label, passed, warming);
+        progress(News::Running { label, passed, is_warming: warming });
     })?;
+    if tally.elapsed.is_zero() {
+        return Err("stopped before anything was measured".into());
+    }
     let (after, cores) = (child.map(Child::usage).transpose()?, Cores::read()?);
-    let (before, cores_before) = before.unwrap_or((Usage::default(), cores));
+    let (before, cores_before) = before.unwrap_or_else(|| (Usage::default(), cores));
     let used =
         after.map(|after| Usage { cpu: after.cpu.saturating_sub(before.cpu), resident_bytes: after.resident_bytes });
     let own = used.map(|used| used.cpu + tally.own_cpu);
-    Ok(Row { label: label.to_owned(), disturbance: cores.since(cores_before, own), tally, used })
+    Ok(Row {
+        label: label.to_owned(),
+        connections: plan.connections,
+        rate: plan.rate,
+        planned: plan.duration,
+        disturbance: cores.since(cores_before, own),
+        tally,
+        used,
+    })
 }
 
-/// Runs the plan on each candidate, `rounds` times.
+/// Runs the plan on each candidate, `rounds` times, or until it is stopped; then what is finished counts.
 pub(crate) fn compare(
     plan: &Plan,
     candidates: &[Candidate],
     rounds: usize,
     cores: &[usize],
-    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
-) -> Result<Vec<Compared>> {
+    compared: &mut Vec<Compared>,
+    progress: Progress<'_>,
+) -> Result<()> {
     let (servers, own) = split(cores);
-    let mut compared: Vec<_> =
-        candidates.iter().map(|c| Compared { name: c.name.clone(), rounds: Vec::new() }).collect();
+    *compared = candidates.iter().map(|c| Compared { name: c.name.clone(), rounds: Vec::new() }).collect();
     'rounds: for round in 1..=rounds {
-        for (candidate, compared) in candidates.iter().zip(&mut compared) {
-            if super::is_stopped() {
-                break 'rounds;
-            }
+        for (candidate, compared) in candidates.iter().zip(&mut *compared) {
             let child = Child::start(candidate.tuning.as_deref(), &candidate.sets, servers, own)
                 .map_err(|error| format!("{}: {error}", candidate.name))?;
             let plan = Plan { address: child.address, ..plan.clone() };
             probe(&plan).map_err(|error| format!("{}: {error}", candidate.name))?;
             let label = format!("{} ({round} of {rounds})", candidate.name);
-            compared.rounds.push(measure(&plan, &label, Some(&child), progress)?);
+            match measure(&plan, &label, Some(&child), progress) {
+                Ok(row) if !row.is_cut_short() => compared.rounds.push(row),
+                _ if is_stopped() => break 'rounds,
+                other => return other.map(drop),
+            }
         }
     }
-    Ok(compared)
+    match compared.iter().all(|c| c.rounds.is_empty()) {
+        true => Err("stopped before a round had ended".into()),
+        false => Ok(()),
+    }
 }
 
 /// The middle value; of an even number the lower of the two.

@@ -24,7 +24,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    child::{Child, Usage, cores},
+    child::{Child, Usage, become_owned, cores},
     probe::probe,
     requests::Mode,
     tally::Tally,
@@ -60,6 +60,14 @@ pub(crate) struct Plan {
     /// How often a stretch is measured again when something else disturbed it.
     pub(crate) repeats: u32,
 }
+
+/// What is told while a load runs.
+pub(crate) enum News<'a> {
+    Running { label: &'a str, passed: Duration, is_warming: bool },
+    Finished(&'a table::Row),
+}
+
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(News<'_>);
 
 /// How the calls of an open loop come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -106,6 +114,6 @@ pub(crate) fn run(plan: &Plan, mut progress: impl FnMut(Duration, bool)) -> Resu
     })
 }
 
-fn is_stopped() -> bool {
+pub(crate) fn is_stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }

@@ -1,6 +1,6 @@
 //! Results as a table for a terminal: a row for each stretch of load, at most 100 characters wide.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use super::{Tally, Usage, host::Disturbance};
 
@@ -9,6 +9,10 @@ use super::{Tally, Usage, host::Disturbance};
 pub(crate) struct Row {
     /// What distinguishes it from the others, such as "rate 1000".
     pub(crate) label: String,
+    pub(crate) connections: usize,
+    pub(crate) rate: Option<f64>,
+    /// How long it should have been measured.
+    pub(crate) planned: Duration,
     pub(crate) tally: Tally,
     /// What the server used meanwhile, where that is known.
     pub(crate) used: Option<Usage>,
@@ -23,14 +27,25 @@ impl Row {
         (used > 0.0).then(|| self.tally.ok as f64 / used)
     }
 
+    /// Whether it was stopped before its end.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.tally.elapsed < self.planned
+    }
+
     /// Why the figures are not to be trusted, if they are not.
     pub(crate) fn doubt(&self) -> Option<String> {
+        if self.is_cut_short() {
+            let (elapsed, planned) = (self.tally.elapsed.as_secs_f64(), self.planned.as_secs_f64());
+            return Some(format!("stopped after {elapsed:.1} s of {planned} s"));
+        }
         self.tally.doubt().or_else(|| self.disturbance.told())
     }
 
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let mut json = self.tally.to_json();
         json["label"] = self.label.clone().into();
+        json["connections"] = self.connections.into();
+        json["rate"] = self.rate.into();
         json["others_cores"] = self.disturbance.others.into();
         json["stolen_cores"] = self.disturbance.stolen.into();
         json["doubt"] = self.doubt().into();
@@ -115,8 +130,6 @@ fn milliseconds(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::load::tally::End;
 
@@ -130,6 +143,9 @@ mod tests {
         tally.end(End::Refused(503, -31503), Duration::from_micros(100));
         let row = |label: &str| Row {
             label: label.into(),
+            connections: 1,
+            rate: None,
+            planned: Duration::from_secs(1),
             tally: tally.clone(),
             used: None,
             disturbance: Disturbance::default(),

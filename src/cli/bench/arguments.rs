@@ -121,6 +121,13 @@ pub(in crate::cli) struct Arguments {
     /// Allow a server on another host. Load on what is not yours is an attack
     #[arg(long, requires = "url")]
     pub(super) allow_remote: bool,
+
+    /// Do what follows as a process that ends with this one: how servers are started here
+    #[arg(long, hide = true, value_name = "PROCESS", requires = "owned")]
+    pub(super) owner: Option<u32>,
+
+    #[arg(last = true, hide = true, requires = "owner")]
+    pub(super) owned: Vec<String>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

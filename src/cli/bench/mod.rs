@@ -1,24 +1,26 @@
-//! `bigiron bench`: what it does with its arguments, its progress line, and where its results go. The load itself is
-//! `load`.
+//! `bigiron bench`: from its arguments to what is measured and told. The load itself is `load`.
 
 mod arguments;
+mod output;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::atomic::Ordering,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
 
 pub(super) use self::arguments::Arguments;
-use self::arguments::{call_arguments, endpoint};
+use self::{
+    arguments::{call_arguments, endpoint},
+    output::{can_be_written, clear_line, progress_line, write_file},
+};
 use crate::{
     load::{
-        self, Child, Plan, STOP, capacity,
+        self, Child, Plan, Progress, STOP, capacity,
         compare::{self, Candidate, split},
         plot, table,
         table::Row,
@@ -46,9 +48,21 @@ fn usage(message: impl Into<String>) -> Failure {
     Failure(EXIT_USAGE, message.into())
 }
 
+/// What is told at the end, also after a failure that came later.
+struct Told {
+    text: String,
+    rows: Vec<Row>,
+    json: Value,
+    result: Result<(), Failure>,
+}
+
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     crate::runtime::raise_descriptor_limit();
-    match bench(arguments) {
+    let result = match arguments.owner {
+        Some(owner) => load::become_owned(owner, &arguments.owned).map(|never| match never {}).map_err(Failure::from),
+        None => bench(arguments),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(code, message)) => {
             let _ = writeln!(io::stderr().lock(), "bigiron bench: {message}");
@@ -91,31 +105,43 @@ fn bench(mut arguments: Arguments) -> Result<(), Failure> {
         repeats: arguments.repeats,
     };
     let mut progress = progress_line();
-    let (text, rows, json) = if arguments.capacity {
-        capacity(&arguments, &plan, &cores, &mut progress)?
+    let told = if arguments.capacity {
+        capacity(&arguments, &plan, &cores, &host, &mut progress)
     } else if arguments.is_comparison() {
-        comparison(&arguments, &plan, &cores, &mut progress)?
+        comparison(&arguments, &plan, &cores, &mut progress)
     } else {
-        sweep(&arguments, &plan, &cores, &mut progress)?
+        sweep(&arguments, &plan, &cores, &mut progress)
     };
     clear_line();
-    super::print(&text);
-    let title = format!(
-        "{} ({}), {}",
-        plan.tool,
-        plan.mode.name(),
-        if plan.rate.is_some() { "open loop" } else { "closed loop" }
-    );
-    write_file(arguments.json.as_deref(), || format!("{json:#}\n"))?;
-    write_file(arguments.svg.as_deref(), || plot::svg(&title, &rows))?;
-    Ok(())
+    if !told.rows.is_empty() {
+        super::print(&told.text);
+        let title = format!(
+            "{} ({}), {}",
+            plan.tool,
+            plan.mode.name(),
+            if plan.rate.is_some() { "open loop" } else { "closed loop" }
+        );
+        write_file(arguments.json.as_deref(), || format!("{:#}\n", told.json))?;
+        write_file(arguments.svg.as_deref(), || plot::svg(&title, &told.rows))?;
+    }
+    told.result
 }
 
-type Told = (String, Vec<Row>, Value);
-type Progress<'a> = &'a mut dyn FnMut(&str, Duration, bool);
-
 /// A row for each number of connections and each rate, on one server.
-fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress<'_>) -> Result<Told, Failure> {
+fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress<'_>) -> Told {
+    let mut rows = Vec::new();
+    let result = sweep_into(&mut rows, arguments, plan, cores, progress);
+    let json = json!({ "tool": plan.tool, "mode": plan.mode.name(), "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>() });
+    Told { text: table::table(&rows), rows, json, result }
+}
+
+fn sweep_into(
+    rows: &mut Vec<Row>,
+    arguments: &Arguments,
+    plan: &Plan,
+    cores: &[usize],
+    progress: Progress<'_>,
+) -> Result<(), Failure> {
     let (servers, own) = split(cores);
     let child = match &arguments.url {
         Some(_) => None,
@@ -123,13 +149,12 @@ fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress
     };
     let address = child.as_ref().map_or(plan.address, |child| child.address);
     load::probe(&Plan { address, ..plan.clone() })?;
-    let mut rows = Vec::new();
     for connections in &arguments.connections {
         let rates: Vec<Option<f64>> =
             if arguments.rate.is_empty() { vec![None] } else { arguments.rate.iter().copied().map(Some).collect() };
         for rate in rates {
-            if STOP.load(Ordering::Relaxed) && !rows.is_empty() {
-                break;
+            if load::is_stopped() && !rows.is_empty() {
+                return Ok(());
             }
             let label = match (rate, arguments.connections.len()) {
                 (Some(rate), 1) => format!("rate {rate}"),
@@ -137,46 +162,51 @@ fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress
                 (None, _) => format!("{connections} connections"),
             };
             let plan = Plan { address, connections: *connections as usize, rate, ..plan.clone() };
-            rows.push(compare::measure(&plan, &label, child.as_ref(), progress)?);
+            match compare::measure(&plan, &label, child.as_ref(), progress) {
+                Err(_) if load::is_stopped() && !rows.is_empty() => return Ok(()),
+                row => rows.push(row?),
+            }
         }
     }
-    let json = json!({ "tool": plan.tool, "mode": plan.mode.name(), "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>() });
-    Ok((table::table(&rows), rows, json))
+    Ok(())
 }
 
-fn comparison(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress<'_>) -> Result<Told, Failure> {
-    let candidates: Vec<_> = arguments
-        .tuning
-        .iter()
-        .map(|file| Candidate {
-            name: file.display().to_string(),
-            tuning: Some(file.clone()),
-            sets: arguments.sets.clone(),
-        })
-        .collect();
-    let compared = compare::compare(plan, &candidates, arguments.rounds.unwrap_or(ROUNDS) as usize, cores, progress)?;
+fn comparison(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress<'_>) -> Told {
+    let candidates: Vec<_> = arguments.tuning.iter().map(|file| server(arguments, Some(file))).collect();
+    let rounds = arguments.rounds.unwrap_or(ROUNDS) as usize;
+    let mut compared = Vec::new();
+    let result = compare::compare(plan, &candidates, rounds, cores, &mut compared, progress);
     let rows: Vec<Row> =
         compared.iter().filter_map(|c| Some(Row { label: c.name.clone(), ..c.middle()?.clone() })).collect();
     let of = |c: &compare::Compared| json!({ "name": c.name, "rounds": c.rounds.iter().map(Row::to_json).collect::<Vec<_>>() });
     let json =
         json!({ "tool": plan.tool, "mode": plan.mode.name(), "compared": compared.iter().map(of).collect::<Vec<_>>() });
-    Ok((compare::comparison(&compared), rows, json))
+    Told { text: compare::comparison(&compared), rows, json, result: result.map_err(Failure::from) }
 }
 
-fn capacity(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress<'_>) -> Result<Told, Failure> {
-    let memory = Host::read().memory_usable_bytes();
-    let found = capacity::find(
-        plan,
-        arguments.tuning.first().map(PathBuf::as_path),
-        &arguments.sets,
-        cores,
-        memory,
-        arguments.p99,
-        progress,
-    )?;
-    let text = format!("{}\n{}\n{}", table::table(&found.rows), found.summary(), found.fragment());
-    let json = found.to_json();
-    Ok((text, found.rows, json))
+fn capacity(arguments: &Arguments, plan: &Plan, cores: &[usize], host: &Host, progress: Progress<'_>) -> Told {
+    let mut rows = Vec::new();
+    let memory = host.memory_usable_bytes();
+    let server = server(arguments, arguments.tuning.first());
+    let found = capacity::find(plan, &server, cores, memory, arguments.p99, &mut rows, progress);
+    let text = table::table(&rows);
+    match found {
+        Ok(found) => Told {
+            text: format!("{text}\n{}\n{}", found.summary(), found.fragment()),
+            json: found.to_json(&rows),
+            rows,
+            result: Ok(()),
+        },
+        Err(error) => {
+            let json = json!({ "tool": plan.tool, "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>() });
+            Told { text, rows, json, result: Err(error.into()) }
+        }
+    }
+}
+
+fn server(arguments: &Arguments, tuning: Option<&PathBuf>) -> Candidate {
+    let name = tuning.map_or_else(String::new, |file| file.display().to_string());
+    Candidate { name, tuning: tuning.cloned(), sets: arguments.sets.clone() }
 }
 
 /// The first Ctrl-C ends the load, the second the program.
@@ -195,43 +225,4 @@ fn stop_on_interrupt() -> Result<(), Failure> {
         });
     })?;
     Ok(())
-}
-
-/// Tells how it goes, once a second, where somebody may look.
-fn progress_line() -> impl FnMut(&str, Duration, bool) {
-    let looks = io::stderr().is_terminal();
-    let mut last = u64::MAX;
-    move |label, passed, warming| {
-        if looks && passed.as_secs() != last {
-            last = passed.as_secs();
-            let state = if warming { ", warming up" } else { "" };
-            let _ = write!(io::stderr().lock(), "\r\x1b[K{label}: {last} s{state}");
-        }
-    }
-}
-
-fn clear_line() {
-    if io::stderr().is_terminal() {
-        let _ = write!(io::stderr().lock(), "\r\x1b[K");
-    }
-}
-
-/// Found out before the load, and not after it.
-fn can_be_written(file: Option<&Path>) -> Result<(), Failure> {
-    let Some(file) = file else { return Ok(()) };
-    let is_new = !file.exists();
-    if !is_new && !file.is_file() && !file.is_dir() {
-        return Ok(()); // a pipe or the like, which opening would change
-    }
-    let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
-    opened.map_err(|error| Failure(1, format!("cannot write {}: {error}", file.display())))?;
-    if is_new {
-        std::fs::remove_file(file)?;
-    }
-    Ok(())
-}
-
-fn write_file(file: Option<&Path>, text: impl FnOnce() -> String) -> Result<(), Failure> {
-    let Some(file) = file else { return Ok(()) };
-    std::fs::write(file, text()).map_err(|error| Failure(1, format!("cannot write {}: {error}", file.display())))
 }
