@@ -1,7 +1,7 @@
 //! What this host can take of a tool: the peak of a closed loop, the highest rate of an open one at which calls are still
 //! answered in time, and what a session costs; and the settings that follow.
 
-use std::{fmt::Write, net::TcpStream, time::Duration};
+use std::{fmt::Write, net::TcpStream, ops::RangeInclusive, time::Duration};
 
 use super::{
     Arrivals, Child, Mode, Plan, Progress, Result,
@@ -21,6 +21,11 @@ const SUCCESS_MIN: f64 = 0.999;
 /// Sessions that are opened to see what one costs.
 const SESSIONS: usize = 30_000;
 const STOPPED: &str = "stopped before the search had ended: there are no settings";
+/// Requests that are always let in: calls that need no pool are among them.
+const INSIDE_MIN: usize = 64;
+/// Of one session, when the memory that was seen to grow says less.
+const SESSION_BYTES_MIN: u64 = 200;
+const SESSIONS_MAX: RangeInclusive<u64> = 1000..=10_000_000;
 /// The part of the memory that sessions may have.
 const SESSIONS_SHARE: u64 = 4;
 
@@ -38,7 +43,8 @@ pub(crate) struct Capacity {
     pub(crate) alone_p50: Duration,
     pub(crate) session_bytes: u64,
     pub(crate) memory_bytes: u64,
-    pub(crate) pinned: String,
+    /// The server's, of those that are there.
+    pub(crate) cores: (usize, usize),
 }
 
 /// Finds it, on a server of its own. `p99_max` is what callers bear; without it, ten times what a call takes alone, and
@@ -120,10 +126,6 @@ pub(crate) fn find(
         )
         .into());
     }
-    let pinned = match servers == own {
-        true => "server and generator share one core".to_owned(),
-        false => format!("server on cores {servers:?}, generator on {own:?}"),
-    };
     Ok(Capacity {
         tool: plan.tool,
         peak_per_s,
@@ -133,7 +135,7 @@ pub(crate) fn find(
         alone_p50,
         session_bytes,
         memory_bytes,
-        pinned,
+        cores: (servers.len(), cores.len()),
     })
 }
 
@@ -162,7 +164,7 @@ impl Capacity {
     /// In words and figures.
     pub(crate) fn summary(&self) -> String {
         let mut text = String::new();
-        let _ = writeln!(text, "{} on this host ({})", self.tool, self.pinned);
+        let _ = writeln!(text, "{} on this host, measured with {}", self.tool, self.share());
         let _ = writeln!(text, "  peak          {:>10.0} calls/s", self.peak_per_s);
         let _ =
             writeln!(text, "  per core      {:>10.0} calls in a second of the server's CPU time", self.per_cpu_second);
@@ -177,21 +179,38 @@ impl Capacity {
         text
     }
 
+    fn share(&self) -> String {
+        let (own, all) = self.cores;
+        format!("{own} of {all} cores")
+    }
+
     /// The settings that follow, as a part of `tuning.toml`.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // positive, and clamped
     pub(crate) fn fragment(&self) -> String {
         let p99_s = self.p99_max.as_secs_f64();
         // Half of the time for the queue, half for those who wait for a place in it and for what comes between.
         let wait_ms = (self.p99_max.as_millis() as u64 / 2).max(1);
-        let queue = ((self.peak_per_s * p99_s / 2.0).ceil() as usize).clamp(2, 1_000_000);
-        let inside = (queue * 4).max(64);
-        let sessions = (self.memory_bytes / SESSIONS_SHARE / self.session_bytes.max(200)).clamp(1000, 10_000_000);
+        let queue = ((self.peak_per_s * p99_s / 2.0).ceil() as usize).clamp(2, 250_000);
+        let inside = (queue * 4).max(INSIDE_MIN);
+        let inside_why = match queue * 4 < INSIDE_MIN {
+            true => format!("Not fewer than {INSIDE_MIN}; four times what the queue holds would be {}.", queue * 4),
+            false => "Four times what the queue holds: more would only wait.".to_owned(),
+        };
+        let session_bytes = self.session_bytes.max(SESSION_BYTES_MIN);
+        let fitting = self.memory_bytes / SESSIONS_SHARE / session_bytes;
+        let sessions = fitting.clamp(*SESSIONS_MAX.start(), *SESSIONS_MAX.end());
+        let sessions_why = match sessions == fitting {
+            true => format!("A quarter of the memory at {session_bytes} bytes each."),
+            false => {
+                format!("A quarter of the memory at {session_bytes} bytes each would be {fitting}; this is the limit.")
+            }
+        };
         let (tool, peak, knee) = (&self.tool, self.peak_per_s, self.knee_per_s);
         format!(
-            "# What `bigiron bench --capacity --tool {tool}` found here: {peak:.0} calls/s at the peak, {knee:.0} with\n\
-             # p99 <= {:.1} ms.\n\
+            "# What `bigiron bench --capacity --tool {tool}` found here, measured with {}:\n\
+             # {peak:.0} calls/s at the peak, {knee:.0} with p99 <= {:.1} ms.\n\
              [limits]\n\
-             # Four times what the queue holds: more would only wait.\n\
+             # {inside_why}\n\
              concurrent_requests_max = {inside}\n\n\
              [pool]\n\
              # What is done at the peak in half of the time that callers bear.\n\
@@ -201,11 +220,12 @@ impl Capacity {
              # And who comes then is told so at once.\n\
              on_full = \"reject\"\n\n\
              [sessions]\n\
-             # A quarter of the memory at {} bytes each.\n\
+             # {sessions_why}\n\
              sessions_max = {sessions}\n\
+             # A tenth of them: no single caller takes them all. With one caller, such as a proxy, write sessions_max.\n\
              per_caller_max = {}\n",
+            self.share(),
             p99_s * 1e3,
-            self.session_bytes,
             (sessions / 10).max(1)
         )
     }
@@ -219,7 +239,8 @@ impl Capacity {
             "p99_max_ms": self.p99_max.as_secs_f64() * 1e3,
             "alone_p50_ms": self.alone_p50.as_secs_f64() * 1e3,
             "session_bytes": self.session_bytes,
-            "pinned": self.pinned,
+            "server_cores": self.cores.0,
+            "cores": self.cores.1,
             "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>(),
             "tuning": self.fragment(),
         })
@@ -245,11 +266,14 @@ mod tests {
                 alone_p50: Duration::from_millis(2),
                 session_bytes: session,
                 memory_bytes: memory,
-                pinned: String::new(),
+                cores: (1, 2),
             };
             let fragment = capacity.fragment();
             let tuning: Tuning = toml::from_str(&fragment).unwrap_or_else(|error| panic!("{error}\n{fragment}"));
             let checked = crate::config::Loaded::from_program(tuning, crate::runtime::Host::read(), false);
+            assert!(fragment.contains("measured with 1 of 2 cores"), "{fragment}");
+            assert_eq!(fragment.contains("# Not fewer than 64"), peak < 6000.0, "{fragment}");
+            assert_eq!(fragment.contains("this is the limit"), memory != 256 << 20, "{fragment}");
             assert!(checked.is_ok(), "{fragment}\n{}", checked.err().map(|e| e.to_string()).unwrap_or_default());
         }
     }

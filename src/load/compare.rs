@@ -1,9 +1,15 @@
 //! Several configurations side by side: a server for each in turn, over several rounds, so that what else happens on the
 //! host meets all of them. Of each the median over the rounds counts, and its ratio to the first.
 
-use std::{fmt::Write, path::PathBuf};
+use std::path::PathBuf;
 
-use super::{Child, News, Plan, Progress, Result, Usage, host::Cores, is_stopped, probe, run, table::Row};
+use super::{
+    Child, News, Plan, Progress, Result, Tally, Usage,
+    figures::{Figures, median},
+    host::Cores,
+    is_stopped, probe, run,
+    table::{self, Row},
+};
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -101,74 +107,46 @@ pub(crate) fn compare(
     }
 }
 
-/// The middle value; of an even number the lower of the two.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
-}
-
 impl Compared {
-    pub(crate) fn median_of(&self, value: impl Fn(&Row) -> f64) -> f64 {
-        median(self.rounds.iter().map(value).collect())
+    /// Medians over the rounds.
+    pub(crate) fn figures(&self) -> Option<Figures> {
+        Figures::median(&self.rounds.iter().map(Figures::of).collect::<Vec<_>>())
     }
 
-    /// The row of the middle round, by good answers per second.
-    pub(crate) fn middle(&self) -> Option<&Row> {
-        let goodput = self.median_of(|row| row.tally.goodput());
-        self.rounds.iter().min_by(|a, b| {
-            let off = |row: &Row| (row.tally.goodput() - goodput).abs();
-            off(a).total_cmp(&off(b))
-        })
+    /// Good answers as a ratio to another's in the same round: the median, the least and the most.
+    pub(crate) fn ratio_to(&self, other: &Self) -> Option<(f64, f64, f64)> {
+        let pairs = self.rounds.iter().zip(&other.rounds);
+        let ratios: Vec<f64> = pairs
+            .map(|(own, other)| own.tally.goodput() / other.tally.goodput())
+            .filter(|ratio| ratio.is_finite())
+            .collect();
+        let (least, most) = ratios.iter().fold((f64::INFINITY, 0.0_f64), |(l, m), r| (l.min(*r), m.max(*r)));
+        median(ratios).map(|middle| (middle, least, most))
+    }
+
+    /// How calls of all rounds ended that had no good answer.
+    pub(crate) fn counts(&self) -> Vec<String> {
+        let all = Tally::new().and_then(|mut all| {
+            self.rounds.iter().try_for_each(|row| all.add(&row.tally))?;
+            Ok(all)
+        });
+        all.map(|all| table::counts(&all)).unwrap_or_default()
     }
 }
 
-/// A row for each configuration: medians, and the ratio to the first with its spread over the rounds.
-pub(crate) fn comparison(compared: &[Compared]) -> String {
-    let mut text = String::new();
-    let width = compared.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).clamp(6, 34);
-    let _ = writeln!(
-        text,
-        "{:width$}  {:>9} {:>8} {:>8} {:>8} {:>9}  ratio to the first",
-        "", "good/s", "p50 ms", "p99 ms", "not ok", "calls/CPU"
-    );
-    let Some(first) = compared.first() else { return text };
-    for candidate in compared {
-        let ms = |quantile: f64| {
-            #[allow(clippy::cast_precision_loss)]
-            candidate.median_of(|row| row.tally.ok_ns.value_at_quantile(quantile) as f64 / 1e6)
-        };
-        let pairs: Vec<f64> = candidate
-            .rounds
-            .iter()
-            .zip(&first.rounds)
-            .map(|(own, first)| own.tally.goodput() / first.tally.goodput())
-            .collect();
-        let (least, most) = pairs.iter().fold((f64::INFINITY, 0.0_f64), |(l, m), r| (l.min(*r), m.max(*r)));
-        let name: String = candidate.name.chars().take(width).collect();
-        let _ = writeln!(
-            text,
-            "{name:width$}  {:>9.0} {:>8.3} {:>8.3} {:>7.1}% {:>9.0}  {:.2} ({least:.2} to {most:.2})",
-            candidate.median_of(|row| row.tally.goodput()),
-            ms(0.5),
-            ms(0.99),
-            candidate.median_of(|row| (1.0 - row.tally.success()) * 100.0),
-            candidate.median_of(|row| row.per_cpu_second().unwrap_or(0.0)),
-            median(pairs),
-        );
+/// Which cores do what, in words.
+pub(crate) fn place(cores: &[usize]) -> String {
+    let (servers, own) = split(cores);
+    let list = |cores: &[usize]| cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    match servers == own {
+        true => format!("server and load share core {}", list(own)),
+        false => format!("server on core {}, load from core {}", list(servers), list(own)),
     }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.0).abs() < 1e-9);
-        assert!(median(Vec::new()).is_nan());
-    }
 
     #[test]
     fn servers_and_generator_have_cores_of_their_own() {

@@ -7,6 +7,7 @@
 pub(crate) mod capacity;
 mod child;
 pub(crate) mod compare;
+mod figures;
 mod generator;
 pub(crate) mod host;
 pub(crate) mod plot;

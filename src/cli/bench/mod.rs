@@ -176,12 +176,11 @@ fn comparison(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Pro
     let rounds = arguments.rounds.unwrap_or(ROUNDS) as usize;
     let mut compared = Vec::new();
     let result = compare::compare(plan, &candidates, rounds, cores, &mut compared, progress);
-    let rows: Vec<Row> =
-        compared.iter().filter_map(|c| Some(Row { label: c.name.clone(), ..c.middle()?.clone() })).collect();
+    let rows: Vec<Row> = compared.iter().filter_map(|c| c.rounds.first().cloned()).collect();
     let of = |c: &compare::Compared| json!({ "name": c.name, "rounds": c.rounds.iter().map(Row::to_json).collect::<Vec<_>>() });
     let json =
         json!({ "tool": plan.tool, "mode": plan.mode.name(), "compared": compared.iter().map(of).collect::<Vec<_>>() });
-    Told { text: compare::comparison(&compared), rows, json, result: result.map_err(Failure::from) }
+    Told { text: table::comparison(&compared), rows, json, result: result.map_err(Failure::from) }
 }
 
 fn capacity(arguments: &Arguments, plan: &Plan, cores: &[usize], host: &Host, progress: Progress<'_>) -> Told {
