@@ -32,8 +32,8 @@ struct Series {
 const SERIES: [Series; 6] = [
     Series { name: "offered", colour: "#9aa0a6", is_ms: false, of: |f| f.offered },
     Series { name: "good", colour: "#2a7de1", is_ms: false, of: |f| Some(f.good) },
-    Series { name: "refused", colour: "#e08b1d", is_ms: false, of: |f| Some(f.refused).filter(|r| *r > 0.0) },
-    Series { name: "failed", colour: "#7b3fa0", is_ms: false, of: |f| Some(f.failed).filter(|r| *r > 0.0) },
+    Series { name: "refused", colour: "#e08b1d", is_ms: false, of: |f| Some(f.refused) },
+    Series { name: "failed", colour: "#7b3fa0", is_ms: false, of: |f| Some(f.failed) },
     Series { name: "p50", colour: "#2e9e5b", is_ms: true, of: |f| f.p50_ms },
     Series { name: "p99", colour: "#d1495b", is_ms: true, of: |f| f.p99_ms },
 ];
@@ -90,9 +90,10 @@ fn sorted(mut points: Vec<Point>) -> Vec<Point> {
     points
 }
 
-/// The series of a chart that have a value somewhere.
+/// The series of a chart that are more than nothing somewhere.
 fn drawn(points: &[Point], is_ms: bool) -> Vec<&'static Series> {
-    let has_value = |series: &&Series| points.iter().any(|point| (series.of)(&point.figures).is_some());
+    let has_value =
+        |series: &&Series| points.iter().any(|point| (series.of)(&point.figures).is_some_and(|value| value > 0.0));
     SERIES.iter().filter(|series| series.is_ms == is_ms).filter(has_value).collect()
 }
 
@@ -132,7 +133,7 @@ impl Drawing {
             }
             for (index, point) in points.iter().enumerate() {
                 for (number, one) in series.iter().enumerate() {
-                    let Some(value) = (one.of)(&point.figures) else { continue };
+                    let Some(value) = (one.of)(&point.figures).filter(|value| *value > 0.0) else { continue };
                     let _ = writeln!(
                         self.svg,
                         r#"<rect x="{left}" y="{:.1}" width="{:.1}" height="{:.1}" fill="{}"/>"#,
@@ -150,7 +151,7 @@ impl Drawing {
 
     /// Figures over the rate, to scale.
     fn lines(&mut self, axis: &str, points: &[Point]) {
-        let (top, bottom) = (self.bottom, self.bottom + LINES_HEIGHT);
+        let bottom = self.bottom + LINES_HEIGHT;
         let rates = ticks(points.iter().map(|point| point.rate).fold(0.0, f64::max));
         let rate_end = rates.last().map_or(1.0, |(value, _)| *value);
         for (left, is_ms) in LINES_AT.into_iter().zip([false, true]) {
@@ -221,7 +222,7 @@ impl Drawing {
     fn finish(self, title: &str) -> String {
         let (height, title, svg) = (self.bottom, escaped(title), self.svg);
         format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12" fill="#3c4043">
+            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12" fill="#3c4043">
 <rect width="{WIDTH}" height="{height}" fill="#ffffff"/>
 <text x="20" y="28" font-size="14">{title}</text>
 {svg}</svg>
@@ -240,13 +241,14 @@ fn ticks(most: f64) -> Vec<(f64, String)> {
     let most = if most > 0.0 { most } else { 1.0 };
     let unit = 10_f64.powf((most / 5.0).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|n| n * unit).into_iter().find(|step| most / step <= 5.0).unwrap_or(most);
-    let decimals = (-step.log10() + 1e-9).ceil().max(0.0) as usize;
+    let decimals = (-step.log10() - 1e-9).ceil().max(0.0) as usize;
     let last = (most / step - 1e-9).ceil() as u32;
     (0..=last).map(|index| f64::from(index) * step).map(|value| (value, label(value, step, decimals))).collect()
 }
 
 fn label(value: f64, step: f64, decimals: usize) -> String {
     match step {
+        _ if value == 0.0 => "0".to_owned(),
         step if step >= 999_999.0 => format!("{:.0}M", value / 1e6),
         step if step >= 999.9 => format!("{:.0}k", value / 1e3),
         _ => format!("{value:.decimals$}"),
@@ -260,13 +262,13 @@ mod tests {
     #[test]
     fn ticks_say_where_they_are() {
         for (most, expected) in [
-            (0.0, "0.0 0.2 0.4 0.6 0.8 1.0"),
+            (0.0, "0 0.2 0.4 0.6 0.8 1.0"),
             (12.4, "0 5 10 15"),
-            (0.26, "0.0 0.1 0.2 0.3"),
-            (0.013, "0.000 0.005 0.010 0.015"),
+            (0.26, "0 0.1 0.2 0.3"),
+            (0.013, "0 0.005 0.010 0.015"),
             (2400.0, "0 500 1000 1500 2000 2500"),
-            (61_000.0, "0k 20k 40k 60k 80k"),
-            (5e6, "0M 1M 2M 3M 4M 5M"),
+            (61_000.0, "0 20k 40k 60k 80k"),
+            (5e6, "0 1M 2M 3M 4M 5M"),
         ] {
             let labels: Vec<_> = ticks(most).into_iter().map(|(_, label)| label).collect();
             assert_eq!(labels.join(" "), expected, "{most}");

@@ -80,6 +80,9 @@ pub(crate) fn heading(plan: &Plan, loops: &str, place: &str) -> String {
 
 /// All rows.
 pub(crate) fn table(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
     let figures: Vec<_> = rows.iter().map(Figures::of).collect();
     let of = |value: fn(&Figures) -> Option<f64>| figures.iter().map(value).collect::<Vec<_>>();
     let good = |quantile| rows.iter().map(|r| good_ns(&r.tally).and_then(|of| quantile_ms(of, quantile))).collect();

@@ -48,10 +48,10 @@ fn usage(message: impl Into<String>) -> Failure {
     Failure(EXIT_USAGE, message.into())
 }
 
-/// What is told at the end, also after a failure that came later.
+/// What is told at the end, also of what was finished before a failure.
 struct Told {
     text: String,
-    rows: Vec<Row>,
+    svg: String,
     json: Value,
     result: Result<(), Failure>,
 }
@@ -104,35 +104,39 @@ fn bench(mut arguments: Arguments) -> Result<(), Failure> {
         threads: if arguments.threads == 0 { own.len() } else { arguments.threads.into() },
         repeats: arguments.repeats,
     };
+    let loops = match (arguments.capacity, plan.rate) {
+        (true, _) => "closed and open loops",
+        (false, Some(_)) => "open loop",
+        (false, None) => "closed loop",
+    };
+    let place = match &arguments.url {
+        Some(_) => format!("server at {address}, {} threads of load", plan.threads),
+        None => compare::place(&cores),
+    };
+    let heading = table::heading(&plan, loops, &place);
     let mut progress = progress_line();
     let told = if arguments.capacity {
-        capacity(&arguments, &plan, &cores, &host, &mut progress)
+        capacity(&arguments, &plan, &cores, &host, &heading, &mut progress)
     } else if arguments.is_comparison() {
-        comparison(&arguments, &plan, &cores, &mut progress)
+        comparison(&arguments, &plan, &cores, &heading, &mut progress)
     } else {
-        sweep(&arguments, &plan, &cores, &mut progress)
+        sweep(&arguments, &plan, &cores, &heading, &mut progress)
     };
     clear_line();
-    if !told.rows.is_empty() {
-        super::print(&told.text);
-        let title = format!(
-            "{} ({}), {}",
-            plan.tool,
-            plan.mode.name(),
-            if plan.rate.is_some() { "open loop" } else { "closed loop" }
-        );
+    if !told.text.is_empty() {
+        super::print(&format!("{heading}\n\n{}", told.text));
         write_file(arguments.json.as_deref(), || format!("{:#}\n", told.json))?;
-        write_file(arguments.svg.as_deref(), || plot::svg(&title, &told.rows))?;
+        write_file(arguments.svg.as_deref(), || told.svg)?;
     }
     told.result
 }
 
 /// A row for each number of connections and each rate, on one server.
-fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress<'_>) -> Told {
+fn sweep(arguments: &Arguments, plan: &Plan, cores: &[usize], title: &str, progress: Progress<'_>) -> Told {
     let mut rows = Vec::new();
     let result = sweep_into(&mut rows, arguments, plan, cores, progress);
     let json = json!({ "tool": plan.tool, "mode": plan.mode.name(), "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>() });
-    Told { text: table::table(&rows), rows, json, result }
+    Told { text: table::table(&rows), svg: plot::rows(title, &rows), json, result }
 }
 
 fn sweep_into(
@@ -171,34 +175,43 @@ fn sweep_into(
     Ok(())
 }
 
-fn comparison(arguments: &Arguments, plan: &Plan, cores: &[usize], progress: Progress<'_>) -> Told {
+fn comparison(arguments: &Arguments, plan: &Plan, cores: &[usize], title: &str, progress: Progress<'_>) -> Told {
     let candidates: Vec<_> = arguments.tuning.iter().map(|file| server(arguments, Some(file))).collect();
     let rounds = arguments.rounds.unwrap_or(ROUNDS) as usize;
     let mut compared = Vec::new();
     let result = compare::compare(plan, &candidates, rounds, cores, &mut compared, progress);
-    let rows: Vec<Row> = compared.iter().filter_map(|c| c.rounds.first().cloned()).collect();
     let of = |c: &compare::Compared| json!({ "name": c.name, "rounds": c.rounds.iter().map(Row::to_json).collect::<Vec<_>>() });
     let json =
         json!({ "tool": plan.tool, "mode": plan.mode.name(), "compared": compared.iter().map(of).collect::<Vec<_>>() });
-    Told { text: table::comparison(&compared), rows, json, result: result.map_err(Failure::from) }
+    Told {
+        text: table::comparison(&compared),
+        svg: plot::compared(title, &compared),
+        json,
+        result: result.map_err(Failure::from),
+    }
 }
 
-fn capacity(arguments: &Arguments, plan: &Plan, cores: &[usize], host: &Host, progress: Progress<'_>) -> Told {
+fn capacity(
+    arguments: &Arguments,
+    plan: &Plan,
+    cores: &[usize],
+    host: &Host,
+    title: &str,
+    progress: Progress<'_>,
+) -> Told {
     let mut rows = Vec::new();
     let memory = host.memory_usable_bytes();
     let server = server(arguments, arguments.tuning.first());
     let found = capacity::find(plan, &server, cores, memory, arguments.p99, &mut rows, progress);
-    let text = table::table(&rows);
+    let (text, svg) = (table::table(&rows), plot::rows(title, &rows));
     match found {
-        Ok(found) => Told {
-            text: format!("{text}\n{}\n{}", found.summary(), found.fragment()),
-            json: found.to_json(&rows),
-            rows,
-            result: Ok(()),
-        },
+        Ok(found) => {
+            let text = format!("{text}\n{}\n{}", found.summary(), found.fragment());
+            Told { text, svg, json: found.to_json(&rows), result: Ok(()) }
+        }
         Err(error) => {
             let json = json!({ "tool": plan.tool, "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>() });
-            Told { text, rows, json, result: Err(error.into()) }
+            Told { text, svg, json, result: Err(error.into()) }
         }
     }
 }
