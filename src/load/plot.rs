@@ -18,7 +18,7 @@ const BAR_HEIGHT: f64 = 12.0;
 /// Between two groups of bars.
 const GAP: f64 = 12.0;
 /// Below a chart, for its ticks and what they are of.
-const BELOW: f64 = 62.0;
+const BELOW: f64 = 80.0;
 
 /// What is drawn of each row.
 struct Series {

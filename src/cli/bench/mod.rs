@@ -110,7 +110,7 @@ fn bench(mut arguments: Arguments) -> Result<(), Failure> {
         (false, None) => "closed loop",
     };
     let place = match &arguments.url {
-        Some(_) => format!("server at {address}, {} threads of load", plan.threads),
+        Some(_) => format!("server at {address}, threads of load: {}", plan.threads),
         None => compare::place(&cores),
     };
     let heading = table::heading(&plan, loops, &place);
