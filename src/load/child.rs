@@ -1,9 +1,12 @@
-//! A server that is started for a measurement: on a core of its own where there is one, and gone with its owner.
+//! A server that is started for a measurement: on a core of its own where there is one, and gone with its owner,
+//! however that ends. It has a process group of its own, so that Ctrl-C ends the load and not what is under load.
 
 use std::{
+    convert::Infallible,
     fs,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
+    os::unix::process::CommandExt,
     path::Path,
     process::{Child as Process, Command, Stdio},
     thread,
@@ -11,7 +14,7 @@ use std::{
 };
 
 use rustix::{
-    process::{Pid, Signal, kill_process},
+    process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal},
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 
@@ -47,11 +50,22 @@ pub(crate) fn pin(cores: &[usize]) -> Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Makes of this process what the arguments say, which then is killed when `owner` has ended. It is asked for by the
+/// process itself since only that is safe.
+pub(crate) fn become_owned(owner: u32, arguments: &[String]) -> Result<Infallible> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()) != Some(owner) {
+        return Err("its owner has ended".into());
+    }
+    Err(Command::new(std::env::current_exe()?).args(arguments).exec().into())
+}
+
 impl Child {
     /// Starts this program as a server, with a file of settings and further ones, on `own` cores; the caller goes on
     /// on `others`.
     pub(crate) fn start(tuning: Option<&Path>, sets: &[String], own: &[usize], others: &[usize]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench", "--owner", &std::process::id().to_string(), "--"]);
         command.args(["serve", "--listen", "127.0.0.1:0", "--set", "server.admin_listen=", "--set", "log.format=json"]);
         if let Some(file) = tuning {
             command.arg("--tuning").arg(file);
@@ -59,7 +73,7 @@ impl Child {
         for set in sets {
             command.args(["--set", set]);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         pin(own)?; // a child inherits the cores of the thread that starts it
         let started = command.spawn();
         pin(others)?;

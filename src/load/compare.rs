@@ -1,9 +1,15 @@
 //! Several configurations side by side: a server for each in turn, over several rounds, so that what else happens on the
 //! host meets all of them. Of each the median over the rounds counts, and its ratio to the first.
 
-use std::{fmt::Write, path::PathBuf};
+use std::path::PathBuf;
 
-use super::{Child, Plan, Result, Told, Usage, host::Cores, run, table::Row};
+use super::{
+    Child, News, Plan, Progress, Result, Tally, Told, Usage,
+    figures::{Figures, median},
+    host::Cores,
+    is_stopped, probe, run,
+    table::{self, Row},
+};
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -27,49 +33,40 @@ pub(crate) fn split(cores: &[usize]) -> (&[usize], &[usize]) {
 
 /// Measures one stretch of load on a server that is there; again when something else disturbed it, and then the least
 /// disturbed one counts.
-pub(crate) fn measure(
-    plan: &Plan,
-    label: &str,
-    child: Option<&Child>,
-    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
-) -> Result<Row> {
+pub(crate) fn measure(plan: &Plan, label: &str, child: Option<&Child>, progress: Progress<'_>) -> Result<Row> {
     let mut best = measure_once(plan, label, child, progress)?;
     for _ in 0..plan.repeats {
-        if best.disturbance.told().is_none() || super::is_stopped() {
+        if best.disturbance.told().is_none() || is_stopped() {
             break;
         }
         let again = measure_once(plan, label, child, progress)?;
-        if best.disturbance.is_worse_than(again.disturbance) {
+        if !again.is_cut_short() && best.disturbance.is_worse_than(again.disturbance) {
             best = again;
         }
     }
+    progress(News::Finished(&best));
     Ok(best)
 }
 
-fn measure_once(
-    plan: &Plan,
-    label: &str,
-    child: Option<&Child>,
-    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
-) -> Result<Row> {
+fn measure_once(plan: &Plan, label: &str, child: Option<&Child>, progress: Progress<'_>) -> Result<Row> {
     let rows = measure_steps(plan, &[label.to_owned()], child, progress)?;
-    rows.into_iter().next().ok_or_else(|| "a plan without a step".into())
+    rows.into_iter().next().ok_or_else(|| "stopped before anything was measured".into())
 }
 
-/// Measures steps that follow each other without a pause: a row for each.
+/// Measures steps that follow each other without a pause: a row for each that has begun.
 pub(crate) fn measure_steps(
     plan: &Plan,
     labels: &[String],
     child: Option<&Child>,
-    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
+    progress: Progress<'_>,
 ) -> Result<Vec<Row>> {
     let read = || -> Result<(Option<Usage>, Cores)> { Ok((child.map(Child::usage).transpose()?, Cores::read()?)) };
     let mut edges = Vec::new();
     let tallies = run(plan, |told| match told {
         Told::Edge => edges.push(read()),
-        Told::Progress(passed, warming) => {
+        Told::Progress(passed, is_warming) => {
             let label = labels.get(edges.len().saturating_sub(1)).map_or("", String::as_str);
-            progress(label, passed, warming);
+            progress(News::Running { label, passed, is_warming });
         }
     })?;
     while edges.len() <= labels.len() {
@@ -78,113 +75,101 @@ pub(crate) fn measure_steps(
     let mut edges = edges.into_iter().collect::<Result<Vec<_>>>()?.into_iter();
     let mut before = edges.next();
     let mut rows = Vec::new();
-    for (tally, label) in tallies.into_iter().zip(labels) {
+    for (step, (tally, label)) in tallies.into_iter().zip(labels).enumerate() {
         let (Some((used_before, cores_before)), Some((used, cores))) = (before, edges.next()) else { break };
         before = Some((used, cores));
+        if tally.elapsed.is_zero() {
+            break;
+        }
         let used = used.map(|used| Usage {
             cpu: used.cpu.saturating_sub(used_before.unwrap_or_default().cpu),
             resident_bytes: used.resident_bytes,
         });
         let own = used.map(|used| used.cpu + tally.own_cpu);
-        rows.push(Row { label: label.clone(), disturbance: cores.since(cores_before, own), tally, used });
+        rows.push(Row {
+            label: label.clone(),
+            connections: plan.connections,
+            rate: plan.rates.get(step).copied(),
+            planned: plan.duration,
+            disturbance: cores.since(cores_before, own),
+            tally,
+            used,
+        });
     }
     Ok(rows)
 }
 
-/// Runs the plan on each candidate, `rounds` times.
+/// Runs the plan on each candidate, `rounds` times, or until it is stopped; then what is finished counts.
 pub(crate) fn compare(
     plan: &Plan,
     candidates: &[Candidate],
     rounds: usize,
     cores: &[usize],
-    progress: &mut dyn FnMut(&str, std::time::Duration, bool),
-) -> Result<Vec<Compared>> {
+    compared: &mut Vec<Compared>,
+    progress: Progress<'_>,
+) -> Result<()> {
     let (servers, own) = split(cores);
-    let mut compared: Vec<_> =
-        candidates.iter().map(|c| Compared { name: c.name.clone(), rounds: Vec::new() }).collect();
+    *compared = candidates.iter().map(|c| Compared { name: c.name.clone(), rounds: Vec::new() }).collect();
     'rounds: for round in 1..=rounds {
-        for (candidate, compared) in candidates.iter().zip(&mut compared) {
-            if super::is_stopped() {
-                break 'rounds;
-            }
+        for (candidate, compared) in candidates.iter().zip(&mut *compared) {
             let child = Child::start(candidate.tuning.as_deref(), &candidate.sets, servers, own)
                 .map_err(|error| format!("{}: {error}", candidate.name))?;
             let plan = Plan { address: child.address, ..plan.clone() };
+            probe(&plan).map_err(|error| format!("{}: {error}", candidate.name))?;
             let label = format!("{} ({round} of {rounds})", candidate.name);
-            compared.rounds.push(measure(&plan, &label, Some(&child), progress)?);
+            match measure(&plan, &label, Some(&child), progress) {
+                Ok(row) if !row.is_cut_short() => compared.rounds.push(row),
+                _ if is_stopped() => break 'rounds,
+                other => return other.map(drop),
+            }
         }
     }
-    Ok(compared)
-}
-
-/// The middle value; of an even number the lower of the two.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+    match compared.iter().all(|c| c.rounds.is_empty()) {
+        true => Err("stopped before a round had ended".into()),
+        false => Ok(()),
+    }
 }
 
 impl Compared {
-    pub(crate) fn median_of(&self, value: impl Fn(&Row) -> f64) -> f64 {
-        median(self.rounds.iter().map(value).collect())
+    /// Medians over the rounds.
+    pub(crate) fn figures(&self) -> Option<Figures> {
+        Figures::median(&self.rounds.iter().map(Figures::of).collect::<Vec<_>>())
     }
 
-    /// The row of the middle round, by good answers per second.
-    pub(crate) fn middle(&self) -> Option<&Row> {
-        let goodput = self.median_of(|row| row.tally.goodput());
-        self.rounds.iter().min_by(|a, b| {
-            let off = |row: &Row| (row.tally.goodput() - goodput).abs();
-            off(a).total_cmp(&off(b))
-        })
+    /// Good answers as a ratio to another's in the same round: the median, the least and the most.
+    pub(crate) fn ratio_to(&self, other: &Self) -> Option<(f64, f64, f64)> {
+        let pairs = self.rounds.iter().zip(&other.rounds);
+        let ratios: Vec<f64> = pairs
+            .map(|(own, other)| own.tally.goodput() / other.tally.goodput())
+            .filter(|ratio| ratio.is_finite())
+            .collect();
+        let (least, most) = ratios.iter().fold((f64::INFINITY, 0.0_f64), |(l, m), r| (l.min(*r), m.max(*r)));
+        median(ratios).map(|middle| (middle, least, most))
+    }
+
+    /// How calls of all rounds ended that had no good answer.
+    pub(crate) fn counts(&self) -> Vec<String> {
+        let all = Tally::new().and_then(|mut all| {
+            self.rounds.iter().try_for_each(|row| all.add(&row.tally))?;
+            Ok(all)
+        });
+        all.map(|all| table::counts(&all)).unwrap_or_default()
     }
 }
 
-/// A row for each configuration: medians, and the ratio to the first with its spread over the rounds.
-pub(crate) fn comparison(compared: &[Compared]) -> String {
-    let mut text = String::new();
-    let width = compared.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).clamp(6, 34);
-    let _ = writeln!(
-        text,
-        "{:width$}  {:>9} {:>8} {:>8} {:>8} {:>9}  ratio to the first",
-        "", "good/s", "p50 ms", "p99 ms", "not ok", "calls/CPU"
-    );
-    let Some(first) = compared.first() else { return text };
-    for candidate in compared {
-        let ms = |quantile: f64| {
-            #[allow(clippy::cast_precision_loss)]
-            candidate.median_of(|row| row.tally.ok_ns.value_at_quantile(quantile) as f64 / 1e6)
-        };
-        let pairs: Vec<f64> = candidate
-            .rounds
-            .iter()
-            .zip(&first.rounds)
-            .map(|(own, first)| own.tally.goodput() / first.tally.goodput())
-            .collect();
-        let (least, most) = pairs.iter().fold((f64::INFINITY, 0.0_f64), |(l, m), r| (l.min(*r), m.max(*r)));
-        let name: String = candidate.name.chars().take(width).collect();
-        let _ = writeln!(
-            text,
-            "{name:width$}  {:>9.0} {:>8.3} {:>8.3} {:>7.1}% {:>9.0}  {:.2} ({least:.2} to {most:.2})",
-            candidate.median_of(|row| row.tally.goodput()),
-            ms(0.5),
-            ms(0.99),
-            candidate.median_of(|row| (1.0 - row.tally.success()) * 100.0),
-            candidate.median_of(|row| row.per_cpu_second().unwrap_or(0.0)),
-            median(pairs),
-        );
+/// Which cores do what, in words.
+pub(crate) fn place(cores: &[usize]) -> String {
+    let (servers, own) = split(cores);
+    let list = |cores: &[usize]| cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    match servers == own {
+        true => format!("server and load share core {}", list(own)),
+        false => format!("server on core {}, load from core {}", list(servers), list(own)),
     }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.0).abs() < 1e-9);
-        assert!(median(Vec::new()).is_nan());
-    }
 
     #[test]
     fn servers_and_generator_have_cores_of_their_own() {

@@ -8,9 +8,11 @@ pub(crate) mod capacity;
 mod child;
 pub(crate) mod compare;
 mod connection;
+mod figures;
 mod generator;
 pub(crate) mod host;
 pub(crate) mod plot;
+mod probe;
 mod reply;
 mod requests;
 pub(crate) mod table;
@@ -25,7 +27,8 @@ use std::{
 };
 
 pub(crate) use self::{
-    child::{Child, Usage, cores},
+    child::{Child, Usage, become_owned, cores},
+    probe::probe,
     requests::Mode,
     tally::Tally,
 };
@@ -61,6 +64,14 @@ pub(crate) struct Plan {
     /// How often a stretch is measured again when something else disturbed it.
     pub(crate) repeats: u32,
 }
+
+/// What is told while a load runs.
+pub(crate) enum News<'a> {
+    Running { label: &'a str, passed: Duration, is_warming: bool },
+    Finished(&'a table::Row),
+}
+
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(News<'_>);
 
 /// How the calls of an open loop come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -152,6 +163,6 @@ pub(crate) fn run(plan: &Plan, mut tell: impl FnMut(Told)) -> Result<Vec<Tally>>
     })
 }
 
-fn is_stopped() -> bool {
+pub(crate) fn is_stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }

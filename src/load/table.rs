@@ -1,14 +1,28 @@
-//! Results as a table for a terminal: a row for each stretch of load, at most 100 characters wide.
+//! Results as tables for a terminal: a row for each stretch of load, or for each configuration of a comparison, and
+//! below them what the figures do not say by themselves.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
-use super::{Tally, Usage, host::Disturbance};
+use super::{
+    Plan, Tally, Usage,
+    compare::Compared,
+    figures::{Figures, good_ns, quantile_ms},
+    host::Disturbance,
+};
+
+const PER_CPU: &str = "calls/CPU: good answers for each second of the server's CPU time";
+/// Of a label; longer ones lose their beginning, which is what paths have in common.
+const LABEL_CHARS_MAX: usize = 40;
 
 /// A stretch of load and what came of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     /// What distinguishes it from the others, such as "rate 1000".
     pub(crate) label: String,
+    pub(crate) connections: usize,
+    pub(crate) rate: Option<f64>,
+    /// How long it should have been measured.
+    pub(crate) planned: Duration,
     pub(crate) tally: Tally,
     /// What the server used meanwhile, where that is known.
     pub(crate) used: Option<Usage>,
@@ -23,14 +37,25 @@ impl Row {
         (used > 0.0).then(|| self.tally.ok as f64 / used)
     }
 
+    /// Whether it was stopped before its end.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.tally.elapsed < self.planned
+    }
+
     /// Why the figures are not to be trusted, if they are not.
     pub(crate) fn doubt(&self) -> Option<String> {
+        if self.is_cut_short() {
+            let (elapsed, planned) = (self.tally.elapsed.as_secs_f64(), self.planned.as_secs_f64());
+            return Some(format!("stopped after {elapsed:.1} s of {planned} s"));
+        }
         self.tally.doubt().or_else(|| self.disturbance.told())
     }
 
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let mut json = self.tally.to_json();
         json["label"] = self.label.clone().into();
+        json["connections"] = self.connections.into();
+        json["rate"] = self.rate.into();
         json["others_cores"] = self.disturbance.others.into();
         json["stolen_cores"] = self.disturbance.stolen.into();
         json["doubt"] = self.doubt().into();
@@ -42,50 +67,106 @@ impl Row {
     }
 }
 
-/// All rows, and below them what the figures do not say by themselves.
+/// What was measured, how, and where: the line above a table, and the title of a plot.
+pub(crate) fn heading(plan: &Plan, loops: &str, place: &str) -> String {
+    format!(
+        "{} ({}), {loops}, {} s after {} s of warm-up, {place}",
+        plan.tool,
+        plan.mode.name(),
+        plan.duration.as_secs_f64(),
+        plan.warmup.as_secs_f64()
+    )
+}
+
+/// All rows.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let mut text = String::new();
-    let width = rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0).clamp(6, 22);
-    let _ = writeln!(
-        text,
-        "{:width$}  {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9}",
-        "", "good/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "not ok", "ref p99", "calls/CPU"
-    );
-    for row in rows {
-        let tally = &row.tally;
-        let label: String = row.label.chars().take(width).collect();
-        let ms = |of: &hdrhistogram::Histogram<u64>, quantile: f64| match of.is_empty() {
-            true => "-".to_owned(),
-            false => milliseconds(of.value_at_quantile(quantile)),
-        };
-        let share = if tally.sent + tally.not_sent == 0 { 0.0 } else { (1.0 - tally.success()) * 100.0 };
-        let per_cpu = row.per_cpu_second().map_or_else(|| "-".to_owned(), |calls| format!("{calls:.0}"));
-        let _ = writeln!(
-            text,
-            "{label:width$}  {:>9.0} {:>8} {:>8} {:>8} {:>8} {:>7.1}% {:>9} {per_cpu:>9}",
-            tally.goodput(),
-            ms(&tally.ok_ns, 0.5),
-            ms(&tally.ok_ns, 0.99),
-            ms(&tally.ok_ns, 0.999),
-            ms(&tally.ok_ns, 1.0),
-            share,
-            ms(&tally.refused_ns, 0.99),
-        );
+    if rows.is_empty() {
+        return String::new();
     }
-    for row in rows {
+    let figures: Vec<_> = rows.iter().map(Figures::of).collect();
+    let of = |value: fn(&Figures) -> Option<f64>| figures.iter().map(value).collect::<Vec<_>>();
+    let good = |quantile| rows.iter().map(|r| good_ns(&r.tally).and_then(|of| quantile_ms(of, quantile))).collect();
+    let refused = rows.iter().map(|r| quantile_ms(&r.tally.refused_ns, 0.99)).collect();
+    let labels: Vec<_> = rows.iter().map(|row| shortened(&row.label)).collect();
+    let mut text = laid_out(
+        &labels,
+        &[
+            numbers("offered/s", "", of(|f| f.offered)),
+            numbers("good/s", "", of(|f| Some(f.good))),
+            numbers("p50 ms", "", good(0.5)),
+            numbers("p99 ms", "", good(0.99)),
+            numbers("p99.9 ms", "", good(0.999)),
+            numbers("max ms", "", good(1.0)),
+            numbers("not ok", "%", of(|f| Some(f.not_ok_percent))),
+            numbers("ref p99 ms", "", refused),
+            numbers("calls/CPU", "", of(|f| f.per_cpu)),
+        ],
+    );
+    for (label, row) in labels.iter().zip(rows) {
         for note in notes(row) {
-            let _ = writeln!(text, "{}: {note}", row.label);
+            let _ = writeln!(text, "{label}: {note}");
         }
+    }
+    if figures.iter().any(|f| f.per_cpu.is_some()) {
+        let _ = writeln!(text, "{PER_CPU}");
     }
     text
 }
 
-fn notes(row: &Row) -> Vec<String> {
-    let tally = &row.tally;
-    let mut notes = Vec::new();
-    for ((status, code), count) in &tally.refused {
-        notes.push(format!("{count} refused with HTTP {status}, code {code}"));
+/// A row for each configuration: medians, and the ratio to the first with its spread over the rounds.
+pub(crate) fn comparison(compared: &[Compared]) -> String {
+    let measured: Vec<_> = compared.iter().filter_map(|c| Some((shortened(&c.name), c, c.figures()?))).collect();
+    let Some((_, first, _)) = measured.first() else { return String::new() };
+    let of = |value: fn(&Figures) -> Option<f64>| measured.iter().map(|(_, _, figures)| value(figures)).collect();
+    let ratios = measured.iter().map(|(_, candidate, _)| match candidate.ratio_to(first) {
+        Some((middle, least, most)) => format!("{middle:.2} ({least:.2} to {most:.2})"),
+        None => "-".to_owned(),
+    });
+    let labels: Vec<_> = measured.iter().map(|(label, ..)| label.clone()).collect();
+    let mut text = laid_out(
+        &labels,
+        &[
+            numbers("offered/s", "", of(|f| f.offered)),
+            numbers("good/s", "", of(|f| Some(f.good))),
+            numbers("p50 ms", "", of(|f| f.p50_ms)),
+            numbers("p99 ms", "", of(|f| f.p99_ms)),
+            numbers("not ok", "%", of(|f| Some(f.not_ok_percent))),
+            numbers("calls/CPU", "", of(|f| f.per_cpu)),
+            Column { name: "ratio to the first", cells: ratios.collect() },
+        ],
+    );
+    for (label, candidate, _) in &measured {
+        for note in candidate.counts() {
+            let _ = writeln!(text, "{label}, all rounds: {note}");
+        }
+        for (round, row) in candidate.rounds.iter().enumerate() {
+            if let Some(doubt) = row.doubt() {
+                let _ = writeln!(text, "{label}, round {}: {doubt}", round + 1);
+            }
+        }
     }
+    let _ = writeln!(text, "medians over {} rounds; the ratio is of good/s, round by round", first.rounds.len());
+    if measured.iter().any(|(_, _, figures)| figures.per_cpu.is_some()) {
+        let _ = writeln!(text, "{PER_CPU}");
+    }
+    text
+}
+
+/// What a row's figures do not say: refusals, failures, and doubts.
+pub(super) fn notes(row: &Row) -> Vec<String> {
+    let mut notes = counts(&row.tally);
+    notes.extend(row.doubt());
+    notes
+}
+
+/// How calls ended that had no good answer.
+pub(super) fn counts(tally: &Tally) -> Vec<String> {
+    let refused = tally.refused.iter().map(|((status, code), count)| match (status, code) {
+        (200, code) => format!("{count} answered with error {code}"),
+        (status, 0) => format!("{count} refused with HTTP {status}"),
+        (status, code) => format!("{count} refused with HTTP {status}, code {code}"),
+    });
+    let mut notes: Vec<_> = refused.collect();
     for (count, what) in [
         (tally.tool_errors, "tool errors"),
         (tally.broken, "broken connections"),
@@ -99,46 +180,106 @@ fn notes(row: &Row) -> Vec<String> {
             notes.push(format!("{count} {what}"));
         }
     }
-    notes.extend(row.doubt());
+    if tally.ok > 0 && good_ns(tally).is_none() {
+        notes.push("no latencies: those of tool errors are among them".to_owned());
+    }
     notes
 }
 
-/// Nanoseconds as milliseconds, with three digits that mean something.
-#[allow(clippy::cast_precision_loss)]
-fn milliseconds(ns: u64) -> String {
-    let ms = ns as f64 / 1e6;
-    match ms {
-        ms if ms < 10.0 => format!("{ms:.3}"),
-        ms if ms < 100.0 => format!("{ms:.2}"),
-        ms => format!("{ms:.1}"),
+struct Column {
+    name: &'static str,
+    cells: Vec<String>,
+}
+
+/// As many decimals in all cells as the smallest needs for three digits that mean something.
+fn numbers(name: &'static str, unit: &str, values: Vec<Option<f64>>) -> Column {
+    let least = values.iter().flatten().copied().filter(|value| *value > 0.0).fold(f64::INFINITY, f64::min);
+    let decimals = match least {
+        least if least >= 99.95 => 0,
+        least if least >= 9.995 => 1,
+        least if least >= 0.9995 => 2,
+        _ => 3,
+    };
+    let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}{unit}"));
+    Column { name, cells: values.into_iter().map(cell).collect() }
+}
+
+/// Labels to the left, figures to the right. A column without a figure is left out.
+fn laid_out(labels: &[String], columns: &[Column]) -> String {
+    let width_of = |cells: &mut dyn Iterator<Item = &str>| cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let columns: Vec<_> = columns
+        .iter()
+        .filter(|column| column.cells.iter().any(|cell| cell != "-"))
+        .map(|column| (column, width_of(&mut column.cells.iter().map(String::as_str).chain([column.name]))))
+        .collect();
+    let label_width = width_of(&mut labels.iter().map(String::as_str));
+    let mut text = " ".repeat(label_width);
+    for (column, width) in &columns {
+        let _ = write!(text, "  {:>width$}", column.name);
+    }
+    for (index, label) in labels.iter().enumerate() {
+        let _ = write!(text, "\n{label:label_width$}");
+        for (column, width) in &columns {
+            let _ = write!(text, "  {:>width$}", column.cells[index]);
+        }
+    }
+    text.push('\n');
+    text
+}
+
+pub(super) fn shortened(label: &str) -> String {
+    match label.chars().count().checked_sub(LABEL_CHARS_MAX) {
+        Some(more) if more > 0 => format!("…{}", label.chars().skip(more + 1).collect::<String>()),
+        _ => label.to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::load::tally::End;
 
-    #[test]
-    fn rows_are_aligned_and_narrow() {
+    fn row(label: &str, rate: Option<f64>, ms: u64) -> Row {
         let mut tally = Tally::new().expect("a tally");
         (tally.sent, tally.elapsed) = (10, Duration::from_secs(1));
-        for _ in 0..9 {
-            tally.end(End::Ok, Duration::from_micros(1234));
+        for _ in 0..8 {
+            tally.end(End::Ok, Duration::from_millis(ms));
         }
         tally.end(End::Refused(503, -31503), Duration::from_micros(100));
-        let row = |label: &str| Row {
-            label: label.into(),
-            tally: tally.clone(),
-            used: None,
-            disturbance: Disturbance::default(),
-        };
-        let text = table(&[row("rate 1000"), row("a much longer label than there is room for, really")]);
+        tally.end(End::Refused(200, -32602), Duration::from_micros(100));
+        let (connections, used, disturbance) = (1, None, Disturbance::default());
+        Row { label: label.into(), connections, rate, planned: Duration::from_secs(1), tally, used, disturbance }
+    }
+
+    #[test]
+    fn columns_are_aligned_and_have_their_decimals() {
+        let text = table(&[row("rate 1000", Some(10.0), 2), row("rate 20", Some(10.0), 1234)]);
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines.iter().take(3).all(|line| line.chars().count() <= 100), "{text}");
-        assert!(lines[1].starts_with("rate 1000 ") && lines[1].contains("1.2") && lines[1].contains("10.0%"), "{text}");
-        assert!(text.contains("rate 1000: 1 refused with HTTP 503, code -31503"), "{text}");
+        let figures: Vec<Vec<_>> = lines[1..3].iter().map(|line| line.split_whitespace().skip(2).collect()).collect();
+        assert!(figures[0][2].starts_with("2.0") && figures[1][2].starts_with("123"), "{text}");
+        let decimals = |cell: &str| cell.split_once('.').map(|(_, digits)| digits.len());
+        assert_eq!(decimals(figures[0][2]), decimals(figures[1][2]), "{text}");
+        assert!(lines[..3].iter().all(|line| line.len() == lines[0].len() && line.len() <= 100), "{text}");
+        assert!(
+            lines[0].contains("offered/s") && lines[0].contains("ref p99 ms") && !lines[0].contains("CPU"),
+            "{text}"
+        );
+        assert!(text.contains("rate 20: 1 refused with HTTP 503, code -31503"), "{text}");
+        assert!(text.contains("rate 20: 1 answered with error -32602"), "{text}");
+        let closed = table(&[row("1 connection", None, 2)]);
+        assert!(!closed.contains("offered/s"), "{closed}");
+    }
+
+    #[test]
+    fn a_comparison_tells_refusals_and_doubts() {
+        let mut stopped = row("", None, 2);
+        stopped.planned = Duration::from_secs(2);
+        let name = format!("{}/a.toml", "folder/".repeat(9));
+        let compared = [Compared { name, rounds: vec![row("", None, 2), stopped] }];
+        let text = comparison(&compared);
+        assert!(text.contains("/a.toml, all rounds: 2 refused with HTTP 503, code -31503"), "{text}");
+        assert!(text.contains("/a.toml, round 2: stopped after 1.0 s of 2 s"), "{text}");
+        assert!(text.contains("1.00 (1.00 to 1.00)"), "{text}");
+        assert_eq!(comparison(&[]), "");
     }
 }

@@ -81,10 +81,7 @@ impl Tally {
                 self.ok += 1;
                 self.ok_ns.saturating_record(ns);
             }
-            End::ToolError => {
-                self.tool_errors += 1;
-                self.ok_ns.saturating_record(ns);
-            }
+            End::ToolError => self.tool_errors += 1,
             End::Refused(status, code) => {
                 *self.refused.entry((status, code)).or_default() += 1;
                 self.refused_ns.saturating_record(ns);
