@@ -178,7 +178,9 @@ pub(crate) async fn run(conn: Arc<Connection>, stream: TcpStream) {
         let conn = Arc::clone(&conn);
         service_fn(move |request| {
             let conn = Arc::clone(&conn);
-            async move { Ok::<_, std::convert::Infallible>(serve(conn, request).await) }
+            // Boxed: hyper keeps room for one in each connection, also idle, and moves it there for each request. So
+            // the room is there for those alone that are being served, and mostly the same warm one.
+            Box::pin(async move { Ok::<_, std::convert::Infallible>(serve(conn, request).await) })
         })
     };
     let mut http = http1::Builder::new();

@@ -16,6 +16,8 @@ const GAIN_MIN: f64 = 1.03;
 const CONNECTIONS: [usize; 5] = [4, 16, 64, 256, 1024];
 /// Steps of the search for the knee: to about a hundredth of the peak.
 const STEPS: u32 = 6;
+/// A call that computes for such a part of its time leaves nothing for a second thread on its core.
+const COMPUTES_AT: f64 = 0.8;
 /// The part of calls that must be answered.
 const SUCCESS_MIN: f64 = 0.999;
 /// Sessions that are opened to see what one costs.
@@ -184,6 +186,20 @@ impl Capacity {
         format!("{own} of {all} cores")
     }
 
+    /// The pool's threads, for a tool that computes.
+    fn threads(&self) -> String {
+        let computes = 1.0 / self.per_cpu_second.max(f64::MIN_POSITIVE) >= COMPUTES_AT * self.alone_p50.as_secs_f64();
+        if !computes || self.cores.1 == 0 {
+            return String::new();
+        }
+        let (own, all) = self.cores;
+        format!(
+            "# One for each core that was measured (of {all}): the tool computes all the time, so that further threads\n\
+             # would share the cores, and everybody would wait for longer.\n\
+             threads_max = {own}\n"
+        )
+    }
+
     /// The settings that follow, as a part of `tuning.toml`.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // positive, and clamped
     pub(crate) fn fragment(&self) -> String {
@@ -213,6 +229,7 @@ impl Capacity {
              # {inside_why}\n\
              concurrent_requests_max = {inside}\n\n\
              [pool]\n\
+             {}\
              # What is done at the peak in half of the time that callers bear.\n\
              queue_max = {queue}\n\
              # Half of that time: who has to wait for longer is refused.\n\
@@ -226,6 +243,7 @@ impl Capacity {
              per_caller_max = {}\n",
             self.share(),
             p99_s * 1e3,
+            self.threads(),
             (sessions / 10).max(1)
         )
     }
