@@ -65,6 +65,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = support::tools::serve_if_asked() {
+        return code;
+    }
     let mut args = Args::parse();
     if !args.bench {
         println!("a short check of bigiron alone; `cargo bench --bench throughput` measures");
@@ -207,7 +210,7 @@ impl Contestant {
         if kind.is_plain() && answer.is_empty() {
             return Err("bare hyper answers what another server answered: do not skip all of those".into());
         }
-        let server = rig.start(kind, answer)?;
+        let server = rig.start(kind, row, answer)?;
         let (expected, answer) = if kind.is_plain() {
             (Expected::fixed(answer.to_vec()), answer.to_vec())
         } else {

@@ -5,7 +5,7 @@
 //! checks every answer with `reply`, `window` measures one stretch of time and says whether it counts, `table`
 //! turns windows into medians.
 //!
-//! Not here: any rule of the server under test. Nothing in this folder imports bigiron.
+//! Not here: any rule of the server under test. Only `tools` imports bigiron, to be a server with more tools.
 
 pub(crate) mod generator;
 pub(crate) mod process;
@@ -13,6 +13,7 @@ pub(crate) mod reply;
 pub(crate) mod requests;
 pub(crate) mod servers;
 pub(crate) mod table;
+pub(crate) mod tools;
 pub(crate) mod window;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

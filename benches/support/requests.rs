@@ -2,7 +2,7 @@
 //! timed, that a server's answer is right.
 //!
 //! A row is one shape of call. Its figure says nothing of other tools, other sizes or other headers, and every
-//! call of a row asks the same thing: a server with a cache for it would win, so no row is configured with one.
+//! call of a row asks the same thing: only the rows of kept results are configured with a cache.
 
 use std::{
     io::{Read, Write},
@@ -20,10 +20,13 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const MODERN: &str = "2026-07-28";
 const LEGACY: &str = "2025-11-25";
+/// How the age of a kept result begins.
+const AGE: &[u8] = br#""age_s":"#;
+const HELLO: &str = r#"{"message":"hello"}"#;
 const MODERN_META: &str = concat!(
-    r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","#,
+    r#""io.modelcontextprotocol/protocolVersion":"2026-07-28","#,
     r#""io.modelcontextprotocol/clientInfo":{"name":"throughput","version":"1.0.0"},"#,
-    r#""io.modelcontextprotocol/clientCapabilities":{}}"#
+    r#""io.modelcontextprotocol/clientCapabilities":{}"#
 );
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +37,21 @@ pub(crate) enum Row {
     LegacyEcho,
     /// `tools/list`, stateless. Servers list their own tools, so their answers differ in size.
     ToolsList,
+    /// `tools/list` with a hundred tools.
+    ToolsList100,
+    /// `tools/call` of a tool whose result of 100 bytes is kept.
+    #[value(name = "cached-100b")]
+    Cached100B,
+    /// The same with 10 KB.
+    #[value(name = "cached-10kb")]
+    Cached10KB,
+    /// The same with 1 MB.
+    #[value(name = "cached-1mb")]
+    Cached1MB,
+    /// `tools/call` of a tool that runs on a thread of the pool.
+    Pool,
+    /// `tools/call` that is answered by an event stream with one message of progress.
+    Progress,
 }
 
 /// A request as bytes, with the place of its id.
@@ -47,6 +65,7 @@ pub(crate) struct Expected {
     before_id: Vec<u8>,
     /// None where a server has one answer for everything, as bare hyper has.
     after_id: Option<Vec<u8>>,
+    is_whole: bool,
 }
 
 impl Row {
@@ -55,7 +74,18 @@ impl Row {
             Self::ModernEcho => "modern-echo",
             Self::LegacyEcho => "legacy-echo",
             Self::ToolsList => "tools-list",
+            Self::ToolsList100 => "tools-list-100",
+            Self::Cached100B => "cached-100b",
+            Self::Cached10KB => "cached-10kb",
+            Self::Cached1MB => "cached-1mb",
+            Self::Pool => "pool",
+            Self::Progress => "progress",
         }
+    }
+
+    /// Whether it calls what bigiron's own program does not have, nor any peer.
+    pub(crate) fn needs_tools(self) -> bool {
+        !matches!(self, Self::ModernEcho | Self::LegacyEcho | Self::ToolsList)
     }
 
     pub(crate) fn has_session(self) -> bool {
@@ -65,20 +95,21 @@ impl Row {
     pub(crate) fn request(self, address: SocketAddr, session: Option<&str>) -> Request {
         let id = String::from_utf8_lossy(ID_FIRST);
         let (method, headers, params) = match self {
-            Self::ModernEcho => (
-                "tools/call",
-                format!("MCP-Protocol-Version: {MODERN}\r\nMcp-Method: tools/call\r\nMcp-Name: echo\r\n"),
-                format!(r#"{{"name":"echo","arguments":{{"message":"hello"}},{MODERN_META}}}"#),
-            ),
+            Self::ModernEcho => modern_call("echo", HELLO, ""),
+            Self::Pool => modern_call("pool", HELLO, ""),
+            Self::Progress => modern_call("progress", HELLO, r#""progressToken":1,"#),
+            Self::Cached100B => modern_call("text", r#"{"bytes":100}"#, ""),
+            Self::Cached10KB => modern_call("text", r#"{"bytes":10000}"#, ""),
+            Self::Cached1MB => modern_call("text", r#"{"bytes":1000000}"#, ""),
             Self::LegacyEcho => (
                 "tools/call",
                 session_headers(session),
                 r#"{"name":"echo","arguments":{"message":"hello"}}"#.to_owned(),
             ),
-            Self::ToolsList => (
+            Self::ToolsList | Self::ToolsList100 => (
                 "tools/list",
                 format!("MCP-Protocol-Version: {MODERN}\r\nMcp-Method: tools/list\r\n"),
-                format!("{{{MODERN_META}}}"),
+                format!(r#"{{"_meta":{{{MODERN_META}}}}}"#),
             ),
         };
         let before_id = r#"{"jsonrpc":"2.0","id":"#;
@@ -92,11 +123,14 @@ impl Row {
     fn is_answered_by(self, message: &serde_json::Value) -> bool {
         let result = &message["result"];
         match self {
-            Self::ModernEcho | Self::LegacyEcho => {
+            Self::Cached100B | Self::Cached10KB | Self::Cached1MB => {
+                result["content"][0]["text"].as_str().is_some_and(|text| text.starts_with("xxx"))
+            }
+            Self::ModernEcho | Self::LegacyEcho | Self::Pool | Self::Progress => {
                 let text = result["content"][0]["text"].as_str();
                 text.is_some_and(|text| text.contains("hello")) && result["isError"] != true
             }
-            Self::ToolsList => {
+            Self::ToolsList | Self::ToolsList100 => {
                 result["tools"].as_array().is_some_and(|tools| tools.iter().any(|tool| tool["name"] == "echo"))
             }
         }
@@ -122,19 +156,27 @@ impl Request {
 
 impl Expected {
     pub(crate) fn fixed(message: Vec<u8>) -> Self {
-        Self { before_id: message, after_id: None }
+        Self { before_id: message, after_id: None, is_whole: true }
     }
 
     /// Takes the answer to the first request apart at its id.
     fn from_probe(message: &[u8], id: &[u8]) -> Result<Self> {
         let at = message.windows(id.len()).position(|window| window == id).ok_or("the answer lacks the id")?;
-        Ok(Self { before_id: message[..at].to_vec(), after_id: Some(message[at + id.len()..].to_vec()) })
+        let after_id = &message[at + id.len()..];
+        // Of a kept result the age is said at the end, and grows.
+        let fixed = after_id.windows(AGE.len()).rposition(|window| window == AGE).unwrap_or(after_id.len());
+        Ok(Self {
+            before_id: message[..at].to_vec(),
+            after_id: Some(after_id[..fixed].to_vec()),
+            is_whole: fixed == after_id.len(),
+        })
     }
 
     /// The whole message, byte for byte: some hundred bytes cost less to compare than a header to find.
     pub(crate) fn matches(&self, message: &[u8], id: &[u8]) -> bool {
         let Some(after_id) = &self.after_id else { return message == self.before_id };
-        message.strip_prefix(self.before_id.as_slice()).and_then(|rest| rest.strip_prefix(id)) == Some(after_id)
+        let rest = message.strip_prefix(self.before_id.as_slice()).and_then(|rest| rest.strip_prefix(id));
+        rest.and_then(|rest| rest.strip_prefix(after_id.as_slice())).is_some_and(|rest| rest.is_empty() || !self.is_whole)
     }
 }
 
@@ -189,6 +231,13 @@ pub(crate) fn close_session(stream: &mut TcpStream, address: SocketAddr, session
         200..300 | 405 => Ok(()),
         _ => Err(format!("DELETE of a session was refused:\n{}", reply.text()).into()),
     }
+}
+
+/// Method, headers and parameters of a stateless call.
+fn modern_call(tool: &str, arguments: &str, meta: &str) -> (&'static str, String, String) {
+    let headers = format!("MCP-Protocol-Version: {MODERN}\r\nMcp-Method: tools/call\r\nMcp-Name: {tool}\r\n");
+    let params = format!(r#"{{"name":"{tool}","arguments":{arguments},"_meta":{{{meta}{MODERN_META}}}}}"#);
+    ("tools/call", headers, params)
 }
 
 fn session_headers(session: Option<&str>) -> String {

@@ -16,6 +16,7 @@ use super::{
     Result,
     process::{Server, free_address},
     requests::Row,
+    tools,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -61,7 +62,11 @@ impl Kind {
     }
 
     pub(crate) fn takes_part_in(self, row: Row) -> bool {
-        !(self == Self::RmcpJson && row.has_session())
+        match self {
+            Self::RmcpJson => !row.has_session() && !row.needs_tools(),
+            Self::RmcpSessions => !row.needs_tools(),
+            Self::Bigiron | Self::BareHyper | Self::BareHyperFixed => true,
+        }
     }
 
     /// The rmcp that a row is compared with: the faster of its modes that serves the row.
@@ -83,9 +88,10 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// Starts a server; a plain one answers with `answer`.
-    pub(crate) fn start(&self, kind: Kind, answer: &[u8]) -> Result<Server> {
+    pub(crate) fn start(&self, kind: Kind, row: Row, answer: &[u8]) -> Result<Server> {
         let address = free_address()?;
         let command = match kind {
+            Kind::Bigiron if row.needs_tools() => self.tools_command(address)?,
             Kind::Bigiron => self.bigiron_command(address),
             Kind::BareHyper | Kind::BareHyperFixed => self.bare_command(kind, address, answer)?,
             Kind::RmcpJson | Kind::RmcpSessions => self.rmcp_command(kind, address),
@@ -102,6 +108,12 @@ impl Rig {
         // Away from any tuning.toml: the built-in defaults are what is measured.
         command.current_dir(&self.folder);
         command
+    }
+
+    fn tools_command(&self, address: SocketAddr) -> Result<Command> {
+        let mut command = Command::new(env::current_exe()?);
+        command.args(tools::arguments(address)).current_dir(&self.folder);
+        Ok(command)
     }
 
     fn bare_command(&self, kind: Kind, address: SocketAddr, answer: &[u8]) -> Result<Command> {
