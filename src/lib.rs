@@ -45,6 +45,7 @@
 //! | [`mcp`] | the protocol, pure: bytes and values in, values out |
 //! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), limits of tools, turns of callers, pool |
 //! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
+//! | [`rate`] | how often a caller may: the rates, what is remembered of each caller, the address behind proxies |
 //! | [`skill`] | skills: what authors write, and what is served of it |
 //! | [`tasks`] | calls whose answer is fetched later, and where they are kept |
 //! | [`toolbox`] | the tools that ship with the binary, confined to one folder |
@@ -56,7 +57,7 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
-//! | skill, tasks | | anything else of ours |
+//! | rate, skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
 //! | tool, toolbox | each other, telemetry | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
@@ -103,6 +104,7 @@ mod listener;
 mod load;
 pub mod mcp;
 pub mod outbox;
+pub mod rate;
 pub mod runtime;
 pub mod server;
 mod shutdown;
