@@ -9,11 +9,12 @@
 //!
 //! A request comes under at most three rules: the one for its caller (or its address, when nobody knows the caller),
 //! the one for its tool, and the one for both together. They are decided together, and when one refuses, none is
-//! charged. Where a rule is for a tool and all its callers, all cores share its state: that is what such a rule means.
+//! charged. `real_ip` says which address counts, behind proxies. Where a rule is for a tool and all its callers, all cores share its state: that is what such a rule means.
 
 mod gcra;
 mod key;
 mod local;
+pub mod real_ip;
 mod rule;
 #[cfg(test)]
 mod tests;
