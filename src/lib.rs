@@ -45,6 +45,7 @@
 //! | [`mcp`] | the protocol, pure: bytes and values in, values out |
 //! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), limits of tools, turns of callers, pool |
 //! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
+//! | [`audit`] | the audit trail: one line for each call and each refusal |
 //! | [`rate`] | how often a caller may: the rates, what is remembered of each caller, the address behind proxies |
 //! | [`skill`] | skills: what authors write, and what is served of it |
 //! | [`tasks`] | calls whose answer is fetched later, and where they are kept |
@@ -57,7 +58,7 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
-//! | rate, skill, tasks | | anything else of ours |
+//! | audit, rate, skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
 //! | tool, toolbox | each other, telemetry | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
@@ -92,6 +93,7 @@
 //! - A tool that panics or hangs costs its own call an error.
 //! - No lock is held across an await.
 
+pub mod audit;
 pub mod call;
 pub mod changes;
 pub mod cli;
