@@ -19,7 +19,7 @@ mod rule;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,10 +47,6 @@ pub struct Config {
     pub per_caller: Rule,
     /// For each address (IPv6: each /64) whose callers are not authenticated.
     pub per_ip: Rule,
-    /// For a tool, by its name: all its callers together.
-    pub per_tool: BTreeMap<String, Rule>,
-    /// For a tool, by its name: each of its callers.
-    pub per_tool_and_caller: BTreeMap<String, Rule>,
     /// Whether successful answers say what is left, too.
     pub headers_on_success: bool,
     /// Callers, addresses and tools that are remembered at once; each takes about 64 bytes.
@@ -63,8 +59,6 @@ impl Default for Config {
             enabled: false,
             per_caller: rule::PER_CALLER,
             per_ip: rule::PER_IP,
-            per_tool: BTreeMap::new(),
-            per_tool_and_caller: BTreeMap::new(),
             headers_on_success: false,
             keys_max: 100_000,
         }
@@ -72,41 +66,48 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether the settings fit together; a [`Rule`] has been checked when it was read.
+    /// Whether the settings fit together; a [`Rule`] has been checked when it was read. `tools_have_rules` says whether
+    /// any tool has one.
     ///
     /// # Errors
     /// The setting, what is wrong with it, and what would be right.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self, tools_have_rules: bool) -> Result<(), String> {
         if !(KEYS_MIN..=KEYS_MOST).contains(&self.keys_max) {
             return Err(format!(
                 "rate_limit.keys_max is {}: it must be from {KEYS_MIN} to {KEYS_MOST}; fewer keys would be forgotten at once, and more take more than 600 MiB",
                 self.keys_max
             ));
         }
-        for (setting, rules) in [("per_tool", &self.per_tool), ("per_tool_and_caller", &self.per_tool_and_caller)] {
-            if rules.contains_key("") {
-                return Err(format!("rate_limit.{setting} has a rule for a tool without a name: name the tool"));
-            }
+        let all_off = self.per_caller.is_off() && self.per_ip.is_off() && !tools_have_rules;
+        if self.enabled && all_off {
+            return Err("rate_limit.enabled is true, but every rate is \"off\": set one, or enabled = false".into());
         }
-        let off = [&self.per_caller, &self.per_ip].into_iter();
-        let off = off.chain(self.per_tool.values()).chain(self.per_tool_and_caller.values()).all(|rule| rule.is_off());
-        if self.enabled && off {
-            return Err("rate_limit.enabled is true, but every rule is \"off\": set a rule, or enabled = false".into());
+        if !self.enabled && tools_have_rules {
+            return Err("rate_limit.enabled is false, but tools have rates: set it to true, or remove these".into());
         }
         Ok(())
     }
 }
 
-/// Which rule it was: the last part of the setting's name, for logs, metrics and answers.
+/// The rules for one tool; they are settings of the tool, and off unless they are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ToolRules {
+    /// For all its callers together.
+    pub for_all: Rule,
+    /// For each of its callers.
+    pub for_each: Rule,
+}
+
+/// Which rule it was, for logs, metrics and answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RuleId {
     /// `rate_limit.per_caller`.
     Caller,
     /// `rate_limit.per_ip`.
     Address,
-    /// `rate_limit.per_tool`.
+    /// Of a tool, for all its callers.
     Tool,
-    /// `rate_limit.per_tool_and_caller`.
+    /// Of a tool, for each of its callers.
     ToolAndCaller,
 }
 
@@ -114,7 +115,7 @@ impl RuleId {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Caller, Self::Address, Self::Tool, Self::ToolAndCaller];
 
-    /// The last part of the setting's name.
+    /// A name for it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Caller => "per_caller",
@@ -217,13 +218,18 @@ enum Store {
     Local(Local),
 }
 
+#[derive(Clone, Copy, Debug)]
+struct ToolQuotas {
+    for_all: Option<Quota>,
+    for_each: Option<Quota>,
+}
+
 /// Keeps the rules. One for a process; cheap to share, and asked from any thread.
 #[derive(Clone, Debug)]
 pub struct Limiter {
     per_caller: Option<Quota>,
     per_ip: Option<Quota>,
-    per_tool: Arc<BTreeMap<String, Quota>>,
-    per_tool_and_caller: Arc<BTreeMap<String, Quota>>,
+    tools: Arc<HashMap<String, ToolQuotas>>,
     keys: Keys,
     store: Arc<Store>,
     /// The moment that times are counted from.
@@ -231,28 +237,40 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// None when `enabled` is false, so that being off costs nothing.
-    pub fn new(config: &Config, now: Instant) -> Option<Self> {
+    /// None when `enabled` is false, so that being off costs nothing. `tools` are those that have rules.
+    pub fn new<'a>(
+        config: &Config,
+        tools: impl IntoIterator<Item = (&'a str, ToolRules)>,
+        now: Instant,
+    ) -> Option<Self> {
         let store = || Arc::new(Store::Local(Local::new(config.keys_max)));
-        config.enabled.then(|| Self::build(config, Keys::new(), store(), now))
+        config.enabled.then(|| Self::build(config, tools, Keys::new(), store(), now))
     }
 
     /// The same with other rules, and with all that is remembered. A key's state is a moment and no number, so it
     /// counts under a new rule as well. A changed `keys_max` does not take effect.
-    pub fn reconfigured(&self, config: &Config) -> Option<Self> {
-        config.enabled.then(|| Self::build(config, self.keys.clone(), Arc::clone(&self.store), self.began))
+    pub fn reconfigured<'a>(
+        &self,
+        config: &Config,
+        tools: impl IntoIterator<Item = (&'a str, ToolRules)>,
+    ) -> Option<Self> {
+        config.enabled.then(|| Self::build(config, tools, self.keys.clone(), Arc::clone(&self.store), self.began))
     }
 
-    fn build(config: &Config, keys: Keys, store: Arc<Store>, began: Instant) -> Self {
-        let quotas = |rules: &BTreeMap<String, Rule>| {
-            let quotas = rules.iter().filter_map(|(tool, &rule)| Some((tool.clone(), Quota::new(rule)?)));
-            Arc::new(quotas.collect::<BTreeMap<_, _>>())
-        };
+    fn build<'a>(
+        config: &Config,
+        tools: impl IntoIterator<Item = (&'a str, ToolRules)>,
+        keys: Keys,
+        store: Arc<Store>,
+        began: Instant,
+    ) -> Self {
+        let tools = tools.into_iter().map(|(tool, ToolRules { for_all, for_each })| {
+            (tool.to_owned(), ToolQuotas { for_all: Quota::new(for_all), for_each: Quota::new(for_each) })
+        });
         Self {
             per_caller: Quota::new(config.per_caller),
             per_ip: Quota::new(config.per_ip),
-            per_tool: quotas(&config.per_tool),
-            per_tool_and_caller: quotas(&config.per_tool_and_caller),
+            tools: Arc::new(tools.collect()),
             keys,
             store,
             began,
@@ -272,14 +290,14 @@ impl Limiter {
 
     /// The rest of it, when only the body has named the tool: the rules for the tool, without the caller's own.
     pub fn tool_claims(&self, who: Who<'_>, tool: &str) -> Claims {
-        let claim = |rule: RuleId, quotas: &BTreeMap<String, Quota>, who: Option<Who<'_>>| {
-            let quota = *quotas.get(tool)?;
-            Some(Claim { rule, key: self.keys.key(rule.name(), who, Some(tool)), quota })
+        let Some(quotas) = self.tools.get(tool) else { return Claims::default() };
+        let claim = |rule: RuleId, quota: Option<Quota>, who: Option<Who<'_>>| {
+            quota.map(|quota| Claim { rule, key: self.keys.key(rule.name(), who, Some(tool)), quota })
         };
         Claims([
             None,
-            claim(RuleId::Tool, &self.per_tool, None),
-            claim(RuleId::ToolAndCaller, &self.per_tool_and_caller, Some(who)),
+            claim(RuleId::Tool, quotas.for_all, None),
+            claim(RuleId::ToolAndCaller, quotas.for_each, Some(who)),
         ])
     }
 

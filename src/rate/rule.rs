@@ -19,6 +19,8 @@ pub(super) const PER_IP: Rule = Rule { requests: 100, per_s: 60, burst: 100, blo
 
 /// How often something may happen. In files a text such as `"60 per 60s, burst 60, block 60s"`, or `"off"`. Times take
 /// `s`, `m` or `h`. A burst that is not named is as large as the rate's number; a block that is not named is none.
+///
+/// In the schema it is a string of the format `rate`, so that who reads the schema can tell it from other texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     requests: u32,
@@ -80,6 +82,12 @@ impl Rule {
     /// How long nothing passes after a breach, in seconds.
     pub fn block_s(self) -> u64 {
         self.block_s
+    }
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Self::OFF
     }
 }
 
@@ -159,6 +167,7 @@ impl JsonSchema for Rule {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
+            "format": "rate",
             "pattern": "^ *(off|[0-9]+ +per +[0-9]+ *[smh]( *, *(burst +[0-9]+|block +[0-9]+ *[smh])){0,2}) *$",
             "examples": ["60 per 60s, burst 60, block 60s", "off"]
         })

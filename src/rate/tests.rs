@@ -18,8 +18,9 @@ fn rule(text: &str) -> Rule {
     text.parse().expect(text)
 }
 
-fn rules(tools: &[(&str, &str)]) -> BTreeMap<String, Rule> {
-    tools.iter().map(|(tool, text)| ((*tool).to_owned(), rule(text))).collect()
+/// A tool with a rule for all callers and one for each.
+fn tool(name: &'static str, for_all: &str, for_each: &str) -> (&'static str, ToolRules) {
+    (name, ToolRules { for_all: rule(for_all), for_each: rule(for_each) })
 }
 
 fn off() -> Config {
@@ -31,8 +32,12 @@ fn per_caller(text: &str) -> Config {
 }
 
 fn limiter(config: &Config) -> (Limiter, Instant) {
+    limiter_with(config, [])
+}
+
+fn limiter_with<const N: usize>(config: &Config, tools: [(&'static str, ToolRules); N]) -> (Limiter, Instant) {
     let now = Instant::now();
-    (Limiter::new(config, now).expect("on"), now)
+    (Limiter::new(config, tools, now).expect("on"), now)
 }
 
 /// One call of a caller, to no tool.
@@ -47,32 +52,29 @@ fn passes(decision: Decision) -> bool {
 #[test]
 fn off_is_none_and_the_defaults_fit() {
     let config = Config::default();
-    assert_eq!(config.check(), Ok(()));
-    assert!(Limiter::new(&config, Instant::now()).is_none());
+    assert_eq!(config.check(false), Ok(()));
+    assert!(Limiter::new(&config, [], Instant::now()).is_none());
     assert_eq!(config.per_caller, Rule::new(60, 60, 60, 60).expect("in range"));
     assert_eq!(config.per_ip, Rule::new(100, 60, 100, 0).expect("in range"));
 }
 
 #[test]
 fn settings_read_from_a_file_and_wrong_ones_are_told() {
-    let config: Config = toml::from_str(
-        "enabled = true\nper_caller = \"10 per 1m, burst 20\"\n[per_tool]\nsearch_text = \"5 per 1s, block 10s\"\n",
-    )
-    .expect("good");
+    let config: Config = toml::from_str("enabled = true\nper_caller = \"10 per 1m, burst 20\"").expect("good");
     assert_eq!(config.per_caller, Rule::new(10, 60, 20, 0).expect("in range"));
-    assert_eq!(config.per_tool["search_text"], Rule::new(5, 1, 5, 10).expect("in range"));
-    assert_eq!(config.check(), Ok(()));
+    assert_eq!(config.check(false), Ok(()));
+    assert_eq!(off().check(true), Ok(()), "a tool's is enough");
 
     let wrong = toml::from_str::<Config>("per_caller = \"10 per minute\"").expect_err("no time").to_string();
     assert!(wrong.contains("\"minute\" is not a time such as 60s, 5m or 1h"), "{wrong}");
     assert!(toml::from_str::<Config>("per_callers = \"off\"").is_err());
 
-    for (config, part) in [
-        (Config { keys_max: 10, ..off() }, "rate_limit.keys_max is 10: it must be from 1024"),
-        (off(), "every rule is \"off\""),
-        (Config { per_tool: rules(&[("", "1 per 1s")]), ..off() }, "rate_limit.per_tool has a rule for a tool without"),
+    for (config, tools_have_rules, part) in [
+        (Config { keys_max: 10, ..off() }, true, "rate_limit.keys_max is 10: it must be from 1024"),
+        (off(), false, "every rate is \"off\""),
+        (Config::default(), true, "rate_limit.enabled is false, but tools have rates"),
     ] {
-        let problem = config.check().expect_err(part);
+        let problem = config.check(tools_have_rules).expect_err(part);
         assert!(problem.contains(part), "{problem}");
     }
 }
@@ -156,13 +158,8 @@ fn each_kind_of_caller_has_its_rule() {
 
 #[test]
 fn rules_of_tools_are_for_all_or_for_each() {
-    let config = Config {
-        per_caller: rule("100 per 60s"),
-        per_tool: rules(&[("shared", "3 per 60s"), ("free", "off")]),
-        per_tool_and_caller: rules(&[("own", "1 per 60s")]),
-        ..off()
-    };
-    let (limiter, now) = limiter(&config);
+    let tools = [tool("shared", "3 per 60s", "off"), tool("free", "off", "off"), tool("own", "off", "1 per 60s")];
+    let (limiter, now) = limiter_with(&per_caller("100 per 60s"), tools);
     let of = |who, tool| limiter.decide(&limiter.claims(Who::Caller(who), Some(tool)), now);
     assert!(passes(of("ann", "shared")) && passes(of("bob", "shared")));
     assert!(matches!(of("ann", "shared"), Decision::Allowed { rule: RuleId::Tool, remaining: 0, .. }));
@@ -179,13 +176,8 @@ fn rules_of_tools_are_for_all_or_for_each() {
 
 #[test]
 fn when_one_rule_refuses_no_rule_is_charged() {
-    let config = Config {
-        per_caller: rule("10 per 1h"),
-        per_tool: rules(&[("echo", "1 per 1h, block 2h")]),
-        per_tool_and_caller: rules(&[("echo", "5 per 1h")]),
-        ..off()
-    };
-    let (limiter, now) = limiter(&config);
+    let tools = [tool("echo", "1 per 1h, block 2h", "5 per 1h")];
+    let (limiter, now) = limiter_with(&per_caller("10 per 1h"), tools);
     let claims = limiter.claims(Who::Caller("ann"), Some("echo"));
     assert!(passes(limiter.decide(&claims, now)));
     for _ in 0..100 {
@@ -200,11 +192,11 @@ fn when_one_rule_refuses_no_rule_is_charged() {
 fn other_rules_keep_what_is_remembered() {
     let (limiter, now) = limiter(&per_caller("2 per 10s"));
     assert!(passes(call(&limiter, "ann", now)) && passes(call(&limiter, "ann", now)));
-    let wider = limiter.reconfigured(&per_caller("4 per 10s")).expect("on");
+    let wider = limiter.reconfigured(&per_caller("4 per 10s"), []).expect("on");
     assert!(matches!(call(&wider, "bob", now), Decision::Allowed { limit: 4, remaining: 3, .. }));
     assert!(!passes(call(&wider, "ann", now)), "two of two are ten seconds, which is all of four");
     assert!(passes(call(&wider, "ann", now + 3 * SECOND)));
-    assert!(limiter.reconfigured(&Config::default()).is_none());
+    assert!(limiter.reconfigured(&Config::default(), []).is_none());
 }
 
 #[test]
@@ -263,13 +255,8 @@ fn when_all_places_are_blocked_newcomers_pass_and_are_counted() {
 
 #[test]
 fn eight_threads_get_what_one_would() {
-    let config = Config {
-        per_caller: rule("1000 per 1h"),
-        per_tool: rules(&[("a", "2200 per 1h"), ("b", "2200 per 1h")]),
-        per_tool_and_caller: rules(&[("a", "550 per 1h"), ("b", "550 per 1h")]),
-        ..off()
-    };
-    let (limiter, now) = limiter(&config);
+    let tools = [tool("a", "2200 per 1h", "550 per 1h"), tool("b", "2200 per 1h", "550 per 1h")];
+    let (limiter, now) = limiter_with(&per_caller("1000 per 1h"), tools);
     let (passed, start) = (AtomicUsize::new(0), Barrier::new(8));
     thread::scope(|scope| {
         for thread in 0..8 {
