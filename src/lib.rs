@@ -60,10 +60,10 @@
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
 //! | audit, rate, skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
-//! | tool, toolbox | each other, telemetry | dispatch, mcp, front |
+//! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
-//! | mcp | dispatch, shutdown, skill, tasks, telemetry | front, tool |
-//! | front, stdio | mcp, shutdown, telemetry | dispatch, tool |
+//! | mcp | audit, dispatch, shutdown, skill, tasks, telemetry | front, tool |
+//! | front, stdio | mcp, rate, shutdown, telemetry | dispatch, tool |
 //! | listener | front | the rest |
 //! | load | | anything else of ours |
 //! | config | the `Config` of each part, runtime | what the parts do |

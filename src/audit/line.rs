@@ -35,6 +35,8 @@ pub struct Head<'a> {
     pub method: &'a str,
     /// The tool, when it is a call of one.
     pub tool: Option<&'a str>,
+    /// The name or URI of something else that is asked for.
+    pub name: Option<&'a str>,
     /// The tool's arguments.
     pub arguments: Option<&'a Value>,
 }
@@ -73,7 +75,10 @@ pub(super) fn begin(node: &str, event: &str, at: SystemTime, head: &Head<'_>, ar
         push_digest(&mut line, &Sha256::digest(session), 16);
     }
     text(&mut line, "method", head.method);
-    text(&mut line, "tool", head.tool.unwrap_or_default());
+    match (head.tool, head.name) {
+        (Some(tool), _) => text(&mut line, "tool", tool),
+        (None, name) => text(&mut line, "name", name.unwrap_or_default()),
+    }
     match (arguments, head.arguments) {
         (Arguments::None, _) | (_, None) => {}
         (Arguments::Hash, Some(value)) => push_arguments_digest(&mut line, value),
@@ -253,6 +258,7 @@ mod tests {
             method: "tools/call",
             tool: Some("echo"),
             arguments: Some(&arguments),
+            ..Head::default()
         };
         let line = line_of(&head, Arguments::Hash, Outcome::Error(-32602));
         assert_eq!(
@@ -331,6 +337,7 @@ mod tests {
                 session: Some(&texts[3]),
                 method: &texts[4],
                 tool: Some(&texts[5]),
+                name: Some(&texts[5]),
                 arguments: Some(&arguments),
             };
             let policy = if full { Arguments::Full } else { Arguments::Hash };

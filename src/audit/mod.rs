@@ -34,10 +34,6 @@ use serde::{Deserialize, Serialize};
 pub use self::line::{Head, Outcome};
 use self::writer::{Open, Order, Progress, Writer};
 
-/// Fewer would drop lines, or refuse calls, while nothing is wrong.
-const QUEUE_MIN: usize = 16;
-/// More are gigabytes when each line is long.
-const QUEUE_MOST: usize = 1_000_000;
 /// Orders that wait; each is from who waits for its answer.
 const ORDERS_MAX: usize = 4;
 
@@ -82,22 +78,6 @@ pub enum Arguments {
 impl Default for Config {
     fn default() -> Self {
         Self { file: String::new(), policy: Policy::default(), arguments: Arguments::default(), queue_max: 10_000 }
-    }
-}
-
-impl Config {
-    /// Whether the settings fit together.
-    ///
-    /// # Errors
-    /// The setting, what is wrong with it, and what would be right.
-    pub fn check(&self) -> Result<(), String> {
-        if !(QUEUE_MIN..=QUEUE_MOST).contains(&self.queue_max) {
-            return Err(format!("audit.queue_max is {}: it must be from {QUEUE_MIN} to {QUEUE_MOST}", self.queue_max));
-        }
-        if self.file.is_empty() && self.policy == Policy::Required {
-            return Err("audit.policy is \"required\", but audit.file names no file: name one, or \"-\"".into());
-        }
-        Ok(())
     }
 }
 
@@ -163,8 +143,15 @@ impl Audit {
         let (lines, lines_out) = bounded(queue_max);
         let (orders, orders_out) = bounded(ORDERS_MAX);
         let progress = Arc::new(Progress::default());
-        let writer = Writer::start(open, node.to_owned(), lines_out, orders_out, Arc::clone(&progress))
-            .map_err(|error| format!("audit.file {:?} cannot be opened: {error}", config.file))?;
+        let writer = Writer::start(
+            open,
+            config.file.clone().into(),
+            node.to_owned(),
+            lines_out,
+            orders_out,
+            Arc::clone(&progress),
+        )
+        .map_err(|error| format!("audit.file {:?} cannot be opened: {error}", config.file))?;
         thread::Builder::new()
             .name("audit".into())
             .spawn(move || writer.run())
@@ -215,7 +202,8 @@ impl Audit {
         self.0.hand_over_if(line::note(&self.0.node, event, SystemTime::now(), detail), self.0.queue_max);
     }
 
-    /// Goes on in the file that has the name now, for who has moved the old one away. Blocks until it is done, or
+    /// Goes on in the file that has the name now, for who has moved the old one away and does not want to wait until
+    /// that is noticed. Blocks until it is done, or
     /// until `patience` is over.
     ///
     /// # Errors

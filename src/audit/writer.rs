@@ -2,9 +2,9 @@
 //! tries again, from the byte where it stopped, so that a disk that was full for a while tears no line.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -13,7 +13,7 @@ use std::{
             Ordering::{Relaxed, Release},
         },
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crossbeam_channel::{Receiver, Sender, never, select};
@@ -22,14 +22,43 @@ use super::line;
 
 /// Between two tries to write what could not be written.
 const RETRY: Duration = Duration::from_millis(250);
+/// Between two looks at whether the file was moved away.
+const LOOK: Duration = Duration::from_secs(1);
 /// Lines that are written together are at most this much, and one more line.
 const BATCH_BYTES_MAX: usize = 64 << 10;
 /// Who reads the trail need not be who runs the server; others may not.
 const FILE_MODE: u32 = 0o600;
 
-pub(super) type Sink = Box<dyn Write + Send>;
+type Sink = Box<dyn Write + Send>;
 /// Opens the file, at the start and after each rotation.
-pub(super) type Open = Box<dyn FnMut() -> io::Result<Sink> + Send>;
+pub(super) type Open = Box<dyn FnMut() -> io::Result<Opened> + Send>;
+
+/// What was opened.
+pub(super) struct Opened {
+    sink: Sink,
+    /// The file, where it is one that can be moved away.
+    file: Option<Inode>,
+}
+
+impl Opened {
+    pub(super) fn of(sink: impl Write + Send + 'static) -> Self {
+        Self { sink: Box::new(sink), file: None }
+    }
+}
+
+/// Tells a file from any other, whatever its name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl Inode {
+    /// None for what is no regular file.
+    fn of(metadata: &Metadata) -> Option<Self> {
+        metadata.is_file().then(|| Self { device: metadata.dev(), number: metadata.ino() })
+    }
+}
 
 /// What the thread is told besides lines; it answers when it is done.
 #[derive(Debug)]
@@ -52,7 +81,7 @@ pub(super) struct Progress {
 
 pub(super) fn open(file: &str) -> Open {
     if file == "-" {
-        return Box::new(|| Ok(Box::new(io::stderr())));
+        return Box::new(|| Ok(Opened::of(io::stderr())));
     }
     let path = PathBuf::from(file);
     Box::new(move || {
@@ -62,7 +91,8 @@ pub(super) fn open(file: &str) -> Open {
             // Where this fails, so will the first line, which is told.
             let _ = file.write_all(b"\n");
         }
-        Ok(Box::new(file))
+        let inode = file.metadata().ok().and_then(|metadata| Inode::of(&metadata));
+        Ok(Opened { sink: Box::new(file), file: inode })
     })
 }
 
@@ -83,7 +113,12 @@ fn ends_torn(path: &Path) -> bool {
 
 pub(super) struct Writer {
     open: Open,
-    sink: Sink,
+    /// The name of the file.
+    path: PathBuf,
+    opened: Opened,
+    looked_at: Instant,
+    /// The log has said that the file was moved away and cannot be opened again.
+    told: bool,
     node: String,
     lines: Receiver<Vec<u8>>,
     orders: Receiver<Order>,
@@ -100,13 +135,16 @@ impl Writer {
     /// When the file cannot be opened. That it cannot be written is no error here: it may be later.
     pub(super) fn start(
         mut open: Open,
+        path: PathBuf,
         node: String,
         lines: Receiver<Vec<u8>>,
         orders: Receiver<Order>,
         progress: Arc<Progress>,
     ) -> io::Result<Self> {
-        let sink = open()?;
-        let mut writer = Self { open, sink, node, lines, orders, progress, batch: Vec::new(), done: 0 };
+        let opened = open()?;
+        let looked_at = Instant::now();
+        let (batch, done, told) = (Vec::new(), 0, false);
+        let mut writer = Self { open, path, opened, looked_at, told, node, lines, orders, progress, batch, done };
         writer.note("start");
         writer.write();
         Ok(writer)
@@ -116,9 +154,17 @@ impl Writer {
     pub(super) fn run(mut self) {
         let idle = never();
         loop {
+            if self.opened.file.is_some() && self.looked_at.elapsed() >= LOOK {
+                self.look();
+            }
             // What could not be written comes first; more waits in the queue, whose length is limited.
             let pending = !self.batch.is_empty();
             let lines = if pending { &idle } else { &self.lines };
+            let wait = match self.opened.file {
+                _ if pending => RETRY,
+                Some(_) => LOOK,
+                None => Duration::MAX,
+            };
             select! {
                 recv(lines) -> line => match line {
                     Ok(line) => {
@@ -139,7 +185,7 @@ impl Writer {
                     }
                     Err(_) => return self.finish(),
                 },
-                default(if pending { RETRY } else { Duration::MAX }) => self.write(),
+                default(wait) => self.write(),
             }
         }
     }
@@ -161,7 +207,7 @@ impl Writer {
     /// Writes what there is, as far as that goes.
     fn write(&mut self) {
         while self.done < self.batch.len() {
-            match self.sink.write(&self.batch[self.done..]) {
+            match self.opened.sink.write(&self.batch[self.done..]) {
                 Ok(0) => return self.failed(&io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     let lines = self.batch[self.done..self.done + n].iter().filter(|&&byte| byte == b'\n').count();
@@ -174,7 +220,7 @@ impl Writer {
                 Err(error) => return self.failed(&error),
             }
         }
-        if let Err(error) = self.sink.flush() {
+        if let Err(error) = self.opened.sink.flush() {
             return self.failed(&error);
         }
         self.batch.clear();
@@ -190,13 +236,35 @@ impl Writer {
         }
     }
 
+    /// Goes on in a new file when the one that is open was moved away. Looked at here, where a disk that hangs holds up
+    /// nobody else.
+    fn look(&mut self) {
+        self.looked_at = Instant::now();
+        let moved = match fs::metadata(&self.path) {
+            Ok(metadata) => Inode::of(&metadata) != self.opened.file,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if !moved {
+            self.told = false;
+            return;
+        }
+        match self.reopen() {
+            Ok(()) => tracing::info!(file = %self.path.display(), "the audit log was moved away and begun anew"),
+            Err(problem) if !self.told => {
+                self.told = true;
+                tracing::error!("{problem}");
+            }
+            Err(_) => {}
+        }
+    }
+
     /// Goes on in the file that has the name now. A line that was half written stands whole in the new one.
     fn reopen(&mut self) -> Result<(), String> {
-        let sink = (self.open)().map_err(|error| {
+        let opened = (self.open)().map_err(|error| {
             format!("the audit log cannot be opened again ({error}); lines go on to the file that was open")
         })?;
         self.write(); // what is left for the old file, if that takes it
-        self.sink = sink;
+        self.opened = opened;
         self.done = self.batch[..self.done].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         self.write();
         Ok(())

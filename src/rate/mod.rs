@@ -9,7 +9,8 @@
 //!
 //! A request comes under at most three rules: the one for its caller (or its address, when nobody knows the caller),
 //! the one for its tool, and the one for both together. They are decided together, and when one refuses, none is
-//! charged. `real_ip` says which address counts, behind proxies. Where a rule is for a tool and all its callers, all cores share its state: that is what such a rule means.
+//! charged. `real_ip` says which address counts, behind proxies. Where a rule is for a tool and all its callers, all cores
+//! share its state: that is what such a rule means.
 
 mod gcra;
 mod key;
@@ -32,10 +33,6 @@ use self::{
 pub use self::{key::Who, rule::Rule};
 
 const NS_PER_S: u64 = 1_000_000_000;
-/// Fewer keys would be forgotten at once, for want of room.
-const KEYS_MIN: usize = 1_024;
-/// More are more than 600 MiB.
-const KEYS_MOST: usize = 10_000_000;
 
 /// `[rate_limit]`: how often a caller may call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -62,30 +59,6 @@ impl Default for Config {
             headers_on_success: false,
             keys_max: 100_000,
         }
-    }
-}
-
-impl Config {
-    /// Whether the settings fit together; a [`Rule`] has been checked when it was read. `tools_have_rules` says whether
-    /// any tool has one.
-    ///
-    /// # Errors
-    /// The setting, what is wrong with it, and what would be right.
-    pub fn check(&self, tools_have_rules: bool) -> Result<(), String> {
-        if !(KEYS_MIN..=KEYS_MOST).contains(&self.keys_max) {
-            return Err(format!(
-                "rate_limit.keys_max is {}: it must be from {KEYS_MIN} to {KEYS_MOST}; fewer keys would be forgotten at once, and more take more than 600 MiB",
-                self.keys_max
-            ));
-        }
-        let all_off = self.per_caller.is_off() && self.per_ip.is_off() && !tools_have_rules;
-        if self.enabled && all_off {
-            return Err("rate_limit.enabled is true, but every rate is \"off\": set one, or enabled = false".into());
-        }
-        if !self.enabled && tools_have_rules {
-            return Err("rate_limit.enabled is false, but tools have rates: set it to true, or remove these".into());
-        }
-        Ok(())
     }
 }
 
@@ -174,7 +147,7 @@ impl Decision {
     }
 
     /// Of two that allow, the one that leaves less.
-    fn tighter(self, other: Self) -> Self {
+    pub(crate) fn tighter(self, other: Self) -> Self {
         match (self, other) {
             (Self::Allowed { remaining: mine, .. }, Self::Allowed { remaining, .. }) if mine <= remaining => self,
             _ => other,

@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::support::{Client, Response, call, eventually, get, modern, modern_headers, start};
+use crate::support::{Client, Response, call, eventually, get, metric, metrics, modern, modern_headers, start};
 
 #[derive(Deserialize, JsonSchema)]
 struct Named {
@@ -85,20 +85,6 @@ fn aside(addr: SocketAddr, caller: u8, name: &str) -> thread::JoinHandle<Respons
     let request = modern(1, "tools/call", json!({ "name": "stop", "arguments": { "name": name } }));
     let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 0, caller).into(), addr);
     thread::spawn(move || client.post(&modern_headers("tools/call", "stop"), &request))
-}
-
-fn metrics(running: &Running) -> String {
-    let response = get(running.admin_addr().unwrap(), "/metrics");
-    assert_eq!(response.status, 200);
-    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    String::from_utf8(response.body).unwrap()
-}
-
-/// The value of one series.
-fn metric(running: &Running, series: &str) -> f64 {
-    let text = metrics(running);
-    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().unwrap()
 }
 
 #[test]
