@@ -262,17 +262,17 @@ fn whatever_is_sent_a_line_is_one_line() {
         assert_eq!(session.request(2, "tools/call", json!({ "name": text })).code(), Some(-32602));
         assert_eq!(session.request(3, text, json!({})).code(), Some(-32601));
     }
-    // In headers, as far as HTTP lets them through.
+    // In headers, as far as HTTP lets them through: ESC, CR and LF it does not.
     let request = modern(1, "tools/call", json!({ "name": "quick" }));
-    let answer = Client::connect(addr).post(&modern_headers("tools/call", "a\u{1b}[2J\u{202e}"), &request);
+    let answer = Client::connect(addr).post(&modern_headers("tools/call", "a\u{202e}"), &request);
     assert_eq!(answer.status, 400);
-    let file = served.file.clone();
-    let lines = served.stop(); // reads each as JSON, and looks at its length
+    served.running.stop();
+    let lines = lines(&served.file); // reads each as JSON, and looks at its length
     assert_eq!(of(&lines, "forged").len(), 0);
     assert_eq!((of(&lines, "call").len(), of(&lines, "refusal").len()), (2, 5), "{lines:#?}");
     let first = of(&lines, "call")[0];
     assert_eq!(first["arguments"]["text"], nasty);
-    let text = fs::read_to_string(file).expect("the trail");
+    let text = fs::read_to_string(&served.file).expect("the trail");
     assert!(!text.chars().any(|c| c != '\n' && (c.is_control() || matches!(c, '\u{2028}' | '\u{202e}'))));
 }
 
@@ -282,7 +282,7 @@ fn over_standard_input_calls_leave_lines_too() {
     let file = folder.path().join("audit.log");
     let mut child = Command::new(env!("CARGO_BIN_EXE_bigiron"))
         .args(["serve", "--stdio", "--set", &format!("audit.file={}", file.display())])
-        .args(["--set", "limits.request_bytes_max=1KiB"])
+        .args(["--set", "limits.request_bytes_max=1KiB", "--set", "limits.body_bytes_per_s_min=0"])
         // Rates are for callers, of whom there is one here.
         .args(["--set", "rate_limit.enabled=true", "--set", "rate_limit.per_ip=1 per 1h"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
