@@ -64,7 +64,8 @@ impl Sources {
         let front = &self.front;
         out.gauge("bigiron_connections", "Connections open").only(self.connections.len());
         out.gauge("bigiron_requests_in_flight", "Requests being served").only(front.gate.inside());
-        out.gauge("bigiron_callers", "Callers with open connections").only(front.gate.callers());
+        out.gauge("bigiron_callers", "Callers with open connections, or with requests behind a proxy")
+            .only(front.gate.callers());
         out.gauge("bigiron_streams", "Streams open that no call owns").only(front.streams.inside());
         out.gauge("bigiron_sessions", "Sessions of the older revisions").only(front.router.sessions.len());
         let draining = u8::from(front.router.drain.is_started());

@@ -307,9 +307,7 @@ impl Builder {
             let invalidate = Box::new(move |wish: &Invalidation| {
                 let arguments = wish.arguments.clone().map(serde_json::Value::Object);
                 let front = server.upgrade()?;
-                if let Some(audit) = &front.router.audit {
-                    audit.note("invalidate", wish.tool.as_deref().unwrap_or_default());
-                }
+                note(&front.router, "invalidate", wish.tool.as_deref().unwrap_or_default());
                 Some(front.router.dispatch.invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref()))
             });
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
@@ -560,7 +558,10 @@ impl Builder {
             tokio::pin!(served);
             tokio::select! {
                 served = &mut served => return served.map(|()| 0),
-                (signal, _) = signals.next() => tracing::info!(signal, "draining"),
+                (signal, _) = signals.next() => {
+                    tracing::info!(signal, "draining");
+                    note(&router, "drain", signal);
+                }
             }
             stop.notify_one(); // nothing more is read; what runs is answered
             tokio::select! {
@@ -586,6 +587,13 @@ fn limiter(tuning: &Tuning) -> Option<Limiter> {
 
 /// For the last lines of the audit trail to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// Puts something that is no call into the audit trail.
+fn note(router: &Router, event: &str, detail: &str) {
+    if let Some(audit) = &router.audit {
+        audit.note(event, detail);
+    }
+}
 
 /// Writes what the audit trail still has to say.
 fn end_audit(router: &Router) {

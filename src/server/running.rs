@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::end_audit;
+use super::{end_audit, note};
 use crate::{
     config::Loaded,
     front::Front,
@@ -104,9 +104,7 @@ impl Running {
     /// Everything that happens between the wish to stop and the last byte, in order.
     async fn drained(&self) {
         self.drain.start(); // /ready says so
-        if let Some(audit) = &self.front.router.audit {
-            audit.note("drain", "");
-        }
+        note(&self.front.router, "drain", "");
         tokio::time::sleep(LAST_REQUESTS).await;
         self.stop.notify_one(); // nothing new is accepted
         // A failure to end in time would only mean that a connection just accepted is not waited for.
