@@ -276,6 +276,22 @@ fn whatever_is_sent_a_line_is_one_line() {
     assert!(!text.chars().any(|c| c != '\n' && (c.is_control() || matches!(c, '\u{2028}' | '\u{202e}'))));
 }
 
+/// The other half of row I36.
+#[test]
+fn the_address_is_the_peers_unless_a_trusted_proxy_says_otherwise() {
+    for (trusted, address) in [(vec![], "127.0.0.1"), (vec!["127.0.0.1".to_owned()], "192.0.2.7")] {
+        let served = serve(|tuning| tuning.server.trusted_proxies = trusted);
+        for tool in ["quick", "nothing"] {
+            let mut headers = modern_headers("tools/call", tool).to_vec();
+            headers.push(("X-Forwarded-For", "198.51.100.1, 192.0.2.7"));
+            Client::connect(served.running.addr()).post(&headers, &modern(1, "tools/call", json!({ "name": tool })));
+        }
+        let lines = served.stop();
+        assert_eq!(counted(&lines, "call", "address"), counts([(address, 1)]));
+        assert_eq!(counted(&lines, "refusal", "address"), counts([(address, 1)]));
+    }
+}
+
 #[test]
 fn over_standard_input_calls_leave_lines_too() {
     let folder = TempDir::new().expect("a folder");

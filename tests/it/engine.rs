@@ -209,6 +209,35 @@ fn one_caller_does_not_take_every_place() {
     running.stop();
 }
 
+/// The same for callers who come through one proxy.
+#[test]
+fn who_is_behind_a_trusted_proxy_has_a_share_of_his_own() {
+    let (running, barrier) = server(|tuning| {
+        tuning.limits.concurrent_requests_max = 10;
+        tuning.server.trusted_proxies = vec!["127.0.0.1".into()];
+    });
+    let behind = |client: &'static str| {
+        let mut proxy = Client::connect(running.addr());
+        let mut headers = modern_headers("tools/call", "stop").to_vec();
+        headers.push(("X-Forwarded-For", client));
+        let request = modern(1, "tools/call", json!({ "name": "stop", "arguments": { "name": client } }));
+        thread::spawn(move || proxy.post(&headers, &request))
+    };
+    let mut calls: Vec<_> = (0..9).map(|_| behind("192.0.2.1")).collect();
+    eventually("nine of ten places are taken", || running.in_flight() == 9);
+    let over = behind("192.0.2.1").join().unwrap();
+    assert_eq!((over.status, over.code()), (503, Some(-31503)), "{over:?}");
+    calls.push(behind("192.0.2.2"));
+    eventually("another caller has the tenth", || running.in_flight() == 10);
+    assert_eq!(metric(&running, "bigiron_callers"), 3.0, "the two, and the proxy");
+    barrier.open();
+    for call in calls {
+        assert_eq!(call.join().unwrap().text(), "passed");
+    }
+    eventually("all are forgotten", || metric(&running, "bigiron_callers") <= 0.0);
+    running.stop();
+}
+
 #[test]
 fn a_caller_whose_calls_have_waited_too_long_is_refused() {
     let (running, barrier) = server(|tuning| tuning.pool.queue_wait_ms_max = 50);
