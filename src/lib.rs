@@ -45,6 +45,8 @@
 //! | [`mcp`] | the protocol, pure: bytes and values in, values out |
 //! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), limits of tools, turns of callers, pool |
 //! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
+//! | [`audit`] | the audit trail: one line for each call and each refusal |
+//! | [`rate`] | how often a caller may: the rates, what is remembered of each caller, the address behind proxies |
 //! | [`skill`] | skills: what authors write, and what is served of it |
 //! | [`tasks`] | calls whose answer is fetched later, and where they are kept |
 //! | [`toolbox`] | the tools that ship with the binary, confined to one folder |
@@ -56,12 +58,12 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
-//! | skill, tasks | | anything else of ours |
+//! | audit, rate, skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
-//! | tool, toolbox | each other, telemetry | dispatch, mcp, front |
+//! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
-//! | mcp | dispatch, shutdown, skill, tasks, telemetry | front, tool |
-//! | front, stdio | mcp, shutdown, telemetry | dispatch, tool |
+//! | mcp | audit, dispatch, shutdown, skill, tasks, telemetry | front, tool |
+//! | front, stdio | mcp, rate, shutdown, telemetry | dispatch, tool |
 //! | listener | front | the rest |
 //! | load | | anything else of ours |
 //! | config | the `Config` of each part, runtime | what the parts do |
@@ -75,13 +77,15 @@
 //! |---|---|---|
 //! | `io` | `runtime.io_threads` | move bytes, parse, answer lists, run `Inline` and `Async` tools |
 //! | `pool-core`, `pool-extra` | `pool.threads` to `pool.threads_max` | run `Pool` tools |
+//! | `audit` | 1, when `audit.file` names one | writes the audit trail |
 //! | `admin` | 1 | `/health`, `/ready` and `/metrics`, whatever the others do |
 //! | `watch` | 1 | forty times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory |
 //!
 //! # What always holds
 //!
 //! - There is no task, no channel and no lock that all cores share in the way of a call that one message answers and
-//!   that runs `Inline`.
+//!   that runs `Inline`; but for what an operator asks for that is one thing by its meaning: the audit trail, and a rate
+//!   for a tool and all its callers.
 //! - Nothing is unbounded: every queue, map, buffer, body and wait has a limit with a name, and an answer for when it is
 //!   met.
 //! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.
@@ -91,6 +95,7 @@
 //! - A tool that panics or hangs costs its own call an error.
 //! - No lock is held across an await.
 
+pub mod audit;
 pub mod call;
 pub mod changes;
 pub mod cli;
@@ -103,6 +108,7 @@ mod listener;
 mod load;
 pub mod mcp;
 pub mod outbox;
+pub mod rate;
 pub mod runtime;
 pub mod server;
 mod shutdown;

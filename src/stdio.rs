@@ -27,6 +27,7 @@ use crate::mcp::{
     legacy::{Listening, OwnSession},
     router::{Answer, Router, Step},
     session::Session,
+    trail::About,
 };
 
 /// Lines that wait to be written; who writes more waits.
@@ -69,7 +70,11 @@ pub(crate) async fn serve(
             Line::Whole(line) => router.message(&head(), Some(&session), &line, Instant::now()),
             Line::TooLong => {
                 let message = format!("a line is longer than limits.request_bytes_max, {line_bytes_max} bytes");
-                Step::Done(Answer::refused(None, &Refusal::invalid_request(message)))
+                let answer = Answer::refused(None, &Refusal::invalid_request(message));
+                if let Some(reason) = answer.refused {
+                    router.note_unread(&head(), About::default(), reason);
+                }
+                Step::Done(answer)
             }
         };
         if let (true, Some(own)) = (own_stream.is_empty(), session.scope(Era::Legacy)) {
@@ -169,6 +174,7 @@ fn head() -> Head<'static> {
         name: Field::Absent,
         session_id: Field::Absent,
         params: &(),
+        rates: None, // one caller, who started the process
         takes_events: true,
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt, sync::LazyLock};
 use serde_json::Value;
 
 use super::{fault::shown, nearest, schema::schema};
-use crate::units::ByteSize;
+use crate::{rate::Rule, units::ByteSize};
 
 /// Where a setting stands: `limits.request_timeout_ms`, or `tools.NAME.timeout_ms`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +50,8 @@ pub(super) enum Kind {
     Text,
     Texts,
     Size,
+    /// How often something may happen.
+    Rate,
     OneOf(Vec<String>),
     /// A schema that nobody taught this file; a test sees to it that there is none.
     Other,
@@ -154,6 +156,7 @@ impl Kind {
         match schema["type"].as_str() {
             Some("integer") => Self::Whole,
             Some("boolean") => Self::Flag,
+            Some("string") if schema["format"] == "rate" => Self::Rate,
             Some("string") => Self::Text,
             Some("array") if schema["items"]["type"] == "string" => Self::Texts,
             None if schema["anyOf"].is_array() => Self::Size,
@@ -171,6 +174,10 @@ impl Kind {
             Self::Size => match value.as_str() {
                 Some(text) => return ByteSize::parse(text).err(),
                 None => value.is_u64(),
+            },
+            Self::Rate => match value.as_str() {
+                Some(text) => return text.parse::<Rule>().err(),
+                None => false,
             },
             Self::OneOf(names) => match value.as_str() {
                 Some(word) if !names.iter().any(|n| n == word) => {
@@ -198,6 +205,7 @@ impl fmt::Display for Kind {
             Self::Text => f.write_str("text in quotes"),
             Self::Texts => f.write_str("a list of texts, such as [\"one\", \"two\"]"),
             Self::Size => f.write_str("a size: a whole number of bytes, or text such as \"64KiB\""),
+            Self::Rate => f.write_str("a rate, such as \"60 per 60s, burst 60, block 60s\", or \"off\""),
             Self::OneOf(names) => write!(f, "one of {}", list(names.iter().map(|n| format!("\"{n}\"")))),
             Self::Other => f.write_str("another value"),
         }
@@ -254,7 +262,7 @@ mod tests {
             ("limit.request_timeout_ms", "there is no section [limit]; did you mean [limits]?"),
             ("limits.listen", "did you mean server.listen?"),
             ("limits.zzz", "[limits] has body_bytes_per_s_min, "),
-            ("qqq.zzz", "there is no section [qqq]; there are cache, fairness, input, limits, "),
+            ("qqq.zzz", "there is no section [qqq]; there are audit, cache, fairness, input, limits, "),
             ("tools.read_file.timeout", "did you mean tools.read_file.timeout_ms?"),
             ("tools.a.b.timeout", "did you mean tools.a.b.timeout_ms?"),
         ] {
@@ -276,6 +284,9 @@ mod tests {
             ("toolbox.enabled", json!("yes"), "true or false"),
             ("pool.on_full", json!("refuse"), "one of \"caller-runs\", \"wait\", \"reject\""),
             ("pool.on_full", json!("rejects"), "did you mean \"reject\"?"),
+            ("rate_limit.per_ip", json!("100 per minute"), "\"minute\" is not a time such as 60s"),
+            ("rate_limit.per_ip", json!(100), "expected a rate, such as \"60 per 60s"),
+            ("tools.x.rate", json!("0 per 1s"), "requests is 0: it must be from 1 to"),
             ("tools.x.cache_scope", json!("pubic"), "did you mean \"public\"?"),
         ] {
             let kind = Known::settings().kind(&Path::parse(path, ".").expect(path)).expect(path);

@@ -39,6 +39,8 @@ pub struct Tuning {
     pub limits: crate::front::limits::Config,
     /// Who gets how much when there is not enough for all.
     pub fairness: crate::front::gate::Config,
+    /// How often a caller may call.
+    pub rate_limit: crate::rate::Config,
     /// Sessions of the older revisions.
     pub sessions: crate::mcp::session::Config,
     /// How lists are paged and kept.
@@ -53,6 +55,8 @@ pub struct Tuning {
     pub cache: crate::dispatch::cache::Config,
     /// The tools that ship with bigiron.
     pub toolbox: crate::toolbox::Config,
+    /// Who called what, when, and what came of it.
+    pub audit: crate::audit::Config,
     /// What is written to standard error.
     pub log: crate::telemetry::log::Config,
     /// What differs for one tool, by its name.

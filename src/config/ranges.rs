@@ -75,6 +75,13 @@ pub(super) const RANGES: &[Range] = &[
         "real arguments nest a few levels, and deeper ones than 128 are made to overflow stacks",
     ),
     range("limits.json_keys_max", 16, 1_000_000, "real objects have a few members, and millions are made to burn CPU"),
+    range("rate_limit.keys_max", 1024, 10_000_000, "fewer keys would be forgotten at once, and more take over 600 MiB"),
+    range(
+        "audit.queue_max",
+        16,
+        1_000_000,
+        "fewer places would drop lines while nothing is wrong, and more can be gigabytes",
+    ),
     range("sessions.resume_s", 0, DAY_MS / 1000, "0 keeps nothing, and nobody comes back after a day"),
     range("sessions.resume_bytes_max", 0, 64 * GIB, "it is memory"),
     range("input.state_ttl_s", 1, DAY_MS / 1000, "0 would make every answer come too late"),

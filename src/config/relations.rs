@@ -11,7 +11,7 @@ use super::{
     ranges,
     resolved::Resolved,
 };
-use crate::{front::gate::Weights, runtime::Host};
+use crate::{audit::Policy, front::gate::Weights, rate::real_ip::Trusted, runtime::Host};
 
 /// What the checks look at.
 pub(super) struct View<'a> {
@@ -37,6 +37,9 @@ const CHECKS: &[Check] = &[
     body_rate_fits_the_body_time,
     sessions_of_one_caller,
     caller_weights,
+    trusted_proxies,
+    rates,
+    audit,
     tasks_have_their_time,
     pool_threads,
     cache_entry_fits_the_cache,
@@ -206,6 +209,54 @@ fn tasks_have_their_time(view: &View<'_>, faults: &mut Faults) {
 fn caller_weights(view: &View<'_>, faults: &mut Faults) {
     if let Err(wrong) = Weights::new(&view.tuning.fairness) {
         view.refuse(faults, "fairness.weights", wrong);
+    }
+}
+
+/// Whose word on addresses is believed is a network.
+fn trusted_proxies(view: &View<'_>, faults: &mut Faults) {
+    if let Err(wrong) = Trusted::new(&view.tuning.server.trusted_proxies) {
+        view.refuse(faults, "server.trusted_proxies", wrong);
+    }
+}
+
+/// Who writes a rate means that it is kept.
+fn rates(view: &View<'_>, faults: &mut Faults) {
+    let limits = &view.tuning.rate_limit;
+    let of_tools: Vec<String> = view
+        .tuning
+        .tools
+        .iter()
+        .flat_map(|(name, tool)| [(name, "rate", tool.rate), (name, "rate_per_caller", tool.rate_per_caller)])
+        .filter(|(_, _, rate)| rate.is_some_and(|rate| !rate.is_off()))
+        .map(|(name, key, _)| format!("tools.{name}.{key}"))
+        .collect();
+    let enabled = view.named("rate_limit.enabled");
+    if !limits.enabled {
+        for path in &of_tools {
+            view.refuse(faults, path, format!("this limits nobody with {enabled}; set that to true, or remove this"));
+        }
+    } else if of_tools.is_empty() && limits.per_caller.is_off() && limits.per_ip.is_off() {
+        let wrong = "every rate is \"off\", so this limits nobody; set a rate, or this to false";
+        view.refuse(faults, "rate_limit.enabled", wrong);
+    }
+}
+
+/// A trail that calls wait for has a file, and a place for each call that may run.
+fn audit(view: &View<'_>, faults: &mut Faults) {
+    let audit = &view.tuning.audit;
+    if audit.policy != Policy::Required {
+        return;
+    }
+    if audit.file.is_empty() {
+        let file = view.named("audit.file");
+        view.refuse(faults, "audit.policy", format!("no line could be written with {file}; name a file, or \"-\""));
+    } else if audit.queue_max < view.resolved.concurrent_requests_max {
+        let (policy, calls) = (view.named("audit.policy"), view.named("limits.concurrent_requests_max"));
+        view.refuse(
+            faults,
+            "audit.queue_max",
+            format!("less than {calls}, and with {policy} each running call holds a place; raise the first"),
+        );
     }
 }
 

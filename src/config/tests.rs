@@ -71,7 +71,9 @@ fn the_example_of_a_tool_names_every_setting_of_a_tool() {
         .filter(|line| !line.starts_with("# # ") && *line != "#")
         .map(|line| format!("{}\n", line.trim_start_matches("# ")))
         .collect();
-    let loaded = of_file(&settings).load().unwrap_or_else(|faults| panic!("{faults}\n{example}"));
+    let sets = &["rate_limit.enabled=true"]; // without which a tool's rates would mean nothing
+    let given = Given { file: &settings, sets, ..Given::default() };
+    let loaded = given.load().unwrap_or_else(|faults| panic!("{faults}\n{example}"));
     let named: BTreeSet<String> =
         loaded.settings().into_iter().filter(|s| s.section == "tools.search_text").map(|s| s.key).collect();
     let known: BTreeSet<String> =
@@ -261,6 +263,23 @@ fn what_cannot_work_together_is_refused_with_places() {
         (&["server.allowed_origins=['*']"], &["every page of every site could call"]),
         (&["server.allowed_origins=['https://a.example/x']"], &["\"https://a.example/x\": expected an origin"]),
         (&["server.allowed_hosts=['http://a.example']"], &["\"http://a.example\": expected a host name"]),
+        (&["server.trusted_proxies=['10.0.0.1/8']"], &["server.trusted_proxies", "write \"10.0.0.0/8\""]),
+        (&["rate_limit.keys_max=10"], &["rate_limit.keys_max = 10 (--set): the least is 1024"]),
+        (
+            &["tools.x.rate=1 per 1s"],
+            &[
+                "tools.x.rate = \"1 per 1s, burst 1, block 0s\" (--set): this limits nobody with rate_limit.enabled = false",
+            ],
+        ),
+        (
+            &["rate_limit.enabled=true", "rate_limit.per_caller=off", "rate_limit.per_ip=off", "tools.x.rate=off"],
+            &["rate_limit.enabled = true (--set): every rate is \"off\""],
+        ),
+        (&["audit.policy=required"], &["audit.policy = \"required\" (--set)", "audit.file = \"\" (default)"]),
+        (
+            &["audit.policy=required", "audit.file=-", "audit.queue_max=16"],
+            &["audit.queue_max = 16 (--set): less than limits.concurrent_requests_max = 0"],
+        ),
         (&["log.level=inof"], &["\"inof\" is no level; did you mean \"info\""]),
         (&["log.level=info,hyper=dbug"], &["\"dbug\" is no level; did you mean \"debug\""]),
         (
@@ -309,6 +328,11 @@ fn what_is_unusual_and_works_is_accepted() {
         &["log.level=warn,bigiron::front=trace,[span{field=1}]=debug"],
         &["log.level=OFF"],
         &["tools.x.cache_ttl_s=5", "tools.x.cache_scope=public"],
+        &["server.trusted_proxies=['10.0.0.0/8', '2001:db8::1']"],
+        &["rate_limit.enabled=true"],
+        &["tools.x.rate=off"],
+        &["rate_limit.enabled=true", "rate_limit.per_caller=off", "rate_limit.per_ip=off", "tools.x.rate=5 per 1m"],
+        &["audit.policy=required", "audit.file=-"],
     ] {
         if let Err(faults) = (Given { sets, ..Given::default() }.load()) {
             panic!("{sets:?}: {faults}");

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     call::Share,
-    front::{Connection, Front, pressure::Level},
+    front::{Connection, Front, pressure::Level, sender::Sender},
     mcp::code::Refusal,
 };
 
@@ -89,14 +89,15 @@ pub(crate) struct Gate {
     guests: Mutex<HashMap<Share, (usize, Arc<Guest>)>>,
 }
 
-/// A caller with open connections.
+/// A caller with open connections, or with requests behind a trusted proxy.
 #[derive(Debug)]
 struct Guest {
     share: Share,
     inside: AtomicUsize,
 }
 
-/// A connection's word of whose it is. The caller is forgotten with its last connection.
+/// A connection's word of whose it is, or a request's that came through a proxy. The caller is forgotten with its last
+/// one.
 #[derive(Debug)]
 pub(crate) struct Visit {
     front: Arc<Front>,
@@ -135,19 +136,27 @@ impl Drop for Visit {
 
 /// A place inside the gate, free again when dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Connection>);
+pub(crate) struct Place {
+    conn: Arc<Connection>,
+    /// Of a sender that is not the connection's peer.
+    visit: Option<Visit>,
+}
 
 impl Place {
     pub(super) fn front(&self) -> &Front {
-        &self.0.front
+        &self.conn.front
+    }
+
+    fn visit(&self) -> &Visit {
+        self.visit.as_ref().unwrap_or(&self.conn.visit)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let gate = &self.0.front.gate;
+        let gate = &self.conn.front.gate;
         gate.inside.fetch_sub(1, Ordering::AcqRel);
-        let guest = &self.0.visit.guest;
+        let guest = &self.visit().guest;
         if guest.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
             gate.active.fetch_sub(guest.share.weight() as usize, Ordering::AcqRel);
         }
@@ -178,7 +187,7 @@ impl Gate {
     }
 
     /// Refuses when there is no place, without taking one.
-    pub(super) fn check(&self, conn: &Connection) -> Result<(), Refusal> {
+    pub(super) fn check(&self, conn: &Connection, sender: &Sender) -> Result<(), Refusal> {
         let inside = self.inside();
         if conn.front.pressure.level() >= Level::Calls {
             return Err(self.refused(conn, "memory is short"));
@@ -186,18 +195,20 @@ impl Gate {
         if inside >= self.max {
             return Err(self.full(conn));
         }
-        let guest = &conn.visit.guest;
+        let guest = &sender.visit.as_ref().unwrap_or(&conn.visit).guest;
         if inside >= self.contended_at
             && guest.inside.load(Ordering::Relaxed) >= self.places_of(guest.share, self.active.load(Ordering::Relaxed))
         {
-            return Err(self.over_share(conn));
+            return Err(self.over_share(conn, guest));
         }
         Ok(())
     }
 
-    pub(super) fn enter(conn: &Arc<Connection>) -> Result<Place, Refusal> {
+    /// The sender has the place for as long as it lasts.
+    pub(super) fn enter(conn: &Arc<Connection>, sender: &mut Sender) -> Result<Place, Refusal> {
         let gate = &conn.front.gate;
-        let guest = &conn.visit.guest;
+        let place = Place { conn: Arc::clone(conn), visit: sender.visit.take() };
+        let guest = &place.visit().guest;
         let weight = guest.share.weight() as usize;
         // Counted from here on, also when it is refused at once.
         let before = gate.inside.fetch_add(1, Ordering::AcqRel);
@@ -206,12 +217,11 @@ impl Gate {
             0 => gate.active.fetch_add(weight, Ordering::AcqRel) + weight,
             _ => gate.active.load(Ordering::Acquire),
         };
-        let place = Place(Arc::clone(conn));
         if before >= gate.max {
             return Err(gate.full(conn));
         }
         if before >= gate.contended_at && own >= gate.places_of(guest.share, active) {
-            return Err(gate.over_share(conn));
+            return Err(gate.over_share(conn, guest));
         }
         Ok(place)
     }
@@ -221,8 +231,8 @@ impl Gate {
         self.refused(conn, &message)
     }
 
-    fn over_share(&self, conn: &Connection) -> Refusal {
-        let own = conn.visit.guest.inside.load(Ordering::Relaxed);
+    fn over_share(&self, conn: &Connection, guest: &Guest) -> Refusal {
+        let own = guest.inside.load(Ordering::Relaxed);
         let message = format!(
             "{own} requests of this caller are being served, its share of the {} of limits.concurrent_requests_max: \
              a tenth is left to callers who come new",

@@ -1,10 +1,15 @@
 //! The headers that anything here looks at, found in one pass over what came.
 
+use std::borrow::Cow;
+
 use hyper::{HeaderMap, header};
 
 use crate::{
-    front::connection::Connection,
-    mcp::head::{Field, Head, ParamHeaders, Via},
+    front::sender::Sender,
+    mcp::{
+        head::{Field, Head, ParamHeaders, Rates, Via},
+        trail::About,
+    },
 };
 
 /// Which forms of answer the client reads.
@@ -82,18 +87,29 @@ impl<'a> Headers<'a> {
     }
 
     /// The part of it that the protocol reads.
-    pub(crate) fn head(&self, conn: &Connection) -> Head<'_> {
+    pub(crate) fn head<'b>(&'b self, sender: &Sender, rates: Option<&'b dyn Rates>) -> Head<'b> {
         Head {
             via: Via::Http,
-            peer: Some(conn.peer),
-            share: conn.visit.share(),
+            peer: Some(sender.address),
+            share: sender.share,
             protocol_version: self.protocol_version,
             method: self.method,
             name: self.name,
             session_id: self.session_id,
             params: self,
+            rates,
             takes_events: self.takes.events,
         }
+    }
+
+    /// The tool that is called, when the headers say that one is.
+    pub(crate) fn tool(&self) -> Option<Cow<'a, str>> {
+        if self.method == Field::Is(b"tools/call") { self.name.decoded() } else { None }
+    }
+
+    /// What is asked for, as far as the headers say it, for who has not read the body.
+    pub(crate) fn about(&self) -> About<'a> {
+        About::unread(self.method.text(), self.name.text())
     }
 
     /// What a preflight asks to send (`Access-Control-Request-Headers`).

@@ -13,7 +13,9 @@ mod headers;
 pub(crate) mod intake;
 pub mod limits;
 pub(crate) mod pressure;
+mod rates;
 mod reply;
+mod sender;
 mod stream;
 
 use std::{sync::Arc, time::Instant};
@@ -34,12 +36,15 @@ use crate::{
         headers::Headers,
         intake::Bodies,
         pressure::{Level, Pressure},
+        rates::Charged,
         reply::Refused,
+        sender::Sender,
     },
     mcp::{
         calling::PendingCall,
         router::{Answer, Router, Step},
     },
+    rate::{Decision, Limiter, real_ip::Trusted},
     telemetry::refusals::Refusals,
 };
 
@@ -57,6 +62,12 @@ pub(crate) struct Front {
     /// Open streams that no call owns.
     pub(crate) streams: Gate,
     pub(crate) refusals: Refusals,
+    /// Proxies whose word on addresses is believed.
+    pub(crate) trusted: Trusted,
+    /// How often callers may call, where that is limited.
+    pub(crate) limiter: Option<Limiter>,
+    /// Whether successful answers say what is left of that.
+    pub(crate) tells_rates: bool,
     pub(crate) router: Arc<Router>,
 }
 
@@ -67,7 +78,9 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
     let headers = Headers::scan(&head.headers);
     let front = &conn.front;
     let (cors, takes) = (front.origins.cors(&headers), headers.takes);
-    let mut response = match front.answer(&conn, &head, &headers, incoming).await {
+    let mut sender = Sender::of(&conn, &head.headers);
+    let mut rate = Decision::Free;
+    let mut response = match front.answer(&conn, &head, &headers, &mut sender, &mut rate, incoming).await {
         Ok(Answered::Now(response)) => response,
         Ok(Answered::ByCall(mut call, place)) => {
             if call.wants_parts() {
@@ -77,9 +90,13 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
         }
         Err(refused) => {
             front.refusals.count(refused.reason());
+            front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason());
             refused.into_response()
         }
     };
+    if matches!(rate, Decision::Refused { .. }) || front.tells_rates && response.status().is_success() {
+        rates::tell(response.headers_mut(), rate);
+    }
     if let Some(origin) = cors {
         reply::allow_origin(&mut response, origin);
     }
@@ -105,11 +122,25 @@ impl Front {
         }
     }
 
+    /// Hands a message on, with the rates that are to be asked about it.
+    fn message(&self, headers: &Headers<'_>, sender: &Sender, rate: &mut Decision, body: &[u8], now: Instant) -> Step {
+        let Some(limiter) = &self.limiter else {
+            return self.router.message(&headers.head(sender, None), None, body, now);
+        };
+        let named = headers.tool();
+        let charged = Charged::new(limiter, sender.who(), named.as_deref(), *rate, now);
+        let step = self.router.message(&headers.head(sender, Some(&charged)), None, body, now);
+        *rate = charged.decision();
+        step
+    }
+
     async fn answer(
         &self,
         conn: &Arc<Connection>,
         head: &Parts,
         headers: &Headers<'_>,
+        sender: &mut Sender,
+        rate: &mut Decision,
         incoming: Incoming,
     ) -> Result<Answered, Refused> {
         // who may speak at all
@@ -126,16 +157,25 @@ impl Front {
             }
             _ => return Err(reply::no_such_path(&self.path)), //                  404
         }
+        if head.method == Method::OPTIONS {
+            return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
+        }
+        // how often
+        if let Some(limiter) = &self.limiter {
+            let passed;
+            (*rate, passed) = rates::admit(limiter, sender.who(), headers);
+            passed?; //                                                           429
+        }
         match head.method {
             Method::POST => {}
             Method::GET if checks::may_have_session(headers) => {
                 checks::accept_events(headers)?; //                               406
-                let opened = self.router.open_stream(&headers.head(conn), headers.last_event_id(), Instant::now());
+                let opened =
+                    self.router.open_stream(&headers.head(sender, None), headers.last_event_id(), Instant::now());
                 return Ok(Answered::Now(feed::open(conn, opened?)?)); //          400, 404, 409, 503
             }
-            Method::OPTIONS => return reply::preflight(headers, &self.origins).map(Answered::Now), // 204, 403
             Method::DELETE if checks::may_have_session(headers) => {
-                let ended = self.router.end_session(&headers.head(conn), Instant::now());
+                let ended = self.router.end_session(&headers.head(sender, None), Instant::now())?; // 400, 404
                 return Ok(Answered::Now(reply::answer(ended)));
             }
             _ => return Err(reply::no_such_method()), //                          405
@@ -144,19 +184,19 @@ impl Front {
         checks::content(headers)?; //                                             415
         checks::accept(headers)?; //                                              406
         let length = checks::length(headers, &self.limits)?; //                   400, 413
-        self.gate.check(conn)?; //                                                    503
+        self.gate.check(conn, sender)?; //                                        503
         // only now is the body read, and only when it is here does it take a place
         let body = intake::read(incoming, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503
-        let place = Gate::enter(conn)?; //                                        503
+        let place = Gate::enter(conn, sender)?; //                                503
         let now = Instant::now(); // deadlines count from here
-        let step = self.router.message(&headers.head(conn), None, &body, now);
-        Ok(match step {
+        Ok(match self.message(headers, sender, rate, &body, now) {
             Step::Call(call) => Answered::ByCall(call, place),
             Step::Done(answer) => {
                 self.count(&answer);
                 Answered::Now(reply::message(answer, headers.takes))
             }
             Step::Batch(batch) => {
+                batch.refused().for_each(|reason| self.refusals.count(reason));
                 let answer = batch.run(&self.router).await;
                 drop(place);
                 Answered::Now(reply::message(answer, headers.takes))

@@ -24,6 +24,8 @@ const RETRY_MS: u64 = 1000;
 /// A comment, sent on a stream that has been silent for a while.
 pub(crate) const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+/// The headers that pages may read.
+const EXPOSED: &str = "mcp-session-id, retry-after, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset";
 const METHODS: &str = "POST, GET, DELETE, OPTIONS";
 
 /// A refusal on its way out, with the one header that some of them need.
@@ -200,5 +202,5 @@ pub(crate) fn allow_origin(response: &mut Response<Body>, origin: HeaderValue) {
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(header::VARY, HeaderValue::from_static("Origin"));
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("mcp-session-id, retry-after"));
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
 }

@@ -13,7 +13,9 @@ use crate::{
         head::{Field, Head},
         legacy::{self, OwnSession},
         router::{Answer, Router, Step},
+        wire,
     },
+    telemetry::refusals::Reason,
 };
 
 /// The revision that has them.
@@ -63,18 +65,37 @@ impl Router {
             return Err(Refusal::invalid_request(message));
         }
         let head = Head { takes_events: false, ..*head };
-        let step = |part: &&RawValue| {
+        let step = |(at, part): (usize, &&RawValue)| {
             let text = part.get().as_bytes();
-            if is_one(text) {
-                return Step::Done(Answer::refused(None, &Refusal::invalid_request("a batch inside a batch")));
+            if at > 0
+                && let Some(rates) = head.rates
+                && let Err(refusal) = rates.another()
+            {
+                self.note_refusal(&head, text, &refusal);
+                let id = wire::read(text, self.shape).0.request_id();
+                return Step::Done(id.map_or_else(Answer::accepted, |id| Answer::refused(Some(id), &refusal)));
             }
-            self.message(&head, own, text, now)
+            if is_one(text) {
+                let refusal = Refusal::invalid_request("a batch inside a batch");
+                self.note_refusal(&head, text, &refusal);
+                return Step::Done(Answer::refused(None, &refusal));
+            }
+            let step = self.message(&head, own, text, now);
+            if matches!(step, Step::Feed(_) | Step::Batch(_)) {
+                self.note_refusal(&head, text, &no_stream());
+            }
+            step
         };
-        Ok(Step::Batch(Batch { steps: parts.iter().map(step).collect() }))
+        Ok(Step::Batch(Batch { steps: parts.iter().enumerate().map(step).collect() }))
     }
 }
 
 impl Batch {
+    /// Why messages of it were refused.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = Reason> {
+        self.steps.iter().filter_map(|step| if let Step::Done(answer) = step { answer.refused } else { None })
+    }
+
     /// All answers in one, in the order of their messages. 202 when there was nothing to answer. A batch has one place
     /// among the requests that are served, so that few of its calls run at once, and what it comes to has a limit.
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
@@ -88,10 +109,7 @@ impl Batch {
                     waiting.push_back((at, call));
                     None
                 }
-                Step::Feed(_) | Step::Batch(_) => {
-                    let refusal = Refusal::invalid_request("a stream cannot be opened in a batch; send it by itself");
-                    Some(Answer::refused(None, &refusal))
-                }
+                Step::Feed(_) | Step::Batch(_) => Some(Answer::refused(None, &no_stream())),
             });
         }
         let mut bytes = 0;
@@ -135,6 +153,10 @@ impl Batch {
         array.push(b']');
         Answer::ok(Payload::from(array))
     }
+}
+
+fn no_stream() -> Refusal {
+    Refusal::invalid_request("a stream cannot be opened in a batch; send it by itself")
 }
 
 fn too_large(bytes_max: usize) -> Refusal {

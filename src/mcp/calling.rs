@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::{
+    audit::{Entry, Outcome},
     call::{Caller, ClientCapabilities, Ctx, Deadline, Kind, Lane, Raw, Reply},
     dispatch::{Answered, Served, ServedTool, Work},
     error::CallError,
@@ -27,6 +28,7 @@ use crate::{
         seal,
         session::{InFlight, Session},
         tasking::Deferral,
+        trail,
         wire::{self, IdField, Params, Text},
     },
     outbox::{LogLevel, Message, Outbox},
@@ -51,6 +53,8 @@ pub(crate) struct PendingCall {
     /// What the state of another round is good for; made where there can be one.
     bound_to: BoundTo,
     deferral: Option<Arc<Deferral>>,
+    /// Its line in the audit trail. Boxed, since most servers have none and every call is moved about.
+    entry: Option<Box<Entry>>,
 }
 
 /// What a call runs.
@@ -118,6 +122,9 @@ impl Router {
             let told = name.chars().take(NAME_TOLD_CHARS_MAX).collect();
             Refusal::invalid_params(false, CallError::UnknownTool(told).to_string())
         })?;
+        if let Some(rates) = request.head.rates {
+            rates.tool(name)?;
+        }
         if request.era == Era::Modern && request.head.via == Via::Http {
             for param in &tool.header_params {
                 let field = request.head.params.param(&param.header);
@@ -159,6 +166,7 @@ impl Router {
         if let Some(members) = self.skills.read(uri) {
             let modern = request.era == Era::Modern;
             let members = if modern { self.with_hints(members) } else { members };
+            self.note_answered(&request, uri)?;
             return Ok(self.fixed(request.id, request.era, &members));
         }
         let (uri, era) = (uri.clone().into_owned(), request.era);
@@ -249,6 +257,15 @@ impl Router {
             })?),
             _ => None,
         };
+        let entry = match &self.audit {
+            None => None,
+            Some(audit) => {
+                let tool = matches!(target, Target::Tool(_));
+                let name = trail::name_of(&params);
+                let about = trail::About { method, name, tool, arguments: Some(&arguments) };
+                Some(Box::new(audit.admit(&trail::head(head, ctx.caller(), about)).map_err(trail::unwritable)?))
+            }
+        };
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
         Ok(Step::Call(PendingCall {
             target,
@@ -261,6 +278,7 @@ impl Router {
             session,
             bound_to,
             deferral,
+            entry,
         }))
     }
 
@@ -311,29 +329,42 @@ struct Ending<'a> {
 
 impl Ending<'_> {
     /// The end of a call that is told to the client; empty for one that was taken back.
-    fn answer(&self, outcome: Result<Answered, CallError>, ended: Option<Instant>) -> Answer {
+    fn answer(
+        &self,
+        outcome: Result<Answered, CallError>,
+        ended: Option<Instant>,
+        entry: Option<Box<Entry>>,
+    ) -> Answer {
         let began = ended.unwrap_or_else(Instant::now);
-        let answer = self.encode(outcome);
+        let (answer, outcome) = self.encode(outcome);
+        if let Some(entry) = entry {
+            entry.finish(outcome);
+        }
         if let Some(meter) = self.target.meter() {
             meter.took(Phase::Encode, began.elapsed());
         }
         answer
     }
 
-    fn encode(&self, outcome: Result<Answered, CallError>) -> Answer {
+    /// With the word for it in the audit trail.
+    fn encode(&self, outcome: Result<Answered, CallError>) -> (Answer, Outcome<'static>) {
+        let refused = |refusal: &Refusal| {
+            (Answer::refused(Some(self.id.as_id()), refusal), Outcome::Error(i64::from(refusal.code)))
+        };
         let answered = match outcome {
             Ok(answered) => self.with_hints(answered),
             Err(CallError::InputRequired(required)) => match self.ask(&required) {
                 Ok(reply) => Answered { reply, served: Served::Fresh },
-                Err(refusal) => return Answer::refused(Some(self.id.as_id()), &refusal),
+                Err(refusal) => return refused(&refusal),
             },
             Err(error) => match code::of_call(&error, self.era, matches!(self.target, Target::Tool(_))) {
                 Some(Ok(reply)) => Answered { reply, served: Served::Fresh },
-                Some(Err(refusal)) => return Answer::refused(Some(self.id.as_id()), &refusal),
-                None => return Answer::ok(Payload::default()),
+                Some(Err(refusal)) => return refused(&refusal),
+                None => return (Answer::ok(Payload::default()), Outcome::Cancelled),
             },
         };
-        Answer::ok(self.router.encoder.reply(self.id.as_id(), self.era, &answered))
+        let outcome = if answered.reply.is_error { Outcome::ToolError } else { Outcome::Ok };
+        (Answer::ok(self.router.encoder.reply(self.id.as_id(), self.era, &answered)), outcome)
     }
 
     /// A result that says how long it may be kept, where it must.
@@ -426,6 +457,9 @@ impl PendingCall {
 
     /// Answers the call without running it.
     pub(super) fn refuse(self, refusal: &Refusal) -> Answer {
+        if let Some(entry) = self.entry {
+            entry.finish(Outcome::Error(i64::from(refusal.code)));
+        }
         Answer::refused(Some(self.id.as_id()), refusal)
     }
 
@@ -436,7 +470,8 @@ impl PendingCall {
         if !matches!(self.target, Target::Tool(_)) || self.in_flight.is_some() || self.deferral.is_some() {
             return Err(self);
         }
-        let Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral } = self;
+        let Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral, entry } =
+            self;
         let client = ctx.client();
         let began = Instant::now();
         let ran = match &target {
@@ -450,18 +485,28 @@ impl PendingCall {
                     meter.ended(ended_with(&outcome));
                     meter.took(Phase::Run, ended - began);
                 }
-                Ok(Ending { router, id: &id, era, target, client, bound_to }.answer(outcome, Some(ended)))
+                Ok(Ending { router, id: &id, era, target, client, bound_to }.answer(outcome, Some(ended), entry))
             }
-            Err((arguments, ctx)) => {
-                Err(Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral })
-            }
+            Err((arguments, ctx)) => Err(Self {
+                target,
+                arguments,
+                ctx,
+                id,
+                era,
+                in_flight,
+                progress_token,
+                session,
+                bound_to,
+                deferral,
+                entry,
+            }),
         }
     }
 
     /// Runs the call where this future is awaited. Dropping it cancels the call; so does the client's taking it back,
     /// and the end of the drain's grace.
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
-        let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, .. } = self;
+        let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, entry, .. } = self;
         let ending = Ending { router, id: &id, era, target: target.clone(), client: ctx.client(), bound_to };
         let watch = ending.target.meter().map(CallMeter::watch);
         let call = pin!(async {
@@ -491,7 +536,7 @@ impl PendingCall {
         if let Some(watch) = watch {
             watch.ended(ended_with(&outcome));
         }
-        ending.answer(outcome, None)
+        ending.answer(outcome, None, entry)
     }
 }
 

@@ -90,6 +90,12 @@ impl Refusal {
     pub(crate) fn overloaded(retry_after_s: u32, message: impl Into<String>) -> Self {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(503, OVERLOADED, message) }
     }
+
+    /// 429 with the time to wait.
+    pub(crate) fn rate_limited(retry_after_s: u32, message: impl Into<String>) -> Self {
+        let data = Some(json!({ "retryAfter": retry_after_s }));
+        Self { data, retry_after_s: Some(retry_after_s), ..Self::new(429, RATE_LIMITED, message) }
+    }
 }
 
 impl From<WireFault> for Refusal {
@@ -126,9 +132,7 @@ pub(crate) fn of_call(error: &CallError, era: Era, is_tool: bool) -> Option<Resu
         }
         CallError::Internal => Err(Refusal::new(200, INTERNAL_ERROR, message)),
         CallError::Overloaded { retry_after_s } => Err(Refusal::overloaded(*retry_after_s, message)),
-        CallError::CallerLimit { retry_after_s, .. } => {
-            Err(Refusal { retry_after_s: Some(*retry_after_s), ..Refusal::new(429, RATE_LIMITED, message) })
-        }
+        CallError::CallerLimit { retry_after_s, .. } => Err(Refusal::rate_limited(*retry_after_s, message)),
         CallError::Draining => Err(Refusal::overloaded(1, message)),
         CallError::DeadlineBeforeStart => {
             Err(Refusal { retry_after_s: Some(1), ..Refusal::new(503, DEADLINE_BEFORE_START, message) })

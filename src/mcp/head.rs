@@ -6,7 +6,7 @@ use std::{borrow::Cow, net::IpAddr};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
-use crate::{call::Share, dispatch::HeaderParam};
+use crate::{call::Share, dispatch::HeaderParam, mcp::code::Refusal};
 
 /// A header that may stand only once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,11 @@ impl<'a> Field<'a> {
     /// The value when it stands once and is text.
     pub(crate) fn text(&self) -> Option<&'a str> {
         if let Self::Is(value) = self { std::str::from_utf8(value).ok() } else { None }
+    }
+
+    /// The text that the value stands for, which may be written in base64.
+    pub(crate) fn decoded(&self) -> Option<Cow<'a, str>> {
+        if let Self::Is(value) = self { decode(value) } else { None }
     }
 }
 
@@ -50,10 +55,20 @@ impl ParamHeaders for () {
     }
 }
 
+/// How often the sender may. That it sends has been counted; asked here is for what only the body says.
+pub(crate) trait Rates {
+    /// One more message of the same request.
+    fn another(&self) -> Result<(), Refusal>;
+
+    /// A call of this tool.
+    fn tool(&self, name: &str) -> Result<(), Refusal>;
+}
+
 /// What stands around a message.
 #[derive(Clone, Copy)]
 pub(crate) struct Head<'a> {
     pub(crate) via: Via,
+    /// Where it comes from, behind trusted proxies.
     pub(crate) peer: Option<IpAddr>,
     /// Who it counts for.
     pub(crate) share: Share,
@@ -62,6 +77,8 @@ pub(crate) struct Head<'a> {
     pub(crate) name: Field<'a>,
     pub(crate) session_id: Field<'a>,
     pub(crate) params: &'a dyn ParamHeaders,
+    /// Absent where there are no limits.
+    pub(crate) rates: Option<&'a dyn Rates>,
     /// Whether the client reads an event stream as an answer.
     pub(crate) takes_events: bool,
 }

@@ -159,11 +159,9 @@ pub(crate) fn initialize(
     }
     let opened = sessions.open(start, caller.clone(), head.peer, now);
     let session_id = opened.map_err(|full| match full {
-        Full::Caller => Refusal {
-            status: 429,
-            code: RATE_LIMITED,
-            ..Refusal::overloaded(60, "this caller has as many sessions as one may have; end some with DELETE")
-        },
+        Full::Caller => {
+            Refusal::rate_limited(60, "this caller has as many sessions as one may have; end some with DELETE")
+        }
         Full::Server => Refusal::overloaded(60, "the server has as many sessions as it may have"),
     })?;
     Ok(Opened { version, session_id: Some(session_id) })

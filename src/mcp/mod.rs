@@ -6,8 +6,8 @@
 //! `feed` for streams that no call owns, `catalogue` and `listing` for answers that do not depend on the call.
 //!
 //! What is remembered: `session` is the record, `live` what a session has while more goes on in it, `events` what its
-//! streams keep for who lost the connection, `seal` what clients carry for us. `code` is the one table from failures to
-//! statuses and codes.
+//! streams keep for who lost the connection, `seal` what clients carry for us; `trail` is what the audit trail is told.
+//! `code` is the one table from failures to statuses and codes.
 
 pub(crate) mod batch;
 pub(crate) mod calling;
@@ -27,6 +27,7 @@ pub mod seal;
 pub mod session;
 mod strict;
 pub(crate) mod tasking;
+pub(crate) mod trail;
 pub(crate) mod wire;
 
 /// The revision without sessions.

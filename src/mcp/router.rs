@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use serde_json::Value;
 
 use crate::{
+    audit::Audit,
     call::{Caller, ClientCapabilities},
     changes::Changes,
     dispatch::{Dispatch, Features, Work},
@@ -97,6 +98,7 @@ pub(crate) struct Router {
     /// Methods that are work: those of tasks and of hosted handlers.
     pub(crate) methods: BTreeMap<&'static str, Arc<Work>>,
     pub(crate) tasks: Option<Arc<Tasks>>,
+    pub(crate) audit: Option<Audit>,
     pub(crate) skills: Skills,
     pub(crate) sessions: Sessions,
     pub(crate) drain: Arc<Drain>,
@@ -139,7 +141,10 @@ impl Router {
         let (envelope, fault) = read(body, self.shape);
         if batch::is_one(body) && matches!(fault, Some(WireFault::InvalidRequest(_))) {
             let taken = self.batch(head, own, body, now);
-            return taken.unwrap_or_else(|refusal| Step::Done(Answer::refused(None, &refusal)));
+            return taken.unwrap_or_else(|refusal| {
+                self.note_refusal(head, body, &refusal);
+                Step::Done(Answer::refused(None, &refusal))
+            });
         }
         let id = envelope.request_id();
         let handled = match fault {
@@ -158,7 +163,10 @@ impl Router {
                 Era::Legacy => self.legacy(envelope, head, own, body, now),
             },
         };
-        handled.unwrap_or_else(|refusal| Step::Done(Answer::refused(id, &refusal)))
+        handled.unwrap_or_else(|refusal| {
+            self.note_refusal(head, body, &refusal);
+            Step::Done(Answer::refused(id, &refusal))
+        })
     }
 
     fn modern(
@@ -369,13 +377,12 @@ impl Router {
     }
 
     /// Ends the session that a DELETE names.
-    pub(crate) fn end_session(&self, head: &Head<'_>, now: Instant) -> Answer {
+    pub(crate) fn end_session(&self, head: &Head<'_>, now: Instant) -> Result<Answer, Refusal> {
         let caller = &Caller::ANONYMOUS;
-        let ended = legacy::session(head, &self.sessions, None, caller, now);
-        match ended.map(|_| head.session_id.text().is_some_and(|id| self.sessions.close(id, caller, now))) {
-            Ok(_) => Answer { status: 204, ..Answer::ok(Payload::default()) },
-            Err(refusal) => Answer::refused(None, &refusal),
-        }
+        legacy::session(head, &self.sessions, None, caller, now)?;
+        // Whether it was there still, or another request has just ended it, is the same to who wants its end.
+        let _ = head.session_id.text().map(|id| self.sessions.close(id, caller, now));
+        Ok(Answer { status: 204, ..Answer::ok(Payload::default()) })
     }
 
     pub(super) fn fixed(&self, id: Id<'_>, era: Era, members: &bytes::Bytes) -> Step {

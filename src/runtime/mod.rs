@@ -158,6 +158,12 @@ fn memory_total(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// What this host calls itself; empty when it does not say.
+pub(crate) fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,6 +37,8 @@ impl Sources {
         let mut out = Exposition::new();
         self.process(&mut out);
         self.doors(&mut out);
+        self.rates(&mut out);
+        self.audit(&mut out);
         self.pool(&mut out);
         let tools = self.front.router.dispatch.tools();
         calls(&mut out, tools.ordered());
@@ -62,7 +64,8 @@ impl Sources {
         let front = &self.front;
         out.gauge("bigiron_connections", "Connections open").only(self.connections.len());
         out.gauge("bigiron_requests_in_flight", "Requests being served").only(front.gate.inside());
-        out.gauge("bigiron_callers", "Callers with open connections").only(front.gate.callers());
+        out.gauge("bigiron_callers", "Callers with open connections, or with requests behind a proxy")
+            .only(front.gate.callers());
         out.gauge("bigiron_streams", "Streams open that no call owns").only(front.streams.inside());
         out.gauge("bigiron_sessions", "Sessions of the older revisions").only(front.router.sessions.len());
         let draining = u8::from(front.router.drain.is_started());
@@ -71,6 +74,28 @@ impl Sources {
         for (reason, count) in front.refusals.counts() {
             out.value(&Labels::new(&[("reason", reason)]), count);
         }
+    }
+
+    fn rates(&self, out: &mut Exposition) {
+        let Some(limiter) = &self.front.limiter else { return };
+        out.gauge("bigiron_rate_limit_keys", "Callers, addresses and tools whose rates are remembered")
+            .only(limiter.keys());
+        let help = "Requests that passed unseen, for want of room: rate_limit.keys_max is too small";
+        out.counter("bigiron_rate_limit_unremembered_total", help).only(limiter.unremembered());
+    }
+
+    fn audit(&self, out: &mut Exposition) {
+        let Some(audit) = &self.front.router.audit else { return };
+        let counts = audit.counts();
+        out.counter("bigiron_audit_lines_total", "Lines of the audit trail, by what became of them");
+        for (what, count) in [("written", counts.written), ("dropped", counts.dropped)] {
+            out.value(&Labels::new(&[("what", what)]), count);
+        }
+        out.gauge("bigiron_audit_waiting_lines", "Lines that wait to be written").only(counts.waiting);
+        let help = "Calls that were refused because no line could be written";
+        out.counter("bigiron_audit_refused_total", help).only(counts.refused);
+        let failing = u8::from(counts.failing);
+        out.gauge("bigiron_audit_failing", "1 while the audit trail cannot be written").only(failing);
     }
 
     fn pool(&self, out: &mut Exposition) {

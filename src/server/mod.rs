@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use schemars::JsonSchema;
@@ -21,6 +21,7 @@ use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 use self::running::{IoThreads, announce_root, tool_names};
 pub use self::running::{Running, Stopped};
 use crate::{
+    audit::Audit,
     call::TASKS_EXTENSION,
     changes::Changes,
     config::{Loaded, Tuning},
@@ -49,7 +50,8 @@ use crate::{
         wire::ShapeLimits,
     },
     outbox::Patience,
-    runtime::Host,
+    rate::{Limiter, ToolRules, real_ip::Trusted},
+    runtime::{self, Host},
     shutdown::{Drain, Signals},
     skill::{SKILLS_EXTENSION, Skill, Skills},
     stdio,
@@ -73,6 +75,8 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     /// Origins of browser pages that may call, such as `https://app.example.com`. No page may by default.
     pub allowed_origins: Vec<String>,
+    /// Networks of proxies whose `X-Forwarded-For` is believed. None by default.
+    pub trusted_proxies: Vec<String>,
     /// How long calls in flight may go on after the first SIGTERM, in milliseconds.
     pub drain_grace_ms: u64,
     /// Text for the agent about this server, sent with server/discover and initialize; empty sends none.
@@ -87,6 +91,7 @@ impl Default for Config {
             path: "/mcp".into(),
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
             drain_grace_ms: 30_000,
             instructions: String::new(),
         }
@@ -302,6 +307,7 @@ impl Builder {
             let invalidate = Box::new(move |wish: &Invalidation| {
                 let arguments = wish.arguments.clone().map(serde_json::Value::Object);
                 let front = server.upgrade()?;
+                note(&front.router, "invalidate", wish.tool.as_deref().unwrap_or_default());
                 Some(front.router.dispatch.invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref()))
             });
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
@@ -364,7 +370,11 @@ impl Builder {
             ),
             refusals: Refusals::default(),
             streams: Gate::new(loaded.resolved.streams_max),
-            router: self.router(loaded, drain, runtime)?,
+            trusted: Trusted::new(&tuning.server.trusted_proxies)
+                .map_err(|message| StartError::config(loaded.fault("server.trusted_proxies", message)))?,
+            limiter: limiter(tuning),
+            tells_rates: tuning.rate_limit.headers_on_success,
+            router: self.router(loaded, &format!("{}:{}", runtime::host_name(), addr.port()), drain, runtime)?,
         })
     }
 
@@ -408,7 +418,14 @@ impl Builder {
         })
     }
 
-    fn router(mut self, loaded: &Loaded, drain: Arc<Drain>, runtime: &Runtime) -> Result<Arc<Router>, StartError> {
+    /// `node` is what the audit trail calls this process.
+    fn router(
+        mut self,
+        loaded: &Loaded,
+        node: &str,
+        drain: Arc<Drain>,
+        runtime: &Runtime,
+    ) -> Result<Arc<Router>, StartError> {
         let (tuning, resolved) = (&loaded.tuning, &loaded.resolved);
         let hosted = self.hosted(runtime)?;
         let registry = self.registry(loaded, &hosted)?;
@@ -468,13 +485,16 @@ impl Builder {
             retention: Duration::from_secs(tuning.sessions.resume_s),
         };
         let sealer = sealer(loaded)?;
+        let audit = Audit::start(&tuning.audit, node)
+            .map_err(|message| StartError::config(loaded.fault("audit.file", message)))?;
         let router = Arc::new(Router {
             dispatch,
             features,
             methods,
             tasks,
+            audit,
             skills,
-            sessions: Sessions::new(tuning.sessions.clone(), streams, std::time::Instant::now()),
+            sessions: Sessions::new(tuning.sessions.clone(), streams, Instant::now()),
             drain,
             changes: self.changes,
             catalogue,
@@ -521,7 +541,7 @@ impl Builder {
     fn serve_stdio(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
         let root = self.toolbox_root(loaded);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
-        let router = self.router(loaded, Arc::default(), &runtime)?;
+        let router = self.router(loaded, &runtime::host_name(), Arc::default(), &runtime)?;
         watch::start_without_front(&router).map_err(|e| StartError::host("cannot start the watching thread", e))?;
         tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
         if let Some(root) = root {
@@ -534,11 +554,14 @@ impl Builder {
         let served = runtime.block_on(async {
             let mut signals = Signals::listen()?;
             let stop = Notify::new();
-            let served = stdio::serve(router, input, output, line_bytes_max, calls_max, &stop);
+            let served = stdio::serve(Arc::clone(&router), input, output, line_bytes_max, calls_max, &stop);
             tokio::pin!(served);
             tokio::select! {
                 served = &mut served => return served.map(|()| 0),
-                (signal, _) = signals.next() => tracing::info!(signal, "draining"),
+                (signal, _) = signals.next() => {
+                    tracing::info!(signal, "draining");
+                    note(&router, "drain", signal);
+                }
             }
             stop.notify_one(); // nothing more is read; what runs is answered
             tokio::select! {
@@ -546,8 +569,38 @@ impl Builder {
                 (_, code) = signals.next() => Ok(code),
             }
         });
+        end_audit(&router);
         runtime.shutdown_background(); // a read from standard input cannot be called back
         served.map(ExitCode::from).map_err(|e| StartError::host("standard input or output", e))
+    }
+}
+
+/// How often callers may call, when that is limited.
+fn limiter(tuning: &Tuning) -> Option<Limiter> {
+    let tools = tuning.tools.iter().map(|(name, tool)| {
+        let rules =
+            ToolRules { for_all: tool.rate.unwrap_or_default(), for_each: tool.rate_per_caller.unwrap_or_default() };
+        (name.as_str(), rules)
+    });
+    Limiter::new(&tuning.rate_limit, tools, Instant::now())
+}
+
+/// For the last lines of the audit trail to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// Puts something that is no call into the audit trail.
+fn note(router: &Router, event: &str, detail: &str) {
+    if let Some(audit) = &router.audit {
+        audit.note(event, detail);
+    }
+}
+
+/// Writes what the audit trail still has to say.
+fn end_audit(router: &Router) {
+    if let Some(audit) = &router.audit
+        && let Err(problem) = audit.stop(LAST_LINES)
+    {
+        tracing::error!("{problem}");
     }
 }
 

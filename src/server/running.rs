@@ -8,6 +8,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::{end_audit, note};
 use crate::{
     config::Loaded,
     front::Front,
@@ -96,12 +97,14 @@ impl Running {
     /// Stops: takes nothing new in, finishes what is in flight within the grace, answers the rest with an error.
     pub fn stop(self) -> Stopped {
         self.io.block_on(self.drained());
+        end_audit(&self.front.router);
         Stopped { cut: self.drain.cut() }
     }
 
     /// Everything that happens between the wish to stop and the last byte, in order.
     async fn drained(&self) {
         self.drain.start(); // /ready says so
+        note(&self.front.router, "drain", "");
         tokio::time::sleep(LAST_REQUESTS).await;
         self.stop.notify_one(); // nothing new is accepted
         // A failure to end in time would only mean that a connection just accepted is not waited for.
@@ -136,6 +139,7 @@ impl Running {
                 second = signals.next() => Some(second),
             }
         });
+        end_audit(&self.front.router);
         if let Some((signal, code)) = second {
             tracing::warn!(signal, in_flight = self.in_flight(), "stopped at once by a second signal");
             return ExitCode::from(code);

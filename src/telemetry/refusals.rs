@@ -35,6 +35,11 @@ impl Reason {
     pub(crate) fn of(status: u16, code: i32) -> Self {
         Self(REASONS.iter().position(|(_, fits)| fits(status, code)).unwrap_or(REASONS.len() - 1))
     }
+
+    /// Its word.
+    pub(crate) fn name(self) -> &'static str {
+        REASONS[self.0].0
+    }
 }
 
 /// Counts refusals.

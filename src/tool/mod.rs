@@ -27,6 +27,7 @@ use serde_json::Value;
 use crate::{
     call::{Ctx, Lane, Reply},
     error::CallError,
+    rate::Rule,
     telemetry::calls::CallMeter,
 };
 
@@ -64,6 +65,12 @@ pub struct Config {
     /// Calls that may wait for others to end; absent is 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_max: Option<usize>,
+    /// How often it may be called, by all its callers together; absent sets no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rule>,
+    /// How often each of its callers may call it; absent sets no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_per_caller: Option<Rule>,
     /// Allows keeping results of a tool that does not say that it is read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_not_read_only: Option<bool>,

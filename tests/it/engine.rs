@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::support::{Client, Response, call, eventually, get, modern, modern_headers, start};
+use crate::support::{Client, Response, call, eventually, get, metric, metrics, modern, modern_headers, start};
 
 #[derive(Deserialize, JsonSchema)]
 struct Named {
@@ -85,20 +85,6 @@ fn aside(addr: SocketAddr, caller: u8, name: &str) -> thread::JoinHandle<Respons
     let request = modern(1, "tools/call", json!({ "name": "stop", "arguments": { "name": name } }));
     let mut client = Client::connect_from(Ipv4Addr::new(127, 0, 0, caller).into(), addr);
     thread::spawn(move || client.post(&modern_headers("tools/call", "stop"), &request))
-}
-
-fn metrics(running: &Running) -> String {
-    let response = get(running.admin_addr().unwrap(), "/metrics");
-    assert_eq!(response.status, 200);
-    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    String::from_utf8(response.body).unwrap()
-}
-
-/// The value of one series.
-fn metric(running: &Running, series: &str) -> f64 {
-    let text = metrics(running);
-    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().unwrap()
 }
 
 #[test]
@@ -220,6 +206,35 @@ fn one_caller_does_not_take_every_place() {
     for call in calls {
         assert_eq!(call.join().unwrap().text(), "passed");
     }
+    running.stop();
+}
+
+/// The same for callers who come through one proxy.
+#[test]
+fn who_is_behind_a_trusted_proxy_has_a_share_of_his_own() {
+    let (running, barrier) = server(|tuning| {
+        tuning.limits.concurrent_requests_max = 10;
+        tuning.server.trusted_proxies = vec!["127.0.0.1".into()];
+    });
+    let behind = |client: &'static str| {
+        let mut proxy = Client::connect(running.addr());
+        let mut headers = modern_headers("tools/call", "stop").to_vec();
+        headers.push(("X-Forwarded-For", client));
+        let request = modern(1, "tools/call", json!({ "name": "stop", "arguments": { "name": client } }));
+        thread::spawn(move || proxy.post(&headers, &request))
+    };
+    let mut calls: Vec<_> = (0..9).map(|_| behind("192.0.2.1")).collect();
+    eventually("nine of ten places are taken", || running.in_flight() == 9);
+    let over = behind("192.0.2.1").join().unwrap();
+    assert_eq!((over.status, over.code()), (503, Some(-31503)), "{over:?}");
+    calls.push(behind("192.0.2.2"));
+    eventually("another caller has the tenth", || running.in_flight() == 10);
+    assert_eq!(metric(&running, "bigiron_callers"), 3.0, "the two, and the proxy");
+    barrier.open();
+    for call in calls {
+        assert_eq!(call.join().unwrap().text(), "passed");
+    }
+    eventually("all are forgotten", || metric(&running, "bigiron_callers") <= 0.0);
     running.stop();
 }
 

@@ -36,3 +36,18 @@ fn the_commands_are_those_of_the_program() {
         assert!(ran.status.success(), "{line}: {ran:?}");
     }
 }
+
+#[test]
+fn its_settings_are_settings() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = fs::read_to_string(path).expect("the README");
+    let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let mut settings = blocks.filter(|block| !block.starts_with("[dependencies]"));
+    let (block, folder) = (settings.next().expect("a block"), tempfile::TempDir::new().expect("a folder"));
+    let file = folder.path().join("tuning.toml");
+    fs::write(&file, block).expect("written");
+    let ran = Command::new(env!("CARGO_BIN_EXE_bigiron")).arg("check").arg("--tuning").arg(&file).output();
+    let ran = ran.expect("it runs");
+    assert!(ran.status.success(), "{block}{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(settings.next(), None, "one block is checked");
+}

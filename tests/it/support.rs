@@ -541,6 +541,21 @@ pub(crate) fn get(addr: SocketAddr, path: &str) -> Response {
     client.receive().expect("an answer")
 }
 
+/// What the admin listener tells Prometheus.
+pub(crate) fn metrics(running: &Running) -> String {
+    let response = get(running.admin_addr().expect("an admin listener"), "/metrics");
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    String::from_utf8(response.body).expect("UTF-8")
+}
+
+/// The value of one series.
+pub(crate) fn metric(running: &Running, series: &str) -> f64 {
+    let text = metrics(running);
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().expect("a number")
+}
+
 /// A session of an older revision on one connection.
 pub(crate) struct Session {
     pub(crate) client: Client,

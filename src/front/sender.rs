@@ -1,0 +1,44 @@
+//! Whose a request is: the address that it counts for, with shares, rates, sessions and in the audit trail. It is the
+//! connection's peer, unless that is a trusted proxy; then it is whom the proxy speaks for.
+
+use std::net::IpAddr;
+
+use hyper::{HeaderMap, header::HeaderName};
+
+use crate::{
+    call::Share,
+    front::{connection::Connection, gate::Visit},
+    rate::{Who, real_ip},
+};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Who sent a request.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    pub(crate) address: IpAddr,
+    pub(crate) share: Share,
+    /// Of one who has no connection of its own here.
+    pub(super) visit: Option<Visit>,
+}
+
+impl Sender {
+    pub(crate) fn of(conn: &Connection, headers: &HeaderMap) -> Self {
+        let peer = Self { address: conn.peer, share: conn.visit.share(), visit: None };
+        if conn.front.trusted.is_empty() {
+            return peer;
+        }
+        let lines = headers.get_all(X_FORWARDED_FOR).iter().map(|line| line.as_bytes());
+        let address = real_ip::client_ip(conn.peer, lines, &conn.front.trusted);
+        if address == conn.peer.to_canonical() {
+            return peer;
+        }
+        let visit = Visit::of(&conn.front, address);
+        Self { address, share: visit.share(), visit: Some(visit) }
+    }
+
+    /// Whom rates count: an authenticated caller by name, and everybody else by address.
+    pub(crate) fn who(&self) -> Who<'_> {
+        Who::Address(self.address)
+    }
+}

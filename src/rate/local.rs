@@ -1,0 +1,180 @@
+//! What is remembered of each key, in this process: a map in many parts, each under a lock of its own, with room for
+//! so many keys and no more.
+//!
+//! When a part is full, a newcomer takes the place of a key that has its whole burst again, which loses nothing; else
+//! of the one nearest to that. A few are looked at, not all, so that a flood of new keys costs each call the same. A
+//! blocked key keeps its place whatever comes. Where only blocked ones are found, the newcomer passes without being
+//! remembered, and is counted in [`Local::unremembered`].
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crossbeam_utils::CachePadded;
+use indexmap::IndexMap;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{
+    Claims, Decision,
+    gcra::State,
+    key::{Hashed, Key},
+};
+
+/// Enough that threads seldom meet at one lock.
+const SHARDS: usize = 64;
+/// How many keys are looked at for one that can go.
+const LOOKED_AT: usize = 16;
+/// The most rules that one request comes under: of its caller, of its tool, of both.
+pub(super) const CLAIMS_MAX: usize = 3;
+
+#[derive(Debug)]
+struct Shard {
+    states: IndexMap<Key, State, Hashed>,
+    keys_max: usize,
+    /// Where to look next for a key that can go.
+    hand: usize,
+}
+
+/// All keys of this process.
+#[derive(Debug)]
+pub(super) struct Local {
+    /// Each on cache lines of its own, so that who takes one lock does not slow who takes the next.
+    shards: Box<[CachePadded<Mutex<Shard>>]>,
+    unremembered: AtomicU64,
+}
+
+impl Local {
+    /// Has all its memory from the start; the kernel gives the pages when they are used.
+    pub(super) fn new(keys_max: usize) -> Self {
+        let keys_max = (keys_max / SHARDS).max(1);
+        let shard = || Shard { states: IndexMap::with_capacity_and_hasher(keys_max, Hashed::new()), keys_max, hand: 0 };
+        Self {
+            shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(shard()))).collect(),
+            unremembered: AtomicU64::new(0),
+        }
+    }
+
+    /// Charges all claims, or none when one is too many. All parts concerned are locked together, in the order of
+    /// their numbers, so that no other call can come between the asking and the charging and no two wait for each
+    /// other.
+    pub(super) fn decide(&self, Claims(claims): &Claims, now: u64) -> Decision {
+        let parts = claims.map(|claim| claim.map(|claim| part_of(claim.key)));
+        let mut in_order = parts;
+        in_order.sort_unstable();
+        let mut locked: [Option<MutexGuard<'_, Shard>>; CLAIMS_MAX] = [const { None }; CLAIMS_MAX];
+        for (i, &part) in in_order.iter().enumerate() {
+            locked[i] = part.filter(|_| !in_order[..i].contains(&part)).map(|part| self.shards[part].lock());
+        }
+        // Where two claims are in one part, both find the first guard, which is the only one.
+        let guard_of = parts.map(|part| in_order.iter().position(|&other| other == part).unwrap_or(0));
+
+        let mut refused = None;
+        for (claim, guard) in claims.iter().zip(guard_of) {
+            let (Some(claim), Some(shard)) = (claim, &mut locked[guard]) else { continue };
+            let state = shard.get(claim.key);
+            if claim.quota.charge(state, now).is_err() {
+                let after = claim.quota.refuse(state, now);
+                if after != state {
+                    self.put(shard, claim.key, after, now);
+                }
+                refused = Decision::longer(refused, Decision::refused(claim, after, now));
+            }
+        }
+        if let Some(refused) = refused {
+            return refused;
+        }
+        let mut allowed = Decision::Free;
+        for (claim, guard) in claims.iter().zip(guard_of) {
+            let (Some(claim), Some(shard)) = (claim, &mut locked[guard]) else { continue };
+            if let Ok(after) = claim.quota.charge(shard.get(claim.key), now) {
+                self.put(shard, claim.key, after, now);
+                allowed = allowed.tighter(Decision::allowed(claim, after, now));
+            }
+        }
+        allowed
+    }
+
+    /// Keys that are remembered.
+    pub(super) fn keys(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().states.len()).sum()
+    }
+
+    /// Calls that passed without being remembered, for want of room.
+    pub(super) fn unremembered(&self) -> u64 {
+        self.unremembered.load(Relaxed)
+    }
+
+    fn put(&self, shard: &mut Shard, key: Key, state: State, now: u64) {
+        if !shard.put(key, state, now) {
+            self.unremembered.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // any bits will do
+fn part_of(key: Key) -> usize {
+    key.shard as usize % SHARDS
+}
+
+impl Shard {
+    /// An absent key is one that has its whole burst.
+    fn get(&self, key: Key) -> State {
+        self.states.get(&key).copied().unwrap_or_default()
+    }
+
+    /// False when there is no room.
+    fn put(&mut self, key: Key, state: State, now: u64) -> bool {
+        if let Some(known) = self.states.get_mut(&key) {
+            *known = state;
+            return true;
+        }
+        if self.states.len() >= self.keys_max && !self.make_room(now) {
+            return false;
+        }
+        self.states.insert(key, state);
+        true
+    }
+
+    /// Forgets the key that there is least to say of, among a few.
+    fn make_room(&mut self, now: u64) -> bool {
+        let mut least: Option<(usize, u64)> = None;
+        for _ in 0..LOOKED_AT.min(self.states.len()) {
+            let at = self.hand % self.states.len();
+            self.hand = at + 1;
+            let Some((_, state)) = self.states.get_index(at) else { continue };
+            if state.idle_at() <= now {
+                least = Some((at, 0));
+                break;
+            }
+            if !state.is_blocked(now) && least.is_none_or(|(_, idle_at)| state.idle_at() < idle_at) {
+                least = Some((at, state.idle_at()));
+            }
+        }
+        let Some((at, _)) = least else { return false };
+        self.states.swap_remove_index(at);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// What 10⁵ keys take. An entry of the map is its hash, the key and the state, in one vector; the table beside it
+    /// has one index and one byte of control for each of its places, and has at most 16/7 places for each key: it is
+    /// at most 7/8 full, and a power of two.
+    #[test]
+    fn a_hundred_thousand_keys_are_less_than_32_mib() {
+        let entry_bytes = size_of::<u64>() + size_of::<(Key, State)>();
+        let table_bytes = (size_of::<usize>() + 1) * 16 / 7;
+        let bytes = 100_000 * (entry_bytes + table_bytes)
+            + size_of::<Local>()
+            + SHARDS * size_of::<CachePadded<Mutex<Shard>>>();
+        assert_eq!(entry_bytes, 40);
+        assert!(bytes < 7 * MIB, "{bytes}");
+
+        let local = Local::new(100_000);
+        let room: usize = local.shards.iter().map(|shard| shard.lock().states.capacity()).sum();
+        assert!(room * (entry_bytes + table_bytes) < 32 * MIB, "{room} places");
+    }
+}
