@@ -5,9 +5,12 @@ use std::process::ExitCode;
 
 use bigiron::{Ctx, Lane, Server, server::Builder};
 
+#[path = "../../src/allocator.rs"]
+mod allocator;
+
 /// As in the program.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 /// What a bench is called with to be this server instead; the rest is the command line of `bigiron`.
 pub(crate) const SERVE: &str = "serve";

@@ -193,7 +193,7 @@ pub(super) fn open_object(value: &impl Serialize) -> Result<bytes::Bytes, CallEr
 fn read_arguments<A: DeserializeOwned>(arguments: Value) -> Result<A, CallError> {
     // No arguments are `{}` to a client and `()` to a function, which serde reads from null.
     let is_unit = size_of::<A>() == 0 && arguments.as_object().is_some_and(Map::is_empty);
-    if let (true, Ok(unit)) = (is_unit, serde_json::from_value(Value::Null)) {
+    if is_unit && let Ok(unit) = serde_json::from_value(Value::Null) {
         return Ok(unit);
     }
     serde_json::from_value(arguments).map_err(|error| CallError::Tool(format!("the arguments do not fit: {error}")))
