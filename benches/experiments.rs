@@ -2,8 +2,9 @@
 //! whether it did.
 //!
 //! `cargo bench --bench experiments` runs all, `-- overload`, `-- short-calls`, `-- metastability`, `-- fairness`,
-//! `-- wedged` or `-- memory` one; `--quick` makes every stretch shorter. Loads come from `bigiron bench` on cores that
-//! the server does not have. It fails when something did not hold. `memory` needs to be root, for a cgroup of its own. `--bigiron PATH` tries another program.
+//! `-- wedged`, `-- memory` or `-- quota` one; `--quick` makes every stretch shorter. Loads come from `bigiron bench` on cores that
+//! the server does not have. It fails when something did not hold. `memory` and `quota` need to be
+//! root, for cgroups of their own. `--bigiron PATH` tries another program.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a bench tells what it found
 
 use std::{
@@ -34,13 +35,14 @@ fn main() -> ExitCode {
     let program = named.and_then(|at| args.get(at + 1)).map_or(env!("CARGO_BIN_EXE_bigiron"), String::as_str);
     let is_name = |(at, arg): &(usize, &String)| !arg.starts_with("--") && named.is_none_or(|named| *at != named + 1);
     let wanted: Vec<&str> = args.iter().enumerate().filter(is_name).map(|(_, arg)| arg.as_str()).collect();
-    let experiments: [(&str, Experiment); 6] = [
+    let experiments: [(&str, Experiment); 7] = [
         ("overload", overload),
         ("short-calls", short_calls),
         ("metastability", metastability),
         ("fairness", fairness),
         ("wedged", wedged),
         ("memory", memory),
+        ("quota", quota),
     ];
     let lab = match Lab::new(program, quick) {
         Ok(lab) => lab,
@@ -405,11 +407,8 @@ fn ask(address: SocketAddr, path: &str, body: Option<&str>) -> Result<f64> {
 /// A cgroup of 256 MiB, and clients that want the server to hold more than that.
 fn memory(lab: &Lab) -> Result<()> {
     const LIMIT: u64 = 256 << 20;
-    let group = Group::new(LIMIT)?;
-    let server = lab.serve(None, &["cache.bytes_max=64MiB"])?;
-    group.take_in(server.child.id())?;
-    // It read its limits before it was moved, so it is started once more from inside.
-    drop(server);
+    let group = Group::new("memory")?;
+    group.set(("memory.limit_in_bytes", "memory.max"), &LIMIT.to_string())?;
     let server = group.around(|| lab.serve(None, &["cache.bytes_max=64MiB", "tools.echo.cache_ttl_s=600"]))?;
     let pid = server.child.id();
     let resident = || {
@@ -486,16 +485,58 @@ struct Group {
     is_v2: bool,
 }
 
+/// So little CPU time that everything is late, and then all of it again.
+fn quota(lab: &Lab) -> Result<()> {
+    const PERIOD_US: u64 = 100_000;
+    let group = Group::new("cpu")?;
+    let server = lab.serve(None, &[])?;
+    let url = format!("http://{}/mcp", server.address);
+    let load = |seconds: u64| -> Result<Row> {
+        let duration = format!("{seconds}s");
+        let args = ["--url", &url, "--connections", "64", "--warmup", "1s", "--duration", &duration];
+        lab.rows(&args)?.pop().ok_or_else(|| "no row".into())
+    };
+    let before = load(lab.seconds)?;
+    group.set_cpu_quota(Some(PERIOD_US / 20), PERIOD_US)?;
+    group.take_in(server.child.id())?;
+    let during = load(lab.seconds * 3)?;
+    group.set_cpu_quota(None, PERIOD_US)?;
+    thread::sleep(Duration::from_secs(1));
+    let after = load(lab.seconds)?;
+    let wrong: f64 = ["broken", "tool_errors", "timed_out"].iter().map(|name| during.number(name)).sum();
+    let refused = during.0["refused"].as_array().into_iter().flatten();
+    let is_right = wrong == 0.0 && refused.clone().all(|refused| refused["status"] == 503);
+    let figure = format!("{:.0} answered, {:.0} refused with 503", during.number("ok"), during.refusals());
+    verdict("with 5 % of a core nothing is answered wrongly", is_right && during.number("ok") > 0.0, figure);
+    let share = after.number("goodput_per_s") / before.number("goodput_per_s");
+    verdict("from 1 s after on >= 0.90 of before", share >= 0.90, format!("{share:.3}"));
+    drop(server); // the group is removed when nobody is in it
+    Ok(())
+}
+
 impl Group {
-    fn new(limit: u64) -> Result<Self> {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let (root, is_v2) = if v1.is_dir() { (v1, false) } else { (Path::new("/sys/fs/cgroup"), true) };
+    fn new(controller: &str) -> Result<Self> {
+        let v1 = Path::new("/sys/fs/cgroup").join(controller);
+        let (root, is_v2) = if v1.is_dir() { (v1, false) } else { (PathBuf::from("/sys/fs/cgroup"), true) };
         let folder = root.join(format!("bigiron-experiment-{}", std::process::id()));
         fs::create_dir(&folder)
             .map_err(|error| format!("cannot make the cgroup {}: {error}; run as root", folder.display()))?;
-        let group = Self { folder, is_v2 };
-        fs::write(group.folder.join(if is_v2 { "memory.max" } else { "memory.limit_in_bytes" }), limit.to_string())?;
-        Ok(group)
+        Ok(Self { folder, is_v2 })
+    }
+
+    /// Sets a limit, by the names of its file in version 1 and 2.
+    fn set(&self, file: (&str, &str), value: &str) -> Result<()> {
+        let file = self.folder.join(if self.is_v2 { file.1 } else { file.0 });
+        fs::write(&file, value).map_err(|error| format!("cannot write {}: {error}", file.display()).into())
+    }
+
+    fn set_cpu_quota(&self, quota_us: Option<u64>, period_us: u64) -> Result<()> {
+        if self.is_v2 {
+            let quota = quota_us.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+            return self.set(("", "cpu.max"), &format!("{quota} {period_us}"));
+        }
+        self.set(("cpu.cfs_period_us", ""), &period_us.to_string())?;
+        self.set(("cpu.cfs_quota_us", ""), &quota_us.map_or_else(|| "-1".to_owned(), |quota| quota.to_string()))
     }
 
     fn take_in(&self, process: u32) -> Result<()> {

@@ -283,3 +283,50 @@ fn a_second_initialize_changes_nothing() {
     session.client = Client::connect(served.running.addr());
     assert_eq!(session.request(6, "tools/call", json!({ "name": "quick" })).text(), "quick");
 }
+
+/// Terminal escapes, marks that turn the direction of text round, characters that nobody sees: all of it is text, comes
+/// out as it went in, and changes nothing of the message around it.
+#[test]
+fn odd_text_in_results_and_descriptions_is_text() {
+    const ODD: &str = "\u{1b}[31mred\u{1b}[0m \u{202e}abc\u{202c} \u{200b}\u{feff} \u{2028}\u{2029} \u{7} \u{1f600} \"}]";
+    let long = "x".repeat(1 << 20);
+    let described: &'static str = format!("{ODD}{long}").leak();
+    let server = Server::builder().tool("odd", described, Lane::Inline, |(): (), _: Ctx| ODD);
+    let running = start(server, |_| {});
+    let answer = call(running.addr(), "odd", json!({}));
+    assert_eq!(answer.text(), ODD);
+    // On the wire it is one line of printable characters for whoever looks at it.
+    assert!(answer.body.iter().all(|byte| *byte >= b' '), "control characters are escaped");
+    let list = modern(2, "tools/list", json!({}));
+    let listed = Client::connect(running.addr()).post(&modern_headers("tools/list", ""), &list).json();
+    assert_eq!(listed["result"]["tools"][0]["description"], described);
+    assert_eq!(listed["result"]["tools"].as_array().map(Vec::len), Some(1));
+    running.stop();
+}
+
+/// What is asked of the allocator and cannot be had is an error of the call, as far as Rust says so before it ends the
+/// process; what a tool returns has a limit in any case.
+#[test]
+fn memory_that_cannot_be_had_costs_the_call_alone() {
+    let server = Server::builder()
+        .tool("overflow", "Asks for more than there can be", Lane::Pool, |(): (), _: Ctx| {
+            String::with_capacity(usize::MAX)
+        })
+        .tool("reserve", "Asks whether it can have it", Lane::Pool, |(): (), _: Ctx| {
+            let mut bytes = Vec::<u8>::new();
+            match bytes.try_reserve_exact(1 << 55) {
+                Ok(()) => Reply::text("there was room"),
+                Err(error) => Reply::error(error.to_string()),
+            }
+        })
+        .tool("large", "Makes too large a result", Lane::Pool, |(): (), _: Ctx| "x".repeat(64 << 20));
+    let running = start(server, |_| {});
+    assert_eq!(call(running.addr(), "overflow", json!({})).code(), Some(-32603));
+    let refused = call(running.addr(), "reserve", json!({}));
+    assert_eq!(refused.json()["result"]["isError"], true, "{refused:?}");
+    let large = call(running.addr(), "large", json!({}));
+    assert_eq!(large.json()["result"]["isError"], true);
+    assert!(large.text().contains("more than the"), "{}", large.text());
+    assert_eq!(call(running.addr(), "overflow", json!({})).code(), Some(-32603), "the threads are all there");
+    running.stop();
+}

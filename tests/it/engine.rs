@@ -164,7 +164,7 @@ fn callers_take_turns_in_the_queue() {
     for call in calls {
         assert_eq!(call.join().unwrap().text(), "passed");
     }
-    assert_eq!(*barrier.names.lock(), ["first", "1", "2", "1", "1"], "the other caller is second, and not last");
+    assert_eq!(*barrier.names.lock(), ["first", "2", "1", "1", "1"], "the other caller is next, and not last");
     running.stop();
 }
 
@@ -189,7 +189,7 @@ fn who_has_most_waiting_makes_room_for_who_has_nothing() {
     for call in calls.into_iter().chain([other]) {
         assert_eq!(call.join().unwrap().text(), "passed");
     }
-    assert_eq!(*barrier.names.lock(), ["first", "1", "2"]);
+    assert_eq!(*barrier.names.lock(), ["first", "2", "1"]);
     running.stop();
 }
 

@@ -21,5 +21,5 @@ mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
 mod streams; // changes, questions, lost connections, slow readers
-mod support;
-mod tasks; // calls whose answer is fetched later // what the others share
+mod support; // what the others share
+mod tasks; // calls whose answer is fetched later
