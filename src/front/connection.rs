@@ -24,6 +24,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     net::TcpStream,
     time::{Instant as TimerInstant, sleep_until},
@@ -47,6 +48,7 @@ pub(crate) struct Connection {
     pub(crate) peer: IpAddr,
     pub(crate) visit: Visit,
     opened: Instant,
+    opened_coarse_ns: u64,
     /// Requests that are not over.
     busy: AtomicU32,
     // Nanoseconds since `opened`, plus one, or NEVER.
@@ -65,7 +67,7 @@ pub(crate) struct Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.conn.busy.fetch_sub(1, Relaxed);
-        self.conn.last_used.store(self.conn.note(Instant::now()), Relaxed);
+        self.conn.last_used.store(self.conn.note(), Relaxed);
     }
 }
 
@@ -102,6 +104,7 @@ impl Connection {
             front,
             peer,
             opened: now,
+            opened_coarse_ns: coarse_ns(),
             busy: AtomicU32::new(0),
             head_began: AtomicU64::new(NEVER),
             last_used: AtomicU64::new(1),
@@ -125,8 +128,9 @@ impl Connection {
         Busy { conn: Arc::clone(self) }
     }
 
-    fn note(&self, now: Instant) -> u64 {
-        u64::try_from(now.duration_since(self.opened).as_nanos()).unwrap_or(u64::MAX - 1) + 1
+    /// The present moment, to a tick of the kernel: what is measured by it are seconds, and requests note it often.
+    fn note(&self) -> u64 {
+        coarse_ns().saturating_sub(self.opened_coarse_ns) + 1
     }
 
     fn moment(&self, note: u64) -> Instant {
@@ -169,6 +173,12 @@ impl Connection {
             *own = Some(waker.clone());
         }
     }
+}
+
+/// The clock that the kernel keeps for whoever wants the time cheaply: some milliseconds late, and a fifth of the cost.
+fn coarse_ns() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 /// Serves a connection until it ends.
@@ -239,7 +249,7 @@ impl Watched {
     fn watch_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let stalled = &self.conn.write_stalled;
         match (&written, stalled.load(Relaxed)) {
-            (Poll::Pending, NEVER) => stalled.store(self.conn.note(Instant::now()), Relaxed),
+            (Poll::Pending, NEVER) => stalled.store(self.conn.note(), Relaxed),
             (Poll::Ready(_), since) if since != NEVER => stalled.store(NEVER, Relaxed),
             _ => {}
         }
@@ -252,7 +262,7 @@ impl Read for Watched {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let conn = &self.conn;
         if read.is_ready() && conn.busy.load(Relaxed) == 0 && conn.head_began.load(Relaxed) == NEVER {
-            conn.head_began.store(conn.note(Instant::now()), Relaxed);
+            conn.head_began.store(conn.note(), Relaxed);
         }
         read
     }

@@ -86,7 +86,11 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
             if call.wants_parts() {
                 call.give_parts(head); // what is above has seen all that it wanted of it
             }
-            stream::run(&conn, call, takes, place).await
+            match stream::run_now(&conn, call, takes) {
+                Ok(response) => response,
+                // Boxed, so that only calls which wait have room for it.
+                Err(call) => Box::pin(stream::run(&conn, call, takes, place)).await,
+            }
         }
         Err(refused) => {
             front.refusals.count(refused.reason());

@@ -443,6 +443,11 @@ impl PendingCall {
         Some(Voice { outbox, progress_token: self.progress_token.clone(), session: self.session.clone() })
     }
 
+    /// Whether it may say something before it is done.
+    pub(crate) fn has_voice(&self) -> bool {
+        self.ctx.outbox.is_some()
+    }
+
     /// Gives a hosted handler the HTTP request's head.
     pub(crate) fn wants_parts(&self) -> bool {
         self.ctx.raw.is_some()

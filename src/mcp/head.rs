@@ -90,6 +90,9 @@ pub(crate) fn disagreement(header: &str, field: Field<'_>, body: Option<&str>) -
         Field::Repeated => return Some(format!("the header {header} stands more than once")),
         Field::Is(value) => value,
     };
+    if is_plain(value) && body.is_some_and(|body| body.as_bytes() == value) {
+        return None; // as almost always: there is nothing to decode
+    }
     match decode(value) {
         None => Some(format!("the value of {header} is not text, or its base64 is broken")),
         Some(text) if body == Some(text.as_ref()) => None,
@@ -121,6 +124,11 @@ pub(crate) fn param_disagreement(param: &HeaderParam, field: Field<'_>, argument
         }
         Some(other) => disagreement(&param.header, field, Some(&other.to_string())),
     }
+}
+
+/// Whether a header value stands for itself.
+fn is_plain(value: &[u8]) -> bool {
+    value.first() != Some(&b'=') && value.iter().all(u8::is_ascii_graphic)
 }
 
 /// The text of a header value: as it stands in visible ASCII, or between `=?base64?` and `?=` in base64.

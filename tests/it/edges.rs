@@ -288,7 +288,8 @@ fn a_second_initialize_changes_nothing() {
 /// out as it went in, and changes nothing of the message around it.
 #[test]
 fn odd_text_in_results_and_descriptions_is_text() {
-    const ODD: &str = "\u{1b}[31mred\u{1b}[0m \u{202e}abc\u{202c} \u{200b}\u{feff} \u{2028}\u{2029} \u{7} \u{1f600} \"}]";
+    const ODD: &str =
+        "\u{1b}[31mred\u{1b}[0m \u{202e}abc\u{202c} \u{200b}\u{feff} \u{2028}\u{2029} \u{7} \u{1f600} \"}]";
     let long = "x".repeat(1 << 20);
     let described: &'static str = format!("{ODD}{long}").leak();
     let server = Server::builder().tool("odd", described, Lane::Inline, |(): (), _: Ctx| ODD);
