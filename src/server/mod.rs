@@ -1,6 +1,7 @@
 //! Builds every part once, in order. The only file that sees the whole; what runs then, and how it stops, is `running`.
 
 mod metrics;
+mod process;
 mod running;
 mod sweep;
 mod watch;
@@ -10,7 +11,10 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -295,13 +299,15 @@ impl Builder {
         let runtime = io_runtime(loaded.resolved.io_threads)?;
         let front = Arc::new(self.front(loaded, addr, Arc::clone(&drain), &runtime)?);
         let (connections, stop) = (Arc::<Connections>::default(), Arc::<Notify>::default());
+        let invalidations = Arc::<AtomicU64>::default();
         let started = admin_socket.map(|socket| {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
-            let metrics = metrics::reader(&front, &connections);
+            let metrics = metrics::reader(loaded, &front, &connections, &invalidations);
             let server = Arc::downgrade(&front);
             let invalidate = Box::new(move |wish: &Invalidation| {
                 let arguments = wish.arguments.clone().map(serde_json::Value::Object);
                 let front = server.upgrade()?;
+                invalidations.fetch_add(1, Relaxed);
                 Some(front.router.dispatch.invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref()))
             });
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
