@@ -1,5 +1,6 @@
 //! Builds every part once, in order. The only file that sees the whole; what runs then, and how it stops, is `running`.
 
+mod forget;
 mod metrics;
 mod process;
 mod running;
@@ -305,10 +306,12 @@ impl Builder {
             let metrics = metrics::reader(loaded, &front, &connections, &invalidations);
             let server = Arc::downgrade(&front);
             let invalidate = Box::new(move |wish: &Invalidation| {
-                let arguments = wish.arguments.clone().map(serde_json::Value::Object);
                 let front = server.upgrade()?;
-                invalidations.fetch_add(1, Relaxed);
-                Some(front.router.dispatch.invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref()))
+                let forgot = forget::results(&front.router.dispatch, wish);
+                if forgot.is_ok() {
+                    invalidations.fetch_add(1, Relaxed);
+                }
+                Some(forgot)
             });
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
         });
