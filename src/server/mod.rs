@@ -23,7 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 
-use self::running::{IoThreads, announce_root, tool_names};
+use self::running::{IoThreads, announce_root, announce_settings, tool_names};
 pub use self::running::{Running, Stopped};
 use crate::{
     call::TASKS_EXTENSION,
@@ -535,6 +535,7 @@ impl Builder {
         if let Some(root) = root {
             announce_root(&root);
         }
+        announce_settings(loaded, &router);
         let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
         let line_bytes_max = loaded.tuning.limits.request_bytes_max.as_usize();
         let calls_max = loaded.resolved.concurrent_requests_max;
