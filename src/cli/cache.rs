@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use crate::front::admin::Invalidation;
+use crate::{config, front::admin::Invalidation};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What is read of an answer.
@@ -39,7 +39,9 @@ struct Invalidate {
     #[arg(long, value_name = "JSON", requires = "tool", value_parser = object)]
     arguments: Option<Map<String, Value>>,
 
-    /// Results of this caller
+    /// Results of this caller: the subject that calls are kept under
+    ///
+    /// As long as bigiron has no authentication, every caller is "anonymous".
     #[arg(long, value_name = "SUBJECT", group = "which", conflicts_with = "all")]
     caller: Option<String>,
 
@@ -47,9 +49,14 @@ struct Invalidate {
     #[arg(long, group = "which")]
     all: bool,
 
-    /// The server's admin listener (server.admin_listen)
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5001")]
+    /// The server's admin listener, which server.admin_listen sets, such as localhost:5001
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5001", value_parser = address)]
     admin: SocketAddr,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    config::listener_address(text)
+        .map_err(|_| "expected an IP address and a port, such as 127.0.0.1:5001 or localhost:5001".into())
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
@@ -58,9 +65,9 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     let Verb::Invalidate(wish) = arguments.verb;
-    let body = Invalidation { tool: wish.tool, arguments: wish.arguments, caller: wish.caller };
+    let body = Invalidation { tool: wish.tool, arguments: wish.arguments, caller: wish.caller, all: wish.all };
     match ask(wish.admin, &body) {
-        Ok(()) => super::print("invalidated\n"),
+        Ok(()) => super::print("forgotten\n"),
         Err(message) => {
             let _ = writeln!(io::stderr().lock(), "bigiron cache invalidate: {message}");
             ExitCode::FAILURE
@@ -88,5 +95,11 @@ fn ask(admin: SocketAddr, wish: &Invalidation) -> Result<(), String> {
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     let told = serde_json::from_str::<Value>(body).ok();
     let told = told.as_ref().and_then(|told| told["error"]["message"].as_str());
+    if told.is_some_and(|told| told.contains("the MCP endpoint is")) {
+        return Err(format!(
+            "{admin} is the MCP endpoint's address (server.listen); --admin wants that of the admin listener \
+             (server.admin_listen, 127.0.0.1:5001 unless it was set otherwise)"
+        ));
+    }
     Err(told.map_or_else(|| format!("{admin} is no admin listener of bigiron"), str::to_owned))
 }

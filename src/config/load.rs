@@ -57,8 +57,13 @@ pub struct Loaded {
     pub admin_listen: Option<SocketAddr>,
     /// A listener may be reached from other hosts, and the operator said that this is meant.
     pub insecure_no_auth: bool,
+    /// What the environment and the command line went over: the file that was read, or in words that there was none.
+    pub base: String,
     origins: Origins,
 }
+
+/// There was no file.
+const BASE_DEFAULT: &str = "built-in defaults";
 
 impl Loaded {
     /// Reads the layers and checks how the settings relate.
@@ -67,8 +72,12 @@ impl Loaded {
     /// Everything that is wrong, each with its place.
     pub fn from_sources(sources: Sources, host: Host) -> Result<Self, Faults> {
         let mut layers = Layers::new();
+        let mut base = BASE_DEFAULT.to_owned();
         match read_file(sources.file.as_deref()) {
-            Ok(Some((name, text))) => layers.file(&name, &text),
+            Ok(Some((name, text))) => {
+                layers.file(&name, &text);
+                base = whole_name(name);
+            }
             Ok(None) => {}
             Err(fault) => layers.faults.push(fault),
         }
@@ -80,7 +89,7 @@ impl Loaded {
             layers.listen(address);
         }
         let (tuning, origins) = layers.finish()?;
-        Self::build(tuning, origins, host, sources.insecure_no_auth)
+        Ok(Self { base, ..Self::build(tuning, origins, host, sources.insecure_no_auth)? })
     }
 
     /// Checks settings that a program made.
@@ -92,7 +101,7 @@ impl Loaded {
         let defaults: BTreeMap<_, _> = values(&Tuning::default()).collect();
         let written = values(&tuning).filter(|(path, value)| defaults.get(path) != Some(value));
         let origins = written.map(|(path, _)| (path, Origin::Program)).collect();
-        Self::build(tuning, origins, host, insecure_no_auth)
+        Ok(Self { base: "the program".into(), ..Self::build(tuning, origins, host, insecure_no_auth)? })
     }
 
     pub(super) fn build(tuning: Tuning, origins: Origins, host: Host, insecure_no_auth: bool) -> Result<Self, Faults> {
@@ -110,7 +119,20 @@ impl Loaded {
             "" => None,
             text => Some(address::listener(text).map_err(|e| Fault::new("server.admin_listen", e))?),
         };
-        Ok(Self { tuning, resolved, host, listen, admin_listen, insecure_no_auth, origins })
+        Ok(Self { tuning, resolved, host, listen, admin_listen, insecure_no_auth, base: BASE_DEFAULT.into(), origins })
+    }
+
+    /// What works and is hardly meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let kept = self.tuning.tools.iter().find(|(_, tool)| tool.cache_ttl_s.is_some());
+        match kept {
+            Some((name, _)) if self.tuning.cache.bytes_max.0 == 0 => vec![format!(
+                "cache.bytes_max = 0 ({}): no result is kept, although tools.{name}.cache_ttl_s is set ({})",
+                self.origin("cache.bytes_max"),
+                self.origin(&format!("{TOOLS}.{name}.cache_ttl_s")),
+            )],
+            _ => Vec::new(),
+        }
     }
 
     /// Every setting, in the order of the file, with where it came from and what it came to.
@@ -153,6 +175,11 @@ impl Loaded {
             origin => Fault::new(origin.to_string(), message).into(),
         }
     }
+}
+
+/// The name that the file has from anywhere.
+fn whole_name(name: String) -> String {
+    std::path::absolute(&name).map_or(name, |path| path.display().to_string())
 }
 
 /// Name and text of the file, if there is one to be read.

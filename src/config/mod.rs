@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+pub(crate) use address::listener as listener_address;
 pub use fault::{Fault, Faults};
 pub use layers::Origin;
 pub use listing::Setting;

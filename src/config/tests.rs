@@ -343,6 +343,14 @@ fn what_is_unusual_and_works_is_accepted() {
 }
 
 #[test]
+fn a_cache_without_room_is_warned_of_when_a_tool_wants_it() {
+    let warnings = |sets: &[&str]| Given { sets, ..Given::default() }.load().expect("valid").warnings();
+    let said = warnings(&["cache.bytes_max=0B", "tools.x.cache_ttl_s=5"]);
+    assert_eq!(said, ["cache.bytes_max = 0 (--set): no result is kept, although tools.x.cache_ttl_s is set (--set)"]);
+    assert!(warnings(&["cache.bytes_max=0B"]).is_empty() && warnings(&["tools.x.cache_ttl_s=5"]).is_empty());
+}
+
+#[test]
 fn the_defaults_hold_on_hosts_of_every_size() {
     const MIB: u64 = 1 << 20;
     for cores in [1, 2, 4, 16, 64, 192, 512] {

@@ -4,12 +4,13 @@
 
 use std::{convert::Infallible, fmt, io, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
 
+use bytes::Bytes;
 use hyper::{
-    Method, Request, Response, body::Incoming, http::request::Parts, server::conn::http1, service::service_fn,
+    Method, Request, Response, body::Incoming, header, http::request::Parts, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, oneshot},
@@ -41,13 +42,13 @@ pub(crate) struct Admin {
     pub(crate) drain: Arc<Drain>,
     /// All metrics as text, as long as there is a server.
     pub(crate) metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
-    /// Invalidates kept results, as long as there is a server; or says what is wrong with the wish.
+    /// Has kept results forgotten, as long as there is a server; or says what is wrong with the wish.
     pub(crate) invalidate: Box<Invalidate>,
 }
 
-type Invalidate = dyn Fn(&Invalidation) -> Option<Result<(), String>> + Send + Sync;
+type Invalidate = dyn Fn(&Invalidation) -> Option<Result<(), Refusal>> + Send + Sync;
 
-/// Which kept results are not to be served any more; with nothing said, none of them.
+/// Which kept results are not to be served any more.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Invalidation {
@@ -57,6 +58,15 @@ pub(crate) struct Invalidation {
     pub(crate) arguments: Option<Map<String, Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) caller: Option<String>,
+    /// All of them. It has to be said, so that nothing left out by mistake comes to it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) all: bool,
+}
+
+impl Invalidation {
+    fn names_nothing(&self) -> bool {
+        self.tool.is_none() && self.arguments.is_none() && self.caller.is_none()
+    }
 }
 
 /// A body here names a tool and its arguments.
@@ -128,15 +138,16 @@ impl Admin {
             },
             (&Method::POST, "/cache/invalidate") => {
                 checks::content(&headers)?;
-                let limits = limits::Config { request_bytes_max: BODY_BYTES_MAX, ..limits::Config::default() };
-                let length = checks::length(&headers, &limits)?;
-                let body = intake::read(body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await?;
-                match (self.invalidate)(&invalidation(&body)?) {
-                    Some(Ok(())) => Ok(reply::text("{\"invalidated\":true}\n".into(), "application/json")),
-                    Some(Err(message)) => Err(Refusal::invalid_request(message).into()),
+                let body = whole(body, &headers).await.map_err(own_limit)?;
+                let wish = invalidation(&body)?;
+                match (self.invalidate)(&wish) {
+                    Some(Ok(())) => Ok(reply::text(format!("{}\n", json!({ "forgotten": wish })), "application/json")),
+                    Some(Err(refusal)) => Err(refusal.into()),
                     None => Err(Refusal::overloaded(1, "the server has stopped").into()),
                 }
             }
+            (_, "/health" | "/ready" | "/metrics") => Err(no_such_method("GET, HEAD")),
+            (_, "/cache/invalidate") => Err(no_such_method("POST")),
             _ => {
                 let message = "nothing is served at this path of the admin listener; it has /health, /ready, /metrics, and \
                                /cache/invalidate for POST";
@@ -146,11 +157,40 @@ impl Admin {
     }
 }
 
+/// The body, within the limits of this listener.
+async fn whole(body: Incoming, headers: &Headers<'_>) -> Result<Bytes, Refusal> {
+    let limits = limits::Config { request_bytes_max: BODY_BYTES_MAX, ..limits::Config::default() };
+    let length = checks::length(headers, &limits)?;
+    intake::read(body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await
+}
+
+/// The endpoint names the setting that a body is over; here none is.
+fn own_limit(refusal: Refusal) -> Refusal {
+    if refusal.status != 413 {
+        return refusal;
+    }
+    let message =
+        format!("the body is larger than {BODY_BYTES_MAX}, which is the most at the admin listener, whatever is set");
+    Refusal { message, ..refusal }
+}
+
+fn no_such_method(allowed: &'static str) -> Refused {
+    let message = format!("this path of the admin listener takes {allowed}");
+    Refused::with(Refusal { status: 405, ..Refusal::invalid_request(message) }, header::ALLOW, allowed)
+}
+
+const WAYS: &str = "send {\"tool\": NAME} for the results of a tool, {\"tool\": NAME, \"arguments\": OBJECT} for those of one \
+                    call (with \"caller\" too where results are not public), {\"caller\": SUBJECT} for those of a caller, \
+                    or {\"all\": true}";
+
 fn invalidation(body: &[u8]) -> Result<Invalidation, Refusal> {
-    serde_json::from_slice(body).map_err(|error| {
-        let message = format!(
-            "{error}; send an object with any of \"tool\", \"arguments\" (an object) and \"caller\", or {{}} for everything"
-        );
-        Refusal::invalid_request(message)
-    })
+    let wish: Invalidation =
+        serde_json::from_slice(body).map_err(|error| Refusal::invalid_request(format!("{error}; {WAYS}")))?;
+    match (wish.all, wish.names_nothing()) {
+        (true, true) | (false, false) => Ok(wish),
+        (false, true) => Err(Refusal::invalid_request(format!("this names no results; {WAYS}"))),
+        (true, false) => {
+            Err(Refusal::invalid_request(format!("all results and some of them cannot be meant at once; {WAYS}")))
+        }
+    }
 }

@@ -1,35 +1,69 @@
-//! Every metric, its name and its meaning, gathered when somebody asks. Names begin with `bigiron_`; values of labels
-//! come from the configuration and the code, never from a request.
+//! Every metric, its name and its meaning, gathered when somebody asks. Names begin with `bigiron_`, but for those that
+//! every program is expected to have (`process_`); values of labels come from the configuration and the code, never from
+//! a request.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
+use super::process;
 use crate::{
+    config::Loaded,
     dispatch::ServedTool,
     front::Front,
     listener::Connections,
     telemetry::{
         calls::{Cached, CallMeter, Ended, Phase},
         exposition::{Exposition, Labels},
+        refusals,
     },
 };
 
 /// Reads all metrics as Prometheus text, as long as there is what they are of.
 pub(super) fn reader(
+    loaded: &Loaded,
     front: &Arc<Front>,
     connections: &Arc<Connections>,
+    invalidations: &Arc<AtomicU64>,
 ) -> Box<dyn Fn() -> Option<String> + Send + Sync> {
-    let (front, connections, started_at) = (Arc::downgrade(front), Arc::downgrade(connections), Instant::now());
+    let (front, connections) = (Arc::downgrade(front), Arc::downgrade(connections));
+    let (limits, invalidations) = (limits(loaded), Arc::clone(invalidations));
+    let started_at_s = process::started_at_s();
     Box::new(move || {
-        let sources = Sources { front: front.upgrade()?, connections: connections.upgrade()?, started_at };
-        Some(sources.text())
+        let front = front.upgrade()?;
+        let connections = connections.upgrade()?;
+        let invalidations = invalidations.load(Relaxed);
+        Some(Sources { front, connections, limits, invalidations, started_at_s }.text())
     })
+}
+
+/// What may be divided by, each under the name of its setting.
+type Limits = [(&'static str, u64); 7];
+
+fn limits(loaded: &Loaded) -> Limits {
+    let (tuning, resolved) = (&loaded.tuning, &loaded.resolved);
+    [
+        ("limits.connections_max", resolved.connections_max as u64),
+        ("limits.streams_max", resolved.streams_max as u64),
+        ("limits.concurrent_requests_max", resolved.concurrent_requests_max as u64),
+        ("sessions.sessions_max", tuning.sessions.sessions_max as u64),
+        ("pool.threads_max", resolved.pool_threads_max as u64),
+        ("pool.queue_max", tuning.pool.queue_max as u64),
+        ("cache.bytes_max", tuning.cache.bytes_max.0),
+    ]
 }
 
 /// What metrics are read from.
 struct Sources {
     front: Arc<Front>,
     connections: Arc<Connections>,
-    started_at: Instant,
+    limits: Limits,
+    invalidations: u64,
+    started_at_s: Option<f64>,
 }
 
 impl Sources {
@@ -50,27 +84,44 @@ impl Sources {
     fn process(&self, out: &mut Exposition) {
         let pressure = &self.front.pressure;
         let version = Labels::new(&[("version", env!("CARGO_PKG_VERSION"))]);
-        out.gauge("bigiron_info", "Always 1; the label says which version runs").value(&version, 1);
-        let uptime = self.started_at.elapsed().as_secs();
-        out.gauge("bigiron_uptime_seconds", "Seconds since the start").only(uptime);
-        out.gauge("bigiron_memory_resident_bytes", "Memory of the process").only(pressure.resident());
-        out.gauge("bigiron_memory_max_bytes", "Memory that it may have").only(pressure.memory_max());
-        let level = pressure.level() as u8;
-        let help = "How short memory is: 1 no new streams and kept results go, 2 also no idle connections, 3 also no new calls";
-        out.gauge("bigiron_memory_pressure", help).only(level);
+        out.gauge("bigiron_build_info", "Always 1; the label version says which version runs").value(&version, 1);
+        if let Some(started_at_s) = self.started_at_s {
+            out.gauge("process_start_time_seconds", "Start of the process, in seconds since 1970").only(started_at_s);
+        }
+        out.counter("process_cpu_seconds_total", "CPU time of all threads of the process").only(process::cpu_s());
+        out.gauge("process_resident_memory_bytes", "Memory of the process").only(pressure.resident());
+        if let Some(count) = process::open_fds() {
+            out.gauge("process_open_fds", "Files that the process has open, connections among them").only(count);
+        }
+        if let Some(count) = process::max_fds() {
+            out.gauge("process_max_fds", "Files that the process may have open").only(count);
+        }
+        if pressure.memory_max() != u64::MAX {
+            out.gauge("bigiron_memory_max_bytes", "Memory that the process may have").only(pressure.memory_max());
+        }
+        let help = "How short memory is. 0: not at all. 1: kept results and new streams are given up. 2: also idle \
+                    connections. 3: also new calls";
+        out.gauge("bigiron_memory_pressure", help).only(pressure.level() as u8);
+        out.gauge(
+            "bigiron_limit",
+            "Settings that bound other metrics, as resolved on this host, by the setting's name",
+        );
+        for (setting, value) in self.limits {
+            out.value(&Labels::new(&[("setting", setting)]), value);
+        }
     }
 
     fn doors(&self, out: &mut Exposition) {
         let front = &self.front;
-        out.gauge("bigiron_connections", "Connections open").only(self.connections.len());
+        out.gauge("bigiron_connections", "Connections open at the endpoint").only(self.connections.len());
         out.gauge("bigiron_requests_in_flight", "Requests being served").only(front.gate.inside());
         out.gauge("bigiron_callers", "Callers with open connections, or with requests behind a proxy")
             .only(front.gate.callers());
         out.gauge("bigiron_streams", "Streams open that no call owns").only(front.streams.inside());
         out.gauge("bigiron_sessions", "Sessions of the older revisions").only(front.router.sessions.len());
         let draining = u8::from(front.router.drain.is_started());
-        out.gauge("bigiron_draining", "1 from the wish to stop on").only(draining);
-        out.counter("bigiron_refusals_total", "Requests that were refused, by reason");
+        out.gauge("bigiron_draining", "1 once the server is stopping, 0 before").only(draining);
+        out.counter("bigiron_refusals_total", refusals::HELP);
         for (reason, count) in front.refusals.counts() {
             out.value(&Labels::new(&[("reason", reason)]), count);
         }
@@ -101,15 +152,17 @@ impl Sources {
     fn pool(&self, out: &mut Exposition) {
         let dispatch = &self.front.router.dispatch;
         let load = dispatch.pool_load(Instant::now());
-        out.gauge("bigiron_pool_queue_jobs", "Calls that wait for a thread").only(load.queued);
-        out.gauge("bigiron_pool_queue_oldest_seconds", "How long the oldest of them has waited")
+        out.gauge("bigiron_pool_queue_jobs", "Calls that wait for a thread of the pool").only(load.queued);
+        out.gauge("bigiron_pool_queue_oldest_seconds", "How long the oldest call in the pool's queue has waited")
             .only(load.oldest.as_secs_f64());
-        out.gauge("bigiron_pool_threads", "Threads of the pool, by what they are at; lost ones hang in a tool");
+        let help = "Threads of the pool, by state. idle: wait for a call. running: run one. lost: hang in a tool past the \
+                    call's deadline";
+        out.gauge("bigiron_pool_threads", help);
         let threads = load.threads;
         for (state, count) in [("idle", threads.idle), ("running", threads.running), ("lost", threads.lost)] {
             out.value(&Labels::new(&[("state", state)]), count);
         }
-        out.counter("bigiron_pool_threads_replaced_total", "Threads that were given up and replaced")
+        out.counter("bigiron_pool_threads_replaced_total", "Threads of the pool that hung in a tool and were replaced")
             .only(load.replaced);
         out.gauge("bigiron_pool_io_threads_borrowed", "I/O threads that run a call of the pool").only(load.io_busy);
         let retry_after_s = dispatch.retry_after_s();
@@ -118,16 +171,35 @@ impl Sources {
 
     fn cache(&self, out: &mut Exposition, tools: &[Arc<ServedTool>]) {
         let (entries, bytes) = self.front.router.dispatch.cache_size();
-        out.gauge("bigiron_cache_entries", "Results that are kept").only(entries);
-        out.gauge("bigiron_cache_bytes", "Memory that they take").only(bytes);
-        out.counter("bigiron_cache_total", "What the cache did for calls of tools whose results are kept");
-        for tool in tools.iter().filter(|tool| tool.cache.is_some()) {
-            let Some(meter) = &tool.tool.work.meter else { continue };
-            for (what, word) in Cached::ALL {
-                let labels = Labels::new(&[("tool", tool.tool.name()), ("what", word)]);
-                out.value(&labels, meter.cached_count(what));
+        out.gauge("bigiron_cache_entries", "Results in the cache").only(entries);
+        out.gauge("bigiron_cache_bytes", "Memory that the results in the cache take").only(bytes);
+        let metered: Vec<(&str, &CallMeter)> = tools
+            .iter()
+            .filter(|tool| tool.cache.is_some())
+            .filter_map(|tool| Some((tool.tool.name(), tool.tool.work.meter.as_deref()?)))
+            .collect();
+        let help = "Calls of tools whose results are kept, by result. hit: a kept result was served. miss: the tool ran. \
+                    stale: an old result was served. coalesced: the run of an equal call served this one too";
+        out.counter("bigiron_cache_requests_total", help);
+        for (name, meter) in &metered {
+            for (what, word) in Cached::REQUESTS {
+                out.value(&Labels::new(&[("tool", name), ("result", word)]), meter.cached_count(what));
             }
         }
+        let help = "Runs that make a result anew while the old one is served, by result. kept: the new one is served from \
+                    then on. failed: the old one still is";
+        out.counter("bigiron_cache_refreshes_total", help);
+        for (name, meter) in &metered {
+            for (what, word) in Cached::REFRESHES {
+                out.value(&Labels::new(&[("tool", name), ("result", word)]), meter.cached_count(what));
+            }
+        }
+        out.counter("bigiron_cache_evictions_total", "Results dropped from the cache for want of room");
+        for (name, meter) in &metered {
+            out.value(&Labels::new(&[("tool", name)]), meter.cached_count(Cached::Evicted));
+        }
+        let help = "Times that an operator had the cache forget results";
+        out.counter("bigiron_cache_invalidations_total", help).only(self.invalidations);
     }
 
     fn bulkheads(&self, out: &mut Exposition, tools: &[Arc<ServedTool>]) {
@@ -138,15 +210,18 @@ impl Sources {
                 Some((Labels::new(&[("tool", name)]), self.front.router.dispatch.bulkhead_load(name)?))
             })
             .collect();
-        out.gauge("bigiron_tool_concurrency_limit", "Calls of a tool that may run at once, where that is limited");
+        out.gauge(
+            "bigiron_tool_concurrency_limit",
+            "Calls of a tool that may run at once, for tools with concurrency_max or concurrency_adaptive",
+        );
         for (labels, (limit, _, _)) in &loads {
             out.value(labels, limit);
         }
-        out.gauge("bigiron_tool_running", "Calls of such a tool that run");
+        out.gauge("bigiron_tool_running", "Calls that run, of a tool with a concurrency limit");
         for (labels, (_, inside, _)) in &loads {
             out.value(labels, inside);
         }
-        out.gauge("bigiron_tool_waiting", "Calls of such a tool that wait for others to end");
+        out.gauge("bigiron_tool_waiting", "Calls that wait for others to end, of a tool with a concurrency limit");
         for (labels, (_, _, waiting)) in &loads {
             out.value(labels, waiting);
         }
@@ -156,13 +231,15 @@ impl Sources {
 fn calls(out: &mut Exposition, tools: &[Arc<ServedTool>]) {
     let metered: Vec<(&str, &CallMeter)> =
         tools.iter().filter_map(|tool| Some((tool.tool.name(), tool.tool.work.meter.as_deref()?))).collect();
-    out.counter("bigiron_calls_total", "Calls of tools, by how they ended");
+    out.counter("bigiron_calls_total", Ended::HELP);
     for (name, meter) in &metered {
         for (ended, word) in Ended::ALL {
             out.value(&Labels::new(&[("tool", name), ("ended", word)]), meter.count(ended));
         }
     }
-    out.histogram("bigiron_call_seconds", "Where the time of calls goes: waiting for a thread, in the tool, writing");
+    let help =
+        "Time that calls take, by phase. queue: waiting for a thread. run: in the tool. encode: writing the answer";
+    out.histogram("bigiron_call_duration_seconds", help);
     for (name, meter) in &metered {
         for (phase, word) in Phase::ALL {
             let distribution = meter.distribution(phase);

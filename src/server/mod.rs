@@ -1,6 +1,8 @@
 //! Builds every part once, in order. The only file that sees the whole; what runs then, and how it stops, is `running`.
 
+mod forget;
 mod metrics;
+mod process;
 mod running;
 mod sweep;
 mod watch;
@@ -10,7 +12,10 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 
-use self::running::{IoThreads, announce_root, tool_names};
+use self::running::{IoThreads, announce_root, announce_settings, tool_names};
 pub use self::running::{Running, Stopped};
 use crate::{
     audit::Audit,
@@ -300,15 +305,19 @@ impl Builder {
         let runtime = io_runtime(loaded.resolved.io_threads)?;
         let front = Arc::new(self.front(loaded, addr, Arc::clone(&drain), &runtime)?);
         let (connections, stop) = (Arc::<Connections>::default(), Arc::<Notify>::default());
+        let invalidations = Arc::<AtomicU64>::default();
         let started = admin_socket.map(|socket| {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
-            let metrics = metrics::reader(&front, &connections);
+            let metrics = metrics::reader(loaded, &front, &connections, &invalidations);
             let server = Arc::downgrade(&front);
             let invalidate = Box::new(move |wish: &Invalidation| {
-                let arguments = wish.arguments.clone().map(serde_json::Value::Object);
                 let front = server.upgrade()?;
-                note(&front.router, "invalidate", wish.tool.as_deref().unwrap_or_default());
-                Some(front.router.dispatch.invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref()))
+                let forgot = forget::results(&front.router.dispatch, wish);
+                if forgot.is_ok() {
+                    invalidations.fetch_add(1, Relaxed);
+                    note(&front.router, "invalidate", wish.tool.as_deref().unwrap_or_default());
+                }
+                Some(forgot)
             });
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
         });
@@ -547,6 +556,7 @@ impl Builder {
         if let Some(root) = root {
             announce_root(&root);
         }
+        announce_settings(loaded, &router);
         let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
         let line_bytes_max = loaded.tuning.limits.request_bytes_max.as_usize();
         let calls_max = loaded.resolved.concurrent_requests_max;

@@ -160,14 +160,14 @@ impl Running {
             announce_root(root);
         }
         if let Some(addr) = self.admin_addr {
-            tracing::info!(health = format!("http://{addr}/health"), ready = format!("http://{addr}/ready"), "admin");
+            let at = |path: &str| format!("http://{addr}{path}");
+            tracing::info!(health = at("/health"), ready = at("/ready"), metrics = at("/metrics"), "admin");
         }
+        announce_settings(loaded, &self.front.router);
         let resolved = &loaded.resolved;
         tracing::info!(
             cores = loaded.host.cores,
             io_threads = resolved.io_threads,
-            pool_threads = resolved.pool_threads,
-            pool_threads_max = resolved.pool_threads_max,
             connections_max = resolved.connections_max,
             concurrent_requests_max = resolved.concurrent_requests_max,
             "derived from this host and the settings; `check` says how"
@@ -175,6 +175,25 @@ impl Running {
         if loaded.insecure_no_auth {
             tracing::warn!("no authentication: everybody who reaches the address can call every tool");
         }
+    }
+}
+
+/// Says where the settings are from, what the pool has, and what works and is hardly meant.
+pub(super) fn announce_settings(loaded: &Loaded, router: &Router) {
+    tracing::info!(file = loaded.base, "settings; the environment and the command line go over them");
+    let (pool, resolved) = (&loaded.tuning.pool, &loaded.resolved);
+    tracing::info!(
+        threads = resolved.pool_threads,
+        threads_max = resolved.pool_threads_max,
+        queue_max = pool.queue_max,
+        on_full = serde_json::to_value(pool.on_full).ok().as_ref().and_then(|word| word.as_str()),
+        "pool"
+    );
+    if router.dispatch.tools().ordered().is_empty() {
+        tracing::warn!("no tool is served: toolbox.enabled is false, and there are no others");
+    }
+    for warning in loaded.warnings() {
+        tracing::warn!("{warning}");
     }
 }
 

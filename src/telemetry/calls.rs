@@ -30,6 +30,7 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
+    /// Each with its word.
     pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::Ok, "ok"),
         (Self::ToolError, "tool_error"),
@@ -41,6 +42,12 @@ impl Ended {
         (Self::Failed, "failed"),
         (Self::Cancelled, "cancelled"),
     ];
+
+    /// What each word means, for who reads the metrics.
+    pub(crate) const HELP: &'static str = "Calls of tools, by how each ended. ok: answered. tool_error: the tool said \
+        that it failed. refused: the client asked for what cannot be, such as wrong arguments. goes_on: became a task, or \
+        asks the client first. timed_out: ran past the timeout. expired: the time was over before the tool began. \
+        overloaded: a limit or a queue was full. failed: a panic, or a fault of the server. cancelled: the client left";
 
     pub(crate) fn with(outcome: Result<&Reply, &CallError>) -> Self {
         match outcome {
@@ -79,15 +86,15 @@ pub(crate) enum Cached {
 }
 
 impl Cached {
-    pub(crate) const ALL: [(Self, &'static str); 7] = [
-        (Self::Hit, "hit"),
-        (Self::Miss, "miss"),
-        (Self::Stale, "stale"),
-        (Self::Coalesced, "coalesced"),
-        (Self::Evicted, "evicted"),
-        (Self::Refreshed, "refreshed"),
-        (Self::NotRefreshed, "not_refreshed"),
-    ];
+    /// How many there are.
+    const COUNT: usize = 7;
+
+    /// What befalls a call.
+    pub(crate) const REQUESTS: [(Self, &'static str); 4] =
+        [(Self::Hit, "hit"), (Self::Miss, "miss"), (Self::Stale, "stale"), (Self::Coalesced, "coalesced")];
+
+    /// What comes of making a result anew that is still served.
+    pub(crate) const REFRESHES: [(Self, &'static str); 2] = [(Self::Refreshed, "kept"), (Self::NotRefreshed, "failed")];
 }
 
 /// Measures the calls of one tool.
@@ -98,7 +105,7 @@ pub(crate) struct CallMeter(Sharded<Shard>);
 struct Shard {
     ended: Counts<{ Ended::ALL.len() }>,
     slow_polls: Counts<1>,
-    cached: Counts<{ Cached::ALL.len() }>,
+    cached: Counts<{ Cached::COUNT }>,
     queue: Histogram,
     run: Histogram,
     encode: Histogram,
@@ -207,8 +214,12 @@ mod tests {
         for (index, (ended, _)) in Ended::ALL.iter().enumerate() {
             assert_eq!(*ended as usize, index);
         }
-        for (index, (what, _)) in Cached::ALL.iter().enumerate() {
-            assert_eq!(*what as usize, index);
+        for (_, word) in Ended::ALL {
+            assert!(Ended::HELP.contains(&format!(" {word}: ")), "{word}");
         }
+        let of_calls = Cached::REQUESTS.iter().chain(&Cached::REFRESHES).map(|(what, _)| *what);
+        let mut places: Vec<_> = of_calls.chain([Cached::Evicted]).map(|what| what as usize).collect();
+        places.sort_unstable();
+        assert_eq!(places, (0..Cached::COUNT).collect::<Vec<_>>());
     }
 }

@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_end_in_infinity() {
         let mut of = Distribution { sum_ns: 1_500_000_000, ..Distribution::default() };
-        (of.buckets[0], of.buckets[1], of.buckets[15]) = (1, 2, 4);
+        (of.buckets[0], of.buckets[1], of.buckets[BOUNDS_NS.len()]) = (1, 2, 4);
         let mut text = Exposition::new();
         text.histogram("h_seconds", "Time").distribution(&Labels::new(&[("tool", "t")]), &of);
         let text = text.into_text();

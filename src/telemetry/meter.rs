@@ -15,7 +15,7 @@ const SHARDS_MAX: usize = 64;
 
 /// Upper ends of a histogram's buckets, in nanoseconds; what takes longer has a bucket of its own. From a call of
 /// microseconds to one that nobody waits for.
-pub(crate) const BOUNDS_NS: [u64; 15] = [
+pub(crate) const BOUNDS_NS: [u64; 18] = [
     5_000,
     10_000,
     25_000,
@@ -28,8 +28,11 @@ pub(crate) const BOUNDS_NS: [u64; 15] = [
     25_000_000,
     100_000_000,
     250_000_000,
+    500_000_000,
     1_000_000_000,
+    2_500_000_000,
     5_000_000_000,
+    10_000_000_000,
     30_000_000_000,
 ];
 const BUCKETS: usize = BOUNDS_NS.len() + 1;
@@ -142,7 +145,7 @@ mod tests {
             histogram.record(Duration::from_nanos(ns));
         }
         let all = Distribution::of(std::iter::once(&histogram));
-        assert_eq!((all.buckets[0], all.buckets[1], all.buckets[14], all.buckets[15]), (2, 1, 1, 1));
+        assert_eq!((all.buckets[0], all.buckets[1], all.buckets[BUCKETS - 2], all.buckets[BUCKETS - 1]), (2, 1, 1, 1));
         assert_eq!((all.count(), all.sum_ns), (5, 60_000_010_002));
     }
 

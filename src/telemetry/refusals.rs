@@ -26,6 +26,18 @@ const REASONS: [(&str, Fits); 19] = [
     ("failed", |_, _| true),
 ];
 
+/// What each reason means, for who reads the metrics.
+pub(crate) const HELP: &str = "Requests that were refused, by reason. forbidden: a Host or an Origin that is not \
+    allowed (403). body_too_large: over limits.request_bytes_max (413). head_too_large: over limits.header_bytes_max or \
+    limits.headers_max (414, 431). too_slow: the body came too slowly (408). not_acceptable: the Accept header names \
+    neither JSON nor events (406). unsupported_media_type: the body is not JSON (415). method_not_allowed: another HTTP \
+    method than POST (405). overloaded: a limit, a queue or the memory was full (503, come back after Retry-After). \
+    rate_limited: the caller has its share already. expired: the time was over before the tool began. parse_error: not \
+    valid JSON. invalid_request: no valid JSON-RPC or HTTP request (400). method_not_found: a method that the server does \
+    not have. invalid_params: wrong parameters, such as the name of no tool. header_mismatch: headers and body say \
+    different things. missing_capability: the client lacks what the call needs. unsupported_version: an unknown revision \
+    of the protocol. not_found: no such path, session or resource (404). failed: a fault of the server";
+
 /// Why something was refused: the place in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reason(usize);
@@ -60,6 +72,13 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_reason_is_explained() {
+        for (reason, _) in REASONS {
+            assert!(HELP.contains(&format!(" {reason}: ")), "{reason}");
+        }
+    }
 
     #[test]
     fn refusals_are_counted_by_reason() {

@@ -32,7 +32,8 @@ fn counting(delay: Duration) -> (Running, Arc<AtomicU32>) {
         thread::sleep(delay);
         if argument.fail { Err(format!("run {run} failed")) } else { Ok(format!("run {run} for {}", argument.n)) }
     });
-    let running = start(Server::builder().with(tool.read_only()), |tuning| {
+    let plain = Tool::new("plain", "Nothing of it is kept", Lane::Inline, |_: Argument, _: Ctx| "x");
+    let running = start(Server::builder().with(tool.read_only()).with(plain), |tuning| {
         tuning.tools.insert("count".into(), Config { cache_ttl_s: Some(60), ..Config::default() });
     });
     (running, runs)
@@ -152,7 +153,7 @@ fn kept_results_are_invalidated_by_the_admin_listener_and_the_command_line() {
         expected += if way == 0 { 2 } else { 0 };
         assert_eq!(runs.load(Ordering::SeqCst), expected, "both are kept");
         let ends_both = match way {
-            0 => invalidate(&running, "{}").status == 200,
+            0 => invalidate(&running, r#"{"all":true}"#).status == 200,
             1 => invalidate(&running, r#"{"tool":"count"}"#).status == 200,
             2 => invalidate(&running, r#"{"caller":"anonymous"}"#).status == 200,
             3 => invalidate(&running, r#"{"tool":"count","arguments":{"n":1}}"#).status != 200,
@@ -164,20 +165,51 @@ fn kept_results_are_invalidated_by_the_admin_listener_and_the_command_line() {
         assert_eq!(other, if ends_both { "miss" } else { "hit" }, "way {way}");
         expected += if ends_both { 2 } else { 1 };
     }
-    for (body, says) in [
-        (r#"{"tool":"other"}"#, "results are kept of: count"),
-        (r#"{"tol":"count"}"#, "unknown field"),
-        (r#"{"arguments":{}}"#, "name the tool too"),
-        ("[", "send an object"),
+    let large = format!(r#"{{"tool":"{}"}}"#, "x".repeat(70_000));
+    for (body, status, says) in [
+        (r#"{"tool":"cuont"}"#, 404, "did you mean \"count\"?; results are kept of: count"),
+        (r#"{"tool":"plain"}"#, 400, "tools.plain.cache_ttl_s is not set"),
+        (r#"{"tol":"count"}"#, 400, "unknown field"),
+        (r#"{"arguments":{}}"#, 400, "name the tool too"),
+        ("{}", 400, "{\"all\": true}"),
+        (r#"{"all":false}"#, 400, "this names no results"),
+        (r#"{"all":true,"tool":"count"}"#, 400, "at once"),
+        ("[", 400, "send {\"tool\": NAME}"),
+        (&large, 413, "the most at the admin listener"),
     ] {
         let refused = invalidate(&running, body);
-        assert_eq!(refused.status, 400, "{body}");
+        assert_eq!(refused.status, status, "{refused:?}");
         assert!(refused.json()["error"]["message"].as_str().unwrap().contains(says), "{refused:?}");
     }
+    assert_eq!(invalidate(&running, r#"{"tool":"count"}"#).json(), json!({ "forgotten": { "tool": "count" } }));
     let wrong = from_the_shell(&["--tool", "other"]);
     assert_eq!(wrong.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("results are kept of: count"), "{wrong:?}");
+    let localhost = format!("localhost:{}", running.admin_addr().unwrap().port());
+    for (address, says) in [(localhost, None), (running.addr().to_string(), Some("server.listen"))] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bigiron"));
+        let ran = command.args(["cache", "invalidate", "--all", "--admin", &address]).output().expect("it runs");
+        assert_eq!(ran.status.success(), says.is_none(), "{ran:?}");
+        assert!(String::from_utf8_lossy(&ran.stderr).contains(says.unwrap_or("")), "{ran:?}");
+    }
     assert_eq!(from_the_shell(&[]).status.code(), Some(2), "everything is forgotten only when that is said");
+    running.stop();
+}
+
+#[test]
+fn the_admin_listener_says_which_methods_it_takes() {
+    let (running, _) = counting(Duration::ZERO);
+    for (method, path, allowed) in [
+        ("GET", "/cache/invalidate", "POST"),
+        ("DELETE", "/cache/invalidate", "POST"),
+        ("POST", "/metrics", "GET, HEAD"),
+        ("DELETE", "/health", "GET, HEAD"),
+    ] {
+        let mut client = Client::connect(running.admin_addr().unwrap());
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n").as_bytes());
+        let refused = client.receive().expect("an answer");
+        assert_eq!((refused.status, refused.header("allow")), (405, Some(allowed)), "{refused:?}");
+    }
     running.stop();
 }
 

@@ -10,6 +10,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::Process;
+
 /// A folder to start in, so that no tuning.toml lies about, and a clean environment.
 struct Place {
     folder: TempDir,
@@ -265,4 +267,22 @@ fn a_variable_with_one_underscore_too_few_is_not_passed_over() {
     let ran = ran(command);
     assert_eq!(ran.code, Some(78));
     assert!(ran.err.contains("one fault") && ran.err.contains("BIGIRON_LIMITS__REQUEST_TIMEOUT_MS"), "{}", ran.err);
+}
+
+#[test]
+fn the_start_says_where_settings_are_from_and_that_there_is_no_tool() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Process::start_in(folder.path(), &["--set", "toolbox.enabled=false"]);
+    let settings = server.log_line_with("settings;");
+    assert!(settings.contains("\"file\":\"built-in defaults\""), "{settings}");
+    let pool = server.log_line_with("queue_max");
+    assert!(pool.contains("\"on_full\":\"caller-runs\"") && pool.contains("\"threads\":"), "{pool}");
+    assert!(server.log_line_with("no tool is served").contains("WARN"));
+
+    let file = folder.path().join("tuning.toml");
+    fs::write(&file, "[pool]\nqueue_max = 7\n").expect("written");
+    let server = Process::start_in(folder.path(), &[]);
+    let settings = server.log_line_with("settings;");
+    assert!(settings.contains("/tuning.toml\""), "{settings}");
+    assert!(server.log_line_with("queue_max").contains("\"queue_max\":7"));
 }

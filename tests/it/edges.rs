@@ -317,7 +317,7 @@ fn memory_that_cannot_be_had_costs_the_call_alone() {
             let mut bytes = Vec::<u8>::new();
             match bytes.try_reserve_exact(1 << 55) {
                 Ok(()) => Reply::text("there was room"),
-                Err(error) => Reply::error(error.to_string()),
+                Err(error) => Reply::error(&error.to_string()),
             }
         })
         .tool("large", "Makes too large a result", Lane::Pool, |(): (), _: Ctx| "x".repeat(64 << 20));

@@ -2,13 +2,14 @@
 //! many calls at once, callers take turns, and the metrics tell.
 
 use std::{
+    collections::{HashMap, HashSet},
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Condvar,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bigiron::{Ctx, Lane, Server, Tool, config::Tuning, dispatch::pool::OnFull, server::Running, tool::Config};
@@ -269,9 +270,9 @@ fn metrics_tell_what_happened_and_nothing_that_was_sent() {
         ("bigiron_calls_total{tool=\"work\",ended=\"ok\"}", 3.0),
         ("bigiron_calls_total{tool=\"hold\",ended=\"ok\"}", 1.0),
         ("bigiron_calls_total{tool=\"stop\",ended=\"ok\"}", 0.0),
-        ("bigiron_call_seconds_count{tool=\"work\",phase=\"queue\"}", 3.0),
-        ("bigiron_call_seconds_count{tool=\"work\",phase=\"run\"}", 3.0),
-        ("bigiron_call_seconds_bucket{tool=\"work\",phase=\"encode\",le=\"+Inf\"}", 3.0),
+        ("bigiron_call_duration_seconds_count{tool=\"work\",phase=\"queue\"}", 3.0),
+        ("bigiron_call_duration_seconds_count{tool=\"work\",phase=\"run\"}", 3.0),
+        ("bigiron_call_duration_seconds_bucket{tool=\"work\",phase=\"encode\",le=\"+Inf\"}", 3.0),
         ("bigiron_slow_polls_total{tool=\"hold\"}", 1.0),
         ("bigiron_refusals_total{reason=\"invalid_params\"}", 1.0),
         ("bigiron_refusals_total{reason=\"not_found\"}", 1.0),
@@ -283,19 +284,87 @@ fn metrics_tell_what_happened_and_nothing_that_was_sent() {
     }
     let text = metrics(&running);
     assert!(!text.contains("secret"), "{text}");
-    // Every series has its kind said, once and before.
-    let mut kinds = std::collections::HashSet::new();
+    well_formed(&text);
+    for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"] {
+        eventually(name, || metric(&running, name) > 0.0);
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - metric(&running, "process_start_time_seconds")).abs() < 86_400.0, "{text}");
+    assert!(text.contains("bigiron_build_info{version=\""), "{text}");
+    for (setting, value) in
+        [("pool.queue_max", 1000.0), ("pool.threads_max", 1.0), ("sessions.sessions_max", 100_000.0)]
+    {
+        assert_eq!(metric(&running, &format!("bigiron_limit{{setting=\"{setting}\"}}")), value);
+    }
+    running.stop();
+}
+
+/// Every family has its help and its kind said, once and before its values; every line can be read; nothing is there
+/// twice.
+fn well_formed(text: &str) {
+    let (mut helped, mut kinds, mut seen) = (HashSet::new(), HashMap::new(), HashSet::new());
     for line in text.lines() {
-        match line.strip_prefix("# TYPE ") {
-            Some(kind) => assert!(kinds.insert(kind.split(' ').next().unwrap().to_owned()), "{line}"),
-            None if line.starts_with('#') => {}
-            None => {
-                let name = line.split(['{', ' ']).next().unwrap();
-                let of = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-                assert!(kinds.contains(of) || kinds.contains(name), "{line}");
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, words) = help.split_once(' ').unwrap_or_else(|| panic!("no words: {line}"));
+            assert!(helped.insert(name) && words.len() > 5, "{line}");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap_or_else(|| panic!("no kind: {line}"));
+            assert!(helped.contains(name) && ["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            assert!(name.starts_with("bigiron_") || name.starts_with("process_"), "{line}");
+            assert_eq!(kinds.insert(name, kind), None, "{line}");
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line}"));
+            assert!(value.parse::<f64>().is_ok_and(|value| value >= 0.0), "{line}");
+            assert!(seen.insert(series), "twice: {line}");
+            let (name, labels) = series.split_once('{').map_or((series, None), |(name, rest)| (name, Some(rest)));
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            let of_histogram = family.is_some_and(|family| kinds.get(family) == Some(&"histogram"));
+            assert!(of_histogram || kinds.get(name).is_some_and(|kind| *kind != "histogram"), "{line}");
+            if let Some(labels) = labels {
+                let labels = labels.strip_suffix("\"}").unwrap_or_else(|| panic!("no end: {line}"));
+                for label in labels.split("\",") {
+                    let (key, value) = label.split_once("=\"").unwrap_or_else(|| panic!("no label: {line}"));
+                    assert!(key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
+                    assert!(!value.contains('"'), "{line}");
+                }
             }
         }
     }
+    assert_eq!(helped.len(), kinds.len());
+}
+
+#[test]
+fn a_thousand_tools_can_be_scraped() {
+    const TOOLS: usize = 1000;
+    let mut server = Server::builder();
+    for i in 0..TOOLS {
+        let name: &'static str = format!("tool_{i}").leak();
+        server = server.with(Tool::new(name, "Does nothing", Lane::Inline, |_: Named, _: Ctx| "done").read_only());
+    }
+    let running = start(server, |tuning| {
+        for i in 0..TOOLS {
+            let config = Config { cache_ttl_s: Some(60), concurrency_max: Some(8), ..Config::default() };
+            tuning.tools.insert(format!("tool_{i}"), config);
+        }
+    });
+    let mut client = Client::connect(running.addr());
+    for i in 0..TOOLS {
+        let name = format!("tool_{i}");
+        let request = modern(1, "tools/call", json!({ "name": name, "arguments": {} }));
+        assert_eq!(client.post(&modern_headers("tools/call", &name), &request).text(), "done");
+    }
+    let text = metrics(&running);
+    well_formed(&text);
+    for (series, count) in [
+        ("bigiron_calls_total{", 9 * TOOLS),
+        ("bigiron_call_duration_seconds_count{", 2 * TOOLS), // an inline tool waits for no thread
+        ("bigiron_cache_requests_total{", 4 * TOOLS),
+        ("bigiron_tool_concurrency_limit{", TOOLS),
+    ] {
+        assert_eq!(text.lines().filter(|line| line.starts_with(series)).count(), count, "{series}");
+    }
+    assert!(text.contains("bigiron_calls_total{tool=\"tool_999\",ended=\"ok\"} 1\n"));
     running.stop();
 }
 

@@ -1,0 +1,48 @@
+//! An operator's wish that kept results be forgotten: whether there is what it names, and the log line that says so.
+
+use serde_json::Value;
+
+use crate::{config::nearest, dispatch::Dispatch, front::admin::Invalidation, mcp::code::Refusal};
+
+/// Has the cache forget what is named. The cache does not go through its results for that, so nobody knows how many.
+pub(super) fn results(dispatch: &Dispatch, wish: &Invalidation) -> Result<(), Refusal> {
+    if let Some(name) = &wish.tool {
+        keeps_results(dispatch, name)?;
+    }
+    let arguments = wish.arguments.clone().map(Value::Object);
+    dispatch
+        .invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref())
+        .map_err(Refusal::invalid_request)?;
+    tracing::info!(
+        all = wish.all,
+        tool = wish.tool,
+        caller = wish.caller,
+        one_call = wish.arguments.is_some(),
+        "an operator had kept results forgotten"
+    );
+    Ok(())
+}
+
+fn keeps_results(dispatch: &Dispatch, name: &str) -> Result<(), Refusal> {
+    let tools = dispatch.tools();
+    let kept = || tools.ordered().iter().filter(|tool| tool.cache.is_some()).map(|tool| tool.tool.name());
+    let of = match kept().take(NAMED_MAX).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "no tool has its results kept".to_owned(),
+        names if kept().count() > NAMED_MAX => format!("results are kept of: {names} and others"),
+        names => format!("results are kept of: {names}"),
+    };
+    let Some(tool) = tools.get(name) else {
+        let meant = nearest(name, tools.ordered().iter().map(|tool| tool.tool.name()));
+        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant:?}?"));
+        let message = format!("there is no tool {name:?}{hint}; {of}");
+        return Err(Refusal { status: 404, ..Refusal::invalid_request(message) });
+    };
+    if tool.cache.is_none() {
+        let message = format!("no results of {name:?} are kept, since tools.{name}.cache_ttl_s is not set; {of}");
+        return Err(Refusal::invalid_request(message));
+    }
+    Ok(())
+}
+
+/// Tools that are named; the rest are not.
+const NAMED_MAX: usize = 12;
