@@ -17,7 +17,7 @@ use super::{
     layers::{Layers, Origin, Origins},
     listing::{Setting, listing},
     nearest, relations,
-    resolved::Resolved,
+    resolved::{Resolved, lower_to_host},
 };
 use crate::runtime::Host;
 
@@ -104,8 +104,14 @@ impl Loaded {
         Ok(Self { base: "the program".into(), ..Self::build(tuning, origins, host, insecure_no_auth)? })
     }
 
-    pub(super) fn build(tuning: Tuning, origins: Origins, host: Host, insecure_no_auth: bool) -> Result<Self, Faults> {
-        let resolved = Resolved::of(&tuning, &host);
+    pub(super) fn build(
+        mut tuning: Tuning,
+        origins: Origins,
+        host: Host,
+        insecure_no_auth: bool,
+    ) -> Result<Self, Faults> {
+        let lowered = lower_to_host(&mut tuning, &host);
+        let resolved = Resolved::of(&tuning, &host).with(lowered);
         let settings = listing(&tuning, &origins, Some(&resolved));
         relations::check(&relations::View {
             tuning: &tuning,

@@ -63,10 +63,50 @@ impl Resolved {
         }
     }
 
+    /// Together with what was lowered before.
+    pub(super) fn with(mut self, lowered: Vec<Derived>) -> Self {
+        self.derived.extend(lowered);
+        self
+    }
+
     /// The numbers that the host gave; those that were written are not among them.
     pub fn derived(&self) -> &[Derived] {
         &self.derived
     }
+}
+
+/// Where the default stands and this host has no memory for it, it is lowered: a small host starts with the defaults, too,
+/// and with the file that says them.
+pub(super) fn lower_to_host(tuning: &mut Tuning, host: &Host) -> Vec<Derived> {
+    let default = Tuning::default();
+    let memory = host.memory_usable_bytes();
+    let share = |part: u64| usize::try_from(memory / part).unwrap_or(usize::MAX);
+    let mut lowered = Vec::new();
+    let mut lower = |path: &'static str, value: usize, default: usize, least: usize, because: &'static str| {
+        let is_lowered = value == default && least < value;
+        if is_lowered {
+            lowered.push(Derived { path, value: least, because });
+        }
+        if is_lowered { least } else { value }
+    };
+    let bytes = tuning.cache.bytes_max.as_usize();
+    let because = "an eighth of the memory, which is less than the default";
+    let cache = lower("cache.bytes_max", bytes, default.cache.bytes_max.as_usize(), share(8), because);
+    tuning.cache.bytes_max.0 = cache as u64;
+    let (sessions, default) = (&mut tuning.sessions, &default.sessions);
+    let (bytes, because) = (sessions.resume_bytes_max.as_usize(), "a sixteenth of the memory, less than the default");
+    let usual = default.resume_bytes_max.as_usize();
+    sessions.resume_bytes_max.0 = lower("sessions.resume_bytes_max", bytes, usual, share(16), because) as u64;
+    let because = "a sixteenth of the memory with 1 KiB for each, less than the default";
+    let fitting = share(16 << 10).max(1);
+    sessions.sessions_max =
+        lower("sessions.sessions_max", sessions.sessions_max, default.sessions_max, fitting, because);
+    if sessions.per_caller_max > sessions.sessions_max {
+        let (own, usual, least) = (sessions.per_caller_max, default.per_caller_max, (fitting / 10).max(1));
+        sessions.per_caller_max =
+            lower("sessions.per_caller_max", own, usual, least, "a tenth of sessions.sessions_max");
+    }
+    lowered
 }
 
 fn derived_of(path: &'static str, Count { value, because }: Count) -> Option<Derived> {

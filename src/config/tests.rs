@@ -432,3 +432,21 @@ fn secrets_are_not_shown_when_they_are_wrong() {
         assert!(!told.contains(secret), "{told}");
     }
 }
+
+#[test]
+fn a_small_host_starts_with_the_defaults() {
+    let small = Host { memory_limit_bytes: Some(256 << 20), ..host() };
+    let loaded = |sets: &[&str]| {
+        let sets = sets.iter().map(|set| (*set).to_owned()).collect();
+        Loaded::from_sources(super::Sources { sets, ..super::Sources::default() }, small.clone())
+    };
+    let defaults = loaded(&[]).expect("what nobody set is lowered");
+    assert_eq!(defaults.tuning.cache.bytes_max.0, 32 << 20);
+    assert_eq!(defaults.tuning.sessions.resume_bytes_max.0, 16 << 20);
+    assert_eq!(defaults.tuning.sessions.sessions_max, 16 << 10);
+    let told = defaults.resolved.derived().iter().find(|derived| derived.path == "cache.bytes_max");
+    assert_eq!(told.map(|derived| derived.because), Some("an eighth of the memory, which is less than the default"));
+    assert!(loaded(&["cache.bytes_max=255MiB"]).is_err(), "what was set is kept, and refused when it cannot be");
+    let large = Loaded::from_sources(super::Sources::default(), host()).expect("the defaults");
+    assert_eq!(large.tuning, Tuning::default());
+}
