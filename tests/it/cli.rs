@@ -10,6 +10,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::Process;
+
 /// A folder to start in, so that no tuning.toml lies about, and a clean environment.
 struct Place {
     folder: TempDir,
