@@ -280,7 +280,7 @@ fn the_start_says_where_settings_are_from_and_that_there_is_no_tool() {
     assert!(server.log_line_with("no tool is served").contains("WARN"));
 
     let file = folder.path().join("tuning.toml");
-    std::fs::write(&file, "[pool]\nqueue_max = 7\n").expect("written");
+    fs::write(&file, "[pool]\nqueue_max = 7\n").expect("written");
     let server = Process::start_in(folder.path(), &[]);
     let settings = server.log_line_with("settings;");
     assert!(settings.contains("/tuning.toml\""), "{settings}");
