@@ -68,6 +68,13 @@ impl Faults {
         }
     }
 
+    /// Adds those of `more` that say nothing of the settings in `wrong`: one wrong value is one fault.
+    pub(super) fn extend_without(&mut self, more: Self, wrong: &[String]) {
+        let says_more = |fault: &Fault| !wrong.iter().any(|name| fault.message.contains(name.as_str()));
+        more.kept.into_iter().filter(says_more).for_each(|fault| self.push(fault));
+        self.dropped += more.dropped;
+    }
+
     /// `value`, unless something is wrong.
     pub(super) fn or<T>(self, value: T) -> Result<T, Self> {
         if self.is_empty() { Ok(value) } else { Err(self) }

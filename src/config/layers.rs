@@ -11,6 +11,7 @@ use super::{
     Tuning,
     fault::{Fault, Faults, Text, holds_secret, shown},
     known::{Kind, Known, Path, TOOLS},
+    ranges::{is_beyond, too_large},
 };
 
 /// Where the value of a setting came from.
@@ -141,8 +142,9 @@ impl Layers {
                 }
             };
             let refused = match plain(value.get_ref()) {
+                Err(TOO_LARGE) => Some(too_large(section, key)),
                 Err(found) => Some(format!("expected {kind}, found {found}")),
-                Ok(plain) => match kind.refuse(&plain) {
+                Ok(plain) => match refuse(kind, section, key, &plain) {
                     None => {
                         let origin = Origin::File { name: name.clone(), line: text.line(span.start) };
                         self.put(&path, plain, origin);
@@ -214,7 +216,7 @@ impl Layers {
         let value = self
             .known
             .kind(path)
-            .and_then(|kind| value_of(kind, written).map_err(|refused| format!("{path}: {refused}")));
+            .and_then(|kind| value_of(kind, path, written).map_err(|refused| format!("{path}: {refused}")));
         match value {
             Ok(value) => self.put(path, value, origin),
             Err(message) => self.faults.push(Fault::new(at, message)),
@@ -244,23 +246,35 @@ fn table<'a>(parent: &'a mut Map<String, Value>, name: &str) -> Option<&'a mut M
     parent.entry(name).or_insert_with(|| Value::Object(Map::new())).as_object_mut()
 }
 
+/// What is wrong with a value, also when its type could not hold it.
+fn refuse(kind: &Kind, section: &str, key: &str, value: &Value) -> Option<String> {
+    let beyond = |number: u64| *kind == Kind::Whole && is_beyond(section, key, number);
+    match value.as_u64() {
+        Some(number) if beyond(number) => Some(too_large(section, key)),
+        _ => kind.refuse(value),
+    }
+}
+
 /// Reads a value as TOML where that gives what the setting wants, and otherwise as the text that it is, so that a
 /// shell needs no second pair of quotes: `--set log.level=debug`, `--set toolbox.root=2024`.
-fn value_of(kind: &Kind, written: &str) -> Result<Value, String> {
+fn value_of(kind: &Kind, path: &Path, written: &str) -> Result<Value, String> {
     let text = Value::String(written.to_owned());
-    let as_toml = DeValue::parse(written.trim()).ok().and_then(|value| plain(value.get_ref()).ok());
-    let refused = match as_toml {
-        Some(value) => match kind.refuse(&value) {
+    let refused = match DeValue::parse(written.trim()).map(|value| plain(value.get_ref())) {
+        Ok(Ok(value)) => match refuse(kind, &path.section, &path.key, &value) {
             None => return Ok(value),
             refused => refused,
         },
-        None => None,
+        Ok(Err(TOO_LARGE)) if *kind == Kind::Whole => Some(too_large(&path.section, &path.key)),
+        _ => None,
     };
     match kind.refuse(&text) {
         None => Ok(text),
         Some(as_text) => Err(refused.unwrap_or(as_text)),
     }
 }
+
+/// A number that 64 bits do not hold.
+const TOO_LARGE: &str = "a number that does not fit into 64 bits";
 
 type Entry<'a> = (&'a str, std::ops::Range<usize>, &'a toml::Spanned<DeValue<'a>>);
 
@@ -281,7 +295,7 @@ fn plain(value: &DeValue<'_>) -> Result<Value, &'static str> {
             match (u64::from_str_radix(digits, radix), i64::from_str_radix(digits, radix)) {
                 (Ok(number), _) => number.into(),
                 (_, Ok(number)) => number.into(),
-                _ => return Err("a number that does not fit into 64 bits"),
+                _ => return Err(TOO_LARGE),
             }
         }
         DeValue::Float(number) => {

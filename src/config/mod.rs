@@ -68,7 +68,16 @@ pub struct Tuning {
 pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|c| (strsim::jaro_winkler(word, c), c))
-        .filter(|(likeness, _)| *likeness > 0.7)
+        .filter(|(likeness, candidate)| *likeness > 0.7 && is_close(word, candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, c)| c)
+}
+
+/// Whether one may be a slip for the other: two letters at most are wrong, or both begin alike.
+fn is_close(word: &str, candidate: &str) -> bool {
+    const EDITS_MAX: usize = 2;
+    const PREFIX_CHARS: usize = 3;
+    let edits = strsim::osa_distance(word, candidate);
+    let alike = word.chars().zip(candidate.chars()).take_while(|(a, b)| a == b).count();
+    edits <= EDITS_MAX && edits < word.chars().count() || alike >= PREFIX_CHARS
 }

@@ -2,7 +2,10 @@
 //! otherwise show as a strange failure under load. Every fault names the settings, their values, and where those came
 //! from. The range of each number by itself is in `ranges`.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
     Tuning, address,
@@ -27,7 +30,6 @@ pub(super) struct View<'a> {
 type Check = fn(&View<'_>, &mut Faults);
 
 const CHECKS: &[Check] = &[
-    ranges::check,
     timeouts_fit_into_the_grace,
     listeners,
     endpoint_path,
@@ -52,9 +54,12 @@ const CHECKS: &[Check] = &[
 /// Runs every check.
 pub(super) fn check(view: &View<'_>) -> Result<(), Faults> {
     let mut faults = Faults::default();
+    let wrong = ranges::check(view, &mut faults);
+    let mut related = Faults::default();
     for check in CHECKS {
-        check(view, &mut faults);
+        check(view, &mut related);
     }
+    faults.extend_without(related, &wrong);
     faults.or(())
 }
 
@@ -102,9 +107,15 @@ fn listeners(view: &View<'_>, faults: &mut Faults) {
             Ok(address) if !address::is_loopback(&address) && !view.insecure_no_auth => view.refuse(
                 faults,
                 path,
-                "other hosts can reach this address, and there is no authentication: everybody who reaches it could \
-                 call every tool. Listen on a loopback address (127.0.0.1 or [::1]) behind a proxy that authenticates, \
-                 or say --insecure-no-auth when this is meant",
+                format!(
+                    "other hosts can reach this address, and there is no authentication: everybody who reaches it could \
+                     {}. Listen on a loopback address (127.0.0.1 or [::1]) behind a proxy that authenticates, or say \
+                     --insecure-no-auth when this is meant",
+                    match path {
+                        "server.listen" => "call every tool",
+                        _ => "read health and metrics, and empty the cache",
+                    }
+                ),
             ),
             Ok(_) => {}
         }
@@ -208,7 +219,15 @@ fn tasks_have_their_time(view: &View<'_>, faults: &mut Faults) {
 /// Who is weighed is somebody.
 fn caller_weights(view: &View<'_>, faults: &mut Faults) {
     if let Err(wrong) = Weights::new(&view.tuning.fairness) {
-        view.refuse(faults, "fairness.weights", wrong);
+        return view.refuse(faults, "fairness.weights", wrong);
+    }
+    let mut callers = BTreeSet::new();
+    for text in &view.tuning.fairness.weights {
+        let address = text.rsplit_once('=').and_then(|(address, _)| address.trim().parse::<IpAddr>().ok());
+        if address.is_some_and(|address| !callers.insert(address.to_canonical())) {
+            let wrong = format!("\"{}\" is of a caller that has a weight already; name each once", shown(text));
+            view.refuse(faults, "fairness.weights", wrong);
+        }
     }
 }
 

@@ -175,7 +175,10 @@ fn a_wrong_file_is_told_line_by_line() {
         ("[limits]\nrequest_timeout_ms = -5", &["t.toml:2:22: ", "found the number -5"]),
         ("[limits]\nrequest_timeout_ms = 5.5", &["found the number 5.5"]),
         ("[limits]\nrequest_timeout_ms = nan", &["a number that is not finite"]),
-        ("[limits]\nrequest_timeout_ms = 99999999999999999999", &["does not fit into 64 bits"]),
+        (
+            "[limits]\nrequest_timeout_ms = 99999999999999999999",
+            &["t.toml:2:22: limits.request_timeout_ms: too large: 1 to 86400000 is the range"],
+        ),
         ("[limits]\nrequest_timeout_ms = 1979-05-27", &["found a date"]),
         ("[limits]\nrequest_timeout_ms = {}", &["found a table"]),
         ("[limits.request_timeout_ms]", &["found a table"]),
@@ -230,7 +233,13 @@ fn what_cannot_work_together_is_refused_with_places() {
         (&["tools.x.timeout_ms=40000"], &["tools.x.timeout_ms = 40000 (--set): more than server.drain_grace_ms"]),
         (&["limits.request_timeout_ms=0"], &["limits.request_timeout_ms = 0 (--set): the least is 1, because"]),
         (&["limits.header_bytes_max=4KiB"], &["limits.header_bytes_max = \"4KiB\" (--set): the least is \"8KiB\""]),
-        (&["limits.json_depth_max=500"], &["the most is 128"]),
+        (&["limits.json_depth_max=500"], &["the most is 128, because deeper ones"]),
+        (&["pool.nice=99999999999"], &["--set pool.nice=99999999999: pool.nice: too large: 0 to 19 is the range"]),
+        (&["tools.x.timeout_ms=99999999999999999999"], &["tools.x.timeout_ms: too large: 1 to 86400000 is the range"]),
+        (
+            &["fairness.weights=['10.0.0.5=4', '::ffff:10.0.0.5=2']"],
+            &["\"::ffff:10.0.0.5=2\" is of a caller that has a weight already"],
+        ),
         (&["tools.x.cache_ttl_s=0"], &["tools.x.cache_ttl_s = 0 (--set): the least is 1"]),
         (
             &["pool.threads=9", "pool.threads_max=8"],
@@ -258,7 +267,7 @@ fn what_cannot_work_together_is_refused_with_places() {
         (&["server.path=/health"], &["answers whether the server is well"]),
         (&["server.listen=5000"], &["server.listen = \"5000\" (--set): expected an IP address and a port"]),
         (&["server.listen=0.0.0.0:5000"], &["no authentication", "--insecure-no-auth"]),
-        (&["server.admin_listen=[::]:5001"], &["server.admin_listen", "--insecure-no-auth"]),
+        (&["server.admin_listen=[::]:5001"], &["server.admin_listen", "health and metrics", "--insecure-no-auth"]),
         (&["server.admin_listen=127.0.0.1:5000"], &["the same as server.listen"]),
         (&["server.allowed_origins=['*']"], &["every page of every site could call"]),
         (&["server.allowed_origins=['https://a.example/x']"], &["\"https://a.example/x\": expected an origin"]),
@@ -293,6 +302,27 @@ fn what_cannot_work_together_is_refused_with_places() {
         for words in said {
             assert!(faults.contains(words), "{sets:?}: {words:?} is not in:\n{faults}");
         }
+    }
+}
+
+#[test]
+fn one_wrong_value_is_one_fault() {
+    for set in ["limits.request_timeout_ms=90000000", "limits.connections_max=2000000", "pool.threads=5000"] {
+        let faults = Given { sets: &[set], ..Given::default() }.load().expect_err(set);
+        assert_eq!(faults.count(), 1, "{faults}");
+    }
+}
+
+#[test]
+fn only_a_near_name_is_proposed() {
+    for (word, candidate, is_near) in [
+        ("rejcet", "reject", true),
+        ("request_timeout", "request_timeout_ms", true),
+        ("echo", "fetch", false),
+        ("refuse", "reject", false),
+        ("ab", "cd", false),
+    ] {
+        assert_eq!(super::nearest(word, [candidate].into_iter()).is_some(), is_near, "{word}");
     }
 }
 

@@ -133,6 +133,7 @@ impl Running {
     pub(super) fn until_signal(self, mut signals: Signals) -> ExitCode {
         let second = self.io.block_on(async {
             let (signal, _) = signals.next().await;
+            self.drain.start(); // before it is said: who reads the log finds /ready saying so too
             tracing::info!(signal, in_flight = self.in_flight(), grace_ms = self.grace.as_millis() as u64, "draining");
             tokio::select! {
                 () = self.drained() => None,
