@@ -8,6 +8,10 @@ use super::algorithm::Algorithm;
 /// The most that clocks may differ and still be trusted, in seconds.
 const LEEWAY_S_MAX: u64 = 30;
 
+/// From here on a key that the issuer took back is in force for too long.
+const REFRESH_S_LONG: u64 = 300;
+const KEEP_S_LONG: u64 = 86_400;
+
 /// `[auth]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -96,6 +100,34 @@ impl Config {
                 .into());
         }
         if self.takes_tokens() { self.check_tokens(&algorithms) } else { self.check_no_tokens() }
+    }
+
+    /// What is allowed and yet weak, a sentence for each.
+    pub fn weak(&self) -> Vec<String> {
+        let mut weak = Vec::new();
+        if !self.takes_tokens() {
+            return weak;
+        }
+        for shared in self.accepted().unwrap_or_default().into_iter().filter(|algorithm| algorithm.is_shared()) {
+            weak.push(format!(
+                "auth.algorithms has {shared}: whoever can verify a token with it can make one too; prefer ES256"
+            ));
+        }
+        if !self.jwks_url.is_empty() && self.jwks_refresh_s > REFRESH_S_LONG {
+            weak.push(format!(
+                "auth.jwks_refresh_s is {}: for so long tokens of a key are taken that the issuer took back; prefer {} or \
+                 less",
+                self.jwks_refresh_s, REFRESH_S_LONG
+            ));
+        }
+        if !self.jwks_url.is_empty() && self.jwks_keep_s > KEEP_S_LONG {
+            weak.push(format!(
+                "auth.jwks_keep_s is {}: who keeps us from the issuer keeps its old keys in force for so long; prefer {} \
+                 or less",
+                self.jwks_keep_s, KEEP_S_LONG
+            ));
+        }
+        weak
     }
 
     /// The algorithms in `auth.algorithms`.
@@ -208,6 +240,18 @@ mod tests {
         assert_eq!(Config { keys_file: "keys.toml".into(), ..Config::default() }.check(), Ok(()));
         assert!(tokens().is_on());
         assert_eq!(tokens().check(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_weak_is_named() {
+        assert_eq!(tokens().weak(), Vec::<String>::new());
+        let mut config = Config { jwks_refresh_s: 301, jwks_keep_s: 86_401, ..tokens() };
+        config.algorithms.push("HS256".into());
+        let weak = config.weak();
+        for (number, expected) in ["HS256", "auth.jwks_refresh_s", "auth.jwks_keep_s"].iter().enumerate() {
+            assert!(weak[number].contains(expected), "{weak:?} says nothing of {expected}");
+        }
+        assert!(Config { issuer: String::new(), ..config }.weak().is_empty());
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Tokens {
         if text.len() > token::BYTES_MAX {
             return Err(Refused::TooLong { bytes: text.len() }); // before it is hashed
         }
-        let keys = self.keys.current(now);
+        let keys = self.keys.borrowed(now);
         let fingerprint = Fingerprint::of(text);
         if let Some(identity) = self.memory.get(fingerprint, keys.generation(), now) {
             return Ok(identity);

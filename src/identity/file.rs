@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, Gid, OFlags, Uid, fchown, flock};
 
 /// Who may do what to a file that holds secrets: its owner, and nobody else.
 const MODE: u32 = 0o600;
@@ -68,10 +68,17 @@ pub(super) fn read(path: &Path, bytes_max: usize) -> Result<Content, String> {
 }
 
 impl Content {
-    /// Refuses a file that others could have read or written.
+    /// Refuses a file that others could have read or written: what it says is not ours.
     pub(super) fn check_private(&self, path: &Path) -> Result<(), String> {
         let own = rustix::process::geteuid().as_raw();
         check(path, self.metadata.mode(), self.metadata.uid(), own)
+    }
+
+    /// The same for a file that is only to be changed, which root may do for the user whose it is.
+    pub(super) fn check_changeable(&self, path: &Path) -> Result<(), String> {
+        let own = rustix::process::geteuid();
+        let owner = if own.is_root() { own.as_raw() } else { self.metadata.uid() };
+        check(path, self.metadata.mode(), owner, own.as_raw())
     }
 }
 
@@ -117,8 +124,15 @@ pub(super) fn replace(path: &Path, bytes: &[u8], _lock: &Lock) -> Result<(), Str
     let failed = |error| failed(&new, "be written", &error);
     // What a writer left who was killed. Nobody else writes: we have the lock.
     let _ = fs::remove_file(&new);
+    let owner = fs::metadata(path).map(|old| (old.uid(), old.gid()));
     let written = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&new).and_then(|mut file| {
         file.write_all(bytes)?;
+        // Root may write the file of a server that is not root, which must be able to read it afterwards.
+        if let Ok((user, group)) = owner
+            && user != file.metadata()?.uid()
+        {
+            fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+        }
         file.sync_all()
     });
     let renamed = written.and_then(|()| fs::rename(&new, path));

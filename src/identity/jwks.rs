@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
 use super::{Config, algorithm::Algorithm, jwk::KeySet, refused::Refused};
@@ -59,7 +59,12 @@ impl Keys {
 
     /// The keys at `now`: fetched ones that are older than `auth.jwks_keep_s` are let go.
     pub fn current(&self, now: SystemTime) -> Arc<Current> {
-        let current = self.now.load_full();
+        Guard::into_inner(self.borrowed(now))
+    }
+
+    /// The same, without a count that all threads would share.
+    pub(super) fn borrowed(&self, now: SystemTime) -> Guard<Arc<Current>> {
+        let current = self.now.load();
         if current.fetched.as_ref().is_none_or(|fetched| now < fetched.until) {
             return current;
         }
@@ -68,7 +73,7 @@ impl Keys {
         if current.fetched.as_ref().is_some_and(|fetched| now >= fetched.until) {
             self.swap(current.own.clone(), None);
         }
-        self.now.load_full()
+        self.now.load()
     }
 
     /// Whether the keys are to be fetched now: when they are due, or when a token names a key that is not among them.
@@ -158,6 +163,11 @@ impl Current {
     pub(super) fn of(own: KeySet, fetched: Option<KeySet>) -> Self {
         let fetched = fetched.map(|keys| Fetched { keys, bytes: Arc::default(), until: SystemTime::UNIX_EPOCH });
         Self { generation: 0, own, fetched }
+    }
+
+    /// Why keys of the issuer are not used, a line for each.
+    pub fn passed_over(&self) -> impl Iterator<Item = &str> {
+        self.sets().flat_map(KeySet::passed_over).map(String::as_str)
     }
 
     fn sets(&self) -> impl Iterator<Item = &KeySet> {

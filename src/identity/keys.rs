@@ -120,7 +120,9 @@ pub fn create(path: &Path, wanted: Wanted, now: SystemTime) -> Result<(Record, S
 /// # Errors
 /// What is wrong with the file.
 pub fn list(path: &Path) -> Result<Vec<Record>, String> {
-    load(path).map(|(records, _)| records)
+    let read = read(path)?;
+    read.check_changeable(path)?;
+    records(path, &read)
 }
 
 /// Takes a key out of the file.
@@ -250,16 +252,23 @@ struct Content {
 }
 
 fn load(path: &Path) -> Result<(Vec<Record>, Stamp), String> {
-    let read = file::read(path, FILE_BYTES_MAX)
-        .map_err(|why| format!("{why} (auth.keys_file; `bigiron key create` makes it)"))?;
+    let read = read(path)?;
     read.check_private(path)?;
+    Ok((records(path, &read)?, read.stamp))
+}
+
+fn read(path: &Path) -> Result<file::Content, String> {
+    file::read(path, FILE_BYTES_MAX).map_err(|why| format!("{why} (auth.keys_file; `bigiron key create` makes it)"))
+}
+
+fn records(path: &Path, read: &file::Content) -> Result<Vec<Record>, String> {
     let text = std::str::from_utf8(&read.bytes).map_err(|_| format!("{} is no text in UTF-8", path.display()))?;
     let content: Content = toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
         format!("{}:{line}: {}", path.display(), error.message())
     })?;
     check(&content.key).map_err(|why| format!("{}: {why}", path.display()))?;
-    Ok((content.key, read.stamp))
+    Ok(content.key)
 }
 
 fn check(records: &[Record]) -> Result<(), String> {
@@ -298,7 +307,7 @@ fn check(records: &[Record]) -> Result<(), String> {
 fn change<T>(path: &Path, how: impl FnOnce(&mut Vec<Record>) -> Result<T, String>) -> Result<T, String> {
     let path = &file::behind_links(path);
     let lock = Lock::take(path)?;
-    let mut records = if path.exists() { load(path)?.0 } else { Vec::new() };
+    let mut records = if path.exists() { list(path)? } else { Vec::new() };
     let done = how(&mut records)?;
     check(&records)?;
     let text = toml::to_string(&Content { key: records }).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -9,8 +9,8 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256,
-        RsaKeyPair,
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
+        RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair,
     },
 };
 use base64::{
@@ -26,7 +26,8 @@ pub(super) struct Signer {
 
 enum Kind {
     Rsa(RsaKeyPair),
-    Ec(EcdsaKeyPair),
+    /// With P-256, or P-384.
+    Ec(EcdsaKeyPair, bool),
     Ed(Ed25519KeyPair),
     Shared(Vec<u8>),
 }
@@ -40,7 +41,11 @@ impl Signer {
     }
 
     pub(super) fn ec(kid: &'static str) -> Self {
-        Self { kid, key: Kind::Ec(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key")) }
+        Self { kid, key: Kind::Ec(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key"), false) }
+    }
+
+    pub(super) fn ec_384(kid: &'static str) -> Self {
+        Self { kid, key: Kind::Ec(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).expect("a key"), true) }
     }
 
     pub(super) fn ed(kid: &'static str) -> Self {
@@ -54,7 +59,8 @@ impl Signer {
     pub(super) fn alg(&self) -> &'static str {
         match self.key {
             Kind::Rsa(_) => "RS256",
-            Kind::Ec(_) => "ES256",
+            Kind::Ec(_, false) => "ES256",
+            Kind::Ec(_, true) => "ES384",
             Kind::Ed(_) => "EdDSA",
             Kind::Shared(_) => "HS256",
         }
@@ -71,9 +77,10 @@ impl Signer {
                     "e": part(public.exponent().big_endian_without_leading_zero()),
                 })
             }
-            Kind::Ec(key) => {
-                let point = key.public_key().as_ref();
-                json!({ "kty": "EC", "crv": "P-256", "x": base64(&point[1..33]), "y": base64(&point[33..]) })
+            Kind::Ec(key, long) => {
+                let (x, y) = key.public_key().as_ref()[1..].split_at(if *long { 48 } else { 32 });
+                let curve = if *long { "P-384" } else { "P-256" };
+                json!({ "kty": "EC", "crv": curve, "x": base64(x), "y": base64(y) })
             }
             Kind::Ed(key) => json!({ "kty": "OKP", "crv": "Ed25519", "x": base64(key.public_key().as_ref()) }),
             Kind::Shared(secret) => json!({ "kty": "oct", "k": base64(secret) }),
@@ -123,7 +130,7 @@ impl Signer {
                 key.sign(how, &random, message, &mut signature).expect("a signature");
                 signature
             }
-            Kind::Ec(key) => key.sign(&random, message).expect("a signature").as_ref().to_vec(),
+            Kind::Ec(key, _) => key.sign(&random, message).expect("a signature").as_ref().to_vec(),
             Kind::Ed(key) => key.sign(message).as_ref().to_vec(),
             Kind::Shared(secret) => hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message).as_ref().to_vec(),
         };

@@ -165,6 +165,7 @@ fn keys_that_are_of_no_use_are_passed_over() {
         assert!(read.passed_over()[0].contains(expected), "{:?} says nothing of {expected}", read.passed_over());
         keys(&door).accept(bytes.as_bytes(), now()).expect("a key set");
         assert!(who(&door, &token(&RSA), now()).is_ok(), "the others stay of use");
+        assert_eq!(keys(&door).current(now()).passed_over().count(), 1, "which is known, for the log");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The door as a whole, with files and keys as they are in use. What belongs to one part alone is tested there.
 
 mod api_keys;
+mod explained;
 mod issuer_keys;
 mod tokens;
 
