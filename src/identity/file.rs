@@ -140,7 +140,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8], _lock: &Lock) -> Result<(), Str
         let _ = fs::remove_file(&new);
     }
     renamed.map_err(failed)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| self::failed(folder, "be synced", &error))
 }
 

@@ -12,66 +12,26 @@ use std::{
 
 use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use jiff::Timestamp;
 use parking_lot::Mutex;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{
     Identity, Refused,
-    config::is_scope,
     file::{self, Lock, Stamp},
+    record::{self, ID_CHARS, is_id},
 };
 use crate::units::Secret;
+
+pub use super::record::{Moment, Record};
 
 /// How a key begins. No token does.
 pub const PREFIX: &str = "bi_";
 /// What the issuer of every API key is called. No URL, so that it is no issuer of tokens.
 pub const ISSUER: &str = "bigiron:keys";
 
-const ID_CHARS: usize = 8;
 const SECRET_CHARS: usize = 43; // 32 bytes in base64url
-/// Keys in a file.
-const KEYS_MAX: usize = 10_000;
 const FILE_BYTES_MAX: usize = 8 << 20;
-const NAME_BYTES_MAX: usize = 1024;
-
-const HEAD: &str = "\
-# API keys of bigiron, one [[key]] each. There is no secret in here, only its SHA-256; who can write here can make
-# keys, so this file must be its owner's alone (chmod 600). Comments are lost when `bigiron key` writes it again.
-# Taking a [[key]] out revokes it: a running server reads this file again when it has changed.
-";
-
-/// A key, as the file has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Record {
-    /// Names the key. Is part of it, and no secret.
-    pub id: String,
-    /// SHA-256 of the secret, in hexadecimal.
-    pub sha256: String,
-    /// Who calls with it.
-    pub subject: String,
-    /// What it grants.
-    #[serde(default)]
-    pub scopes: Vec<String>,
-    /// Groups that its subject is in.
-    #[serde(default)]
-    pub groups: Vec<String>,
-    /// When it was made.
-    pub created: Moment,
-    /// Until when it is good; without, it is until it is revoked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<Moment>,
-    /// For people.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub note: String,
-}
-
-/// A time to the second, written as `2026-01-31T12:00:00Z`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(Timestamp);
 
 /// What a new key is to be.
 #[derive(Clone, Debug, Default)]
@@ -189,7 +149,7 @@ impl KeyFile {
 fn book(records: &[Record]) -> Result<Book, String> {
     let issuer: Arc<str> = ISSUER.into();
     let entry = |record: &Record| {
-        let sha256 = unhex(&record.sha256).ok_or_else(|| format!("the key {} has no SHA-256", record.id))?;
+        let sha256 = record.digest().ok_or_else(|| format!("the key {} has no SHA-256", record.id))?;
         // No client: the next key of a subject is the same caller, so that keys can be changed without a break.
         let identity = Identity::new(
             Arc::clone(&issuer),
@@ -211,10 +171,6 @@ fn parts(key: &str) -> Option<(&str, &str)> {
     (is_id(id) && secret.len() == SECRET_CHARS && secret.bytes().all(url_safe)).then_some((id, secret))
 }
 
-fn is_id(text: &str) -> bool {
-    text.len() == ID_CHARS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
 fn random() -> Result<(String, String), String> {
     let mut bytes = [0; ID_CHARS / 2 + 32];
     getrandom::fill(&mut bytes).map_err(|error| format!("the system gives no random bytes: {error}"))?;
@@ -233,24 +189,6 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
-#[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Content {
-    #[serde(default)]
-    key: Vec<Record>,
-}
-
 fn load(path: &Path) -> Result<(Vec<Record>, Stamp), String> {
     let read = read(path)?;
     read.check_private(path)?;
@@ -263,44 +201,7 @@ fn read(path: &Path) -> Result<file::Content, String> {
 
 fn records(path: &Path, read: &file::Content) -> Result<Vec<Record>, String> {
     let text = std::str::from_utf8(&read.bytes).map_err(|_| format!("{} is no text in UTF-8", path.display()))?;
-    let content: Content = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-        format!("{}:{line}: {}", path.display(), error.message())
-    })?;
-    check(&content.key).map_err(|why| format!("{}: {why}", path.display()))?;
-    Ok(content.key)
-}
-
-fn check(records: &[Record]) -> Result<(), String> {
-    if records.len() > KEYS_MAX {
-        return Err(format!("there are {} keys, more than {KEYS_MAX}", records.len()));
-    }
-    let mut ids = std::collections::HashSet::new();
-    for Record { id, sha256, subject, scopes, groups, note, .. } in records {
-        let wrong = |what: &str| Err(format!("the key {id:?} {what}"));
-        if !is_id(id) {
-            return wrong("has no id of 8 digits 0-9 a-f");
-        }
-        if !ids.insert(id) {
-            return wrong("is there twice");
-        }
-        if unhex(sha256).is_none() {
-            return wrong("has a sha256 that is not 64 hexadecimal digits");
-        }
-        if subject.is_empty() || subject.len() > NAME_BYTES_MAX || subject.chars().any(char::is_control) {
-            return wrong("needs a subject: 1 to 1024 bytes without control characters");
-        }
-        if let Some(scope) = scopes.iter().find(|scope| !is_scope(scope)) {
-            return wrong(&format!("has {scope:?}, which is no scope: write each as one word"));
-        }
-        if groups.iter().any(|group| group.is_empty() || group.len() > NAME_BYTES_MAX) {
-            return wrong("has a group without a name, or with one of more than 1024 bytes");
-        }
-        if note.len() > NAME_BYTES_MAX {
-            return wrong("has a note of more than 1024 bytes");
-        }
-    }
-    Ok(())
+    record::read(text).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 /// Reads the file, changes it, and puts it back; nobody else does so at the same time.
@@ -309,54 +210,10 @@ fn change<T>(path: &Path, how: impl FnOnce(&mut Vec<Record>) -> Result<T, String
     let lock = Lock::take(path)?;
     let mut records = if path.exists() { list(path)? } else { Vec::new() };
     let done = how(&mut records)?;
-    check(&records)?;
-    let text = toml::to_string(&Content { key: records }).map_err(|error| format!("{}: {error}", path.display()))?;
-    let text = format!("{HEAD}\n{text}");
+    let text = record::write(records).map_err(|why| format!("{}: {why}", path.display()))?;
     if text.len() > FILE_BYTES_MAX {
         return Err(format!("{} would have more than {FILE_BYTES_MAX} bytes", path.display()));
     }
     file::replace(path, text.as_bytes(), &lock)?;
     Ok(done)
-}
-
-impl Moment {
-    /// The second that `time` is in.
-    ///
-    /// # Errors
-    /// It is no time that a calendar has.
-    pub fn from_time(time: SystemTime) -> Result<Self, String> {
-        let exact = Timestamp::try_from(time).map_err(|error| format!("the clock shows no time: {error}"))?;
-        Timestamp::from_second(exact.as_second()).map(Self).map_err(|error| error.to_string())
-    }
-
-    /// Reads `2026-01-31T12:00:00Z`.
-    ///
-    /// # Errors
-    /// It is none, and how to write one.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|_| format!("{text:?} is no time; write it as 2026-01-31T12:00:00Z"))
-    }
-
-    /// As the clock has it.
-    pub fn time(self) -> SystemTime {
-        self.0.into()
-    }
-}
-
-impl std::fmt::Display for Moment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Serialize for Moment {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Moment {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
-    }
 }

@@ -1,5 +1,6 @@
 //! Tokens that were verified, so that the next request with the same one need not verify it again. Kept by the
-//! SHA-256 of the token, never by the token; until it expires; and only as long as the issuer's keys are the same.
+//! SHA-256 of the token, never by the token; until it expires; and only as long as the issuer's keys are the same. API
+//! keys are not among them: looking one up costs no more than this, so that a revoked one is gone at once.
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`Door`] | the one question: who is this, by what came in `Authorization` |
 //! | `config` | `[auth]` |
-//! | `keys`, `file` | API keys, and the file that they are in |
+//! | [`keys`], `record`, `file` | API keys, what their file says of each, and how such files are read and replaced |
 //! | `token`, `claims`, `json`, `algorithm` | a token: its form and signature, and what it claims |
 //! | `jwks`, `jwk` | the issuer's keys, and when to fetch them again |
 //! | `memory` | tokens that were verified before |
@@ -33,6 +33,7 @@ mod jwk;
 mod jwks;
 pub mod keys;
 mod memory;
+mod record;
 mod refused;
 pub mod rights;
 #[cfg(test)]

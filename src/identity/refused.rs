@@ -9,6 +9,8 @@ use std::fmt::{self, Write};
 pub enum Refused {
     /// Nothing came.
     Missing,
+    /// `Authorization` is of another scheme, such as Basic.
+    Scheme,
     /// `Authorization` is not `Bearer`, one space and a token.
     Format(&'static str),
     /// The token is longer than any that is read.
@@ -89,7 +91,8 @@ impl Refused {
     /// What the client is told.
     pub fn for_client(&self) -> ForClient {
         match self {
-            Self::Missing => ForClient { error: None, description: "Authentication is required" },
+            // Who came with another scheme knows of none, so that RFC 6750 has no error for it.
+            Self::Missing | Self::Scheme => ForClient { error: None, description: "Authentication is required" },
             Self::Scope { .. } => ForClient {
                 error: Some("insufficient_scope"),
                 description: "The request needs more scopes than the token has",
@@ -119,6 +122,7 @@ impl Refused {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Missing => "missing",
+            Self::Scheme => "scheme",
             Self::Format(_) => "format",
             Self::TooLong { .. } => "too_long",
             Self::UnknownApiKey => "unknown_api_key",
@@ -181,6 +185,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing => f.write_str("no Authorization header came"),
+            Self::Scheme => f.write_str("Authorization is not of the scheme Bearer"),
             Self::Format(why) | Self::NotTaken(why) => f.write_str(why),
             Self::TooLong { bytes } => {
                 write!(f, "the token has {bytes} bytes, more than {}", super::token::BYTES_MAX)
@@ -222,6 +227,7 @@ mod tests {
                  has\", scope=\"read write\", resource_metadata=\"{url}\""
             )
         );
+        assert_eq!(Refused::Scheme.challenge(url, ""), Refused::Missing.challenge(url, ""));
         assert!(Refused::Signature.challenge(url, "").starts_with("Bearer error=\"invalid_token\", "));
     }
 

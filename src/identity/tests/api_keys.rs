@@ -86,7 +86,7 @@ fn a_key_expires_to_the_second() {
     let expected = Refused::ApiKeyExpired { id: record.id, ago_s: 0 };
     assert_eq!(who(&door, &key, at(NOW_S + 60)), Err(expected));
     let past = keys::Wanted { expires: Some(Moment::from_time(now()).expect("a time")), ..wanted("ci") };
-    let error = keys::create(&world.path("keys.toml"), past, now()).err().expect("refused");
+    let error = keys::create(&world.path("keys.toml"), past, now()).expect_err("refused");
     assert!(error.contains("future"), "{error}");
 }
 
@@ -118,7 +118,7 @@ fn a_file_that_went_bad_is_said_to_be_and_what_was_known_stays() {
     let good = fs::read(world.path("keys.toml")).expect("a file");
     world.write("keys.toml", b"[[key]]\nid = 7\n");
     let error = door.reload_if_changed().expect_err("no key file");
-    assert!(error.contains("keys.toml:2:"), "{error}");
+    assert!(error.contains("keys.toml: line 2:"), "{error}");
     fs::set_permissions(world.path("keys.toml"), fs::Permissions::from_mode(0o660)).expect("permissions");
     assert!(door.reload_if_changed().expect_err("others may write it").contains("chmod 600"));
     fs::remove_file(world.path("keys.toml")).expect("removed");
@@ -162,7 +162,7 @@ fn what_is_wrong_in_a_file_is_named() {
         (key("0123abcd", &sha256, "subject = \"\""), "needs a subject"),
         (key("0123abcd", &sha256, ""), "subject"),
         (key("0123abcd", &sha256, "subject = \"a\"\nscopes = [\"a b\"]"), "no scope"),
-        (key("0123abcd", &sha256, "subject = \"a\"\ngroups = [\"\"]"), "group without a name"),
+        (key("0123abcd", &sha256, "subject = \"a\"\ngroups = [\"\"]"), "no name"),
         (key("0123abcd", &sha256, "subject = \"a\"\nexpires = \"soon\""), "2026-01-31T12:00:00Z"),
         (key("0123abcd", &sha256, "subject = \"a\"\nadmin = true"), "admin"),
         ("[[keys]]".into(), "keys"),
