@@ -1,7 +1,11 @@
 //! `bigiron check`: what a start with these settings would run with, as TOML, so that it can be read, compared and
 //! kept as a file.
 
-use std::{fmt::Write, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use super::{SettingsArguments, print, refuse};
 use crate::{
@@ -22,7 +26,12 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
         Err(faults) => return refuse(&faults),
     };
     match server.check(&loaded) {
-        Ok(()) => print(&report(&loaded)),
+        Ok(()) => {
+            for weak in loaded.tuning.auth.weak() {
+                let _ = writeln!(io::stderr().lock(), "bigiron check: weak: {weak}");
+            }
+            print(&report(&loaded))
+        }
         Err(error) => error.tell(),
     }
 }

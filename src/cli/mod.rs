@@ -84,7 +84,7 @@ struct SettingsArguments {
 
     /// Allow addresses that other hosts can reach
     ///
-    /// There is no authentication: everybody who reaches the address can call every tool.
+    /// For the endpoint without [auth], and for the admin listener: everybody who reaches them can use them.
     #[arg(long)]
     insecure_no_auth: bool,
 }

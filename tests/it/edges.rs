@@ -288,7 +288,8 @@ fn a_second_initialize_changes_nothing() {
 /// out as it went in, and changes nothing of the message around it.
 #[test]
 fn odd_text_in_results_and_descriptions_is_text() {
-    const ODD: &str = "\u{1b}[31mred\u{1b}[0m \u{202e}abc\u{202c} \u{200b}\u{feff} \u{2028}\u{2029} \u{7} \u{1f600} \"}]";
+    const ODD: &str =
+        "\u{1b}[31mred\u{1b}[0m \u{202e}abc\u{202c} \u{200b}\u{feff} \u{2028}\u{2029} \u{7} \u{1f600} \"}]";
     let long = "x".repeat(1 << 20);
     let described: &'static str = format!("{ODD}{long}").leak();
     let server = Server::builder().tool("odd", described, Lane::Inline, |(): (), _: Ctx| ODD);
@@ -316,7 +317,7 @@ fn memory_that_cannot_be_had_costs_the_call_alone() {
             let mut bytes = Vec::<u8>::new();
             match bytes.try_reserve_exact(1 << 55) {
                 Ok(()) => Reply::text("there was room"),
-                Err(error) => Reply::error(error.to_string()),
+                Err(error) => Reply::error(&error.to_string()),
             }
         })
         .tool("large", "Makes too large a result", Lane::Pool, |(): (), _: Ctx| "x".repeat(64 << 20));
