@@ -250,7 +250,10 @@ impl Server {
         let give_up_at = Instant::now() + START_TIMEOUT;
         while TcpStream::connect(address).is_err() {
             if Instant::now() > give_up_at || self.0.try_wait()?.is_some() {
-                return Err(format!("no server came up on {address} under valgrind; see the .log files in target/instructions").into());
+                return Err(format!(
+                    "no server came up on {address} under valgrind; see the .log files in target/instructions"
+                )
+                .into());
             }
             thread::sleep(Duration::from_millis(50));
         }

@@ -176,7 +176,8 @@ impl Expected {
     pub(crate) fn matches(&self, message: &[u8], id: &[u8]) -> bool {
         let Some(after_id) = &self.after_id else { return message == self.before_id };
         let rest = message.strip_prefix(self.before_id.as_slice()).and_then(|rest| rest.strip_prefix(id));
-        rest.and_then(|rest| rest.strip_prefix(after_id.as_slice())).is_some_and(|rest| rest.is_empty() || !self.is_whole)
+        rest.and_then(|rest| rest.strip_prefix(after_id.as_slice()))
+            .is_some_and(|rest| rest.is_empty() || !self.is_whole)
     }
 }
 

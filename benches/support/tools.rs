@@ -55,7 +55,8 @@ fn server() -> Builder {
         .tool("text", "Makes a text", Lane::Inline, |text: Text, _: Ctx| "x".repeat(text.bytes));
     for number in 5..=LISTED {
         let name = format!("tool-{number:03}").leak();
-        server = server.tool(name, "Stands in the list as one of many tools", Lane::Inline, |echo: Echo, _: Ctx| echo.message);
+        server = server
+            .tool(name, "Stands in the list as one of many tools", Lane::Inline, |echo: Echo, _: Ctx| echo.message);
     }
     server
 }

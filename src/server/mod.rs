@@ -33,6 +33,7 @@ use crate::{
         Front,
         admin::{self, Admin, Invalidation},
         checks::{Hosts, Origins},
+        doorkeeper::Doorkeeper,
         gate::{Gate, Weights},
         intake::Bodies,
         pressure::Pressure,
@@ -372,6 +373,7 @@ impl Builder {
             streams: Gate::new(loaded.resolved.streams_max),
             trusted: Trusted::new(&tuning.server.trusted_proxies)
                 .map_err(|message| StartError::config(loaded.fault("server.trusted_proxies", message)))?,
+            doorkeeper: doorkeeper(loaded, addr)?,
             limiter: limiter(tuning),
             tells_rates: tuning.rate_limit.headers_on_success,
             router: self.router(loaded, &format!("{}:{}", runtime::host_name(), addr.port()), drain, runtime)?,
@@ -386,6 +388,7 @@ impl Builder {
         let runtime = io_runtime(1)?;
         let hosted = self.hosted(&runtime)?;
         self.registry(loaded, &hosted)?;
+        doorkeeper(loaded, loaded.listen)?;
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         Skills::new(self.skills).map_err(StartError::config)?;
         sealer(loaded).map(drop)
@@ -602,6 +605,13 @@ fn end_audit(router: &Router) {
     {
         tracing::error!("{problem}");
     }
+}
+
+/// Who tells who calls, when anybody is asked. `addr` is where it listens.
+fn doorkeeper(loaded: &Loaded, addr: SocketAddr) -> Result<Option<Doorkeeper>, StartError> {
+    let tuning = &loaded.tuning;
+    Doorkeeper::new(&tuning.auth, &addr.to_string(), &tuning.server.path)
+        .map_err(|message| StartError::config(loaded.fault("auth.keys_file", format!("[auth]: {message}"))))
 }
 
 /// What seals the state of rounds.

@@ -4,7 +4,8 @@ use crate::telemetry::meter::{Counts, Sharded};
 
 /// Reasons, with the statuses and codes that stand for them. The first that fits is it.
 type Fits = fn(u16, i32) -> bool;
-const REASONS: [(&str, Fits); 19] = [
+const REASONS: [(&str, Fits); 20] = [
+    ("unauthorized", |status, _| status == 401),
     ("forbidden", |status, _| status == 403),
     ("body_too_large", |status, _| status == 413),
     ("head_too_large", |status, _| matches!(status, 414 | 431)),
