@@ -356,7 +356,8 @@ impl Router {
     fn listen(&self, request: &Request<'_>) -> Handled {
         let params = wire::member(request.body, self.shape, "params");
         let id = OwnedId::from(request.id);
-        feed::listen(id, params, self.catalogue.capabilities(), &self.changes, self.tasks.is_some()).map(Step::Feed)
+        let (capabilities, has_tasks) = (self.catalogue.capabilities(), self.tasks.is_some());
+        feed::listen(id, params, capabilities, &self.changes, has_tasks, request.head.caller).map(Step::Feed)
     }
 
     /// What the client answered to a question of a call.

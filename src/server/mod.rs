@@ -442,7 +442,7 @@ impl Builder {
                 TaskStore::Own(store) => store,
             };
             let changes = self.changes.clone();
-            let told = move |record: &Record| changes.task(&record.id, &record.detailed_members());
+            let told = move |record: &Record| changes.task(&record.owner, &record.id, &record.detailed_members());
             Tasks::with_on_change(tuning.tasks.clone(), store, Arc::new(told))
         });
         let mut methods = features.methods.clone();

@@ -14,6 +14,7 @@ mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod hosted; // rmcp handlers as they are
+mod identity; // who calls, and what they may
 mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
 mod readers; // slow, silent and many readers of streams
