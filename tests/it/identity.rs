@@ -39,14 +39,14 @@ const AUDIENCE: &str = "https://mcp.example.com/mcp";
 struct Nothing {}
 
 /// An issuer of tokens, and a folder with its keys and a file of API keys.
-struct Issuer {
+pub(crate) struct Issuer {
     folder: TempDir,
     pair: EcdsaKeyPair,
     shared: [u8; 32],
 }
 
 impl Issuer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
         let mut shared = [0; 32];
         aws_lc_rs::rand::fill(&mut shared).expect("random bytes");
@@ -66,14 +66,14 @@ impl Issuer {
         self.folder.path().join(name)
     }
 
-    fn key_for(&self, subject: &str, scopes: &[&str]) -> String {
+    pub(crate) fn key_for(&self, subject: &str, scopes: &[&str]) -> String {
         let file = self.file("keys.toml");
         let ran = cli(self.folder.path(), &create(&file.display().to_string(), subject, scopes), "");
         assert!(ran.status.success(), "{ran:?}");
         String::from_utf8(ran.stdout).expect("text").trim_end().to_owned()
     }
 
-    fn tune(&self, tuning: &mut Tuning) {
+    pub(crate) fn tune(&self, tuning: &mut Tuning) {
         let auth = &mut tuning.auth;
         auth.issuer = ISSUER.into();
         auth.audience = vec![AUDIENCE.into()];
@@ -104,7 +104,7 @@ impl Issuer {
         self.sign(&json!({ "alg": "ES256", "kid": "ec" }), claims)
     }
 
-    fn token(&self, subject: &str) -> String {
+    pub(crate) fn token(&self, subject: &str) -> String {
         self.token_of(&Self::claims(subject))
     }
 }

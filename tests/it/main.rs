@@ -6,6 +6,7 @@
 mod alone; // calls without a connection, and other work that nobody watches
 mod audit; // who called what, and what came of it
 mod bench; // the load generator: counts, comparisons, faults
+mod bound; // tasks, rounds and tokens, which are their caller's alone
 mod cache; // what is kept, for whom, and that equal calls run once
 mod calls; // progress, logs, panics, cancelling, sessions
 mod cli; // the command line: exit codes, messages
