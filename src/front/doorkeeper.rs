@@ -58,8 +58,9 @@ pub(crate) struct Doorkeeper {
     scope: String,
     metadata: Bytes,
     metadata_url: String,
-    /// The paths that it is served at.
-    metadata_paths: [String; 2],
+    /// The paths that it is served at: the root's, that of our endpoint, and the one that the URL has, which is another
+    /// behind a proxy that serves us under another path.
+    metadata_paths: [String; 3],
     refused: [AtomicU64; KINDS.len()],
     looked: Mutex<Looked>,
 }
@@ -92,12 +93,15 @@ impl Doorkeeper {
         if !config.required_scopes.is_empty() {
             metadata["scopes_supported"] = json!(config.required_scopes);
         }
+        let metadata_url = metadata_url(&resource);
+        let at = metadata_url.find(WELL_KNOWN).unwrap_or(0);
+        let public = metadata_url[at..].split('?').next().unwrap_or_default().to_owned();
         Ok(Some(Self {
             door,
             scope,
             metadata: metadata.to_string().into(),
-            metadata_url: metadata_url(&resource),
-            metadata_paths: [WELL_KNOWN.into(), format!("{WELL_KNOWN}{path}")],
+            metadata_url,
+            metadata_paths: [WELL_KNOWN.into(), format!("{WELL_KNOWN}{path}"), public],
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
             looked: Mutex::new(Looked { at: Instant::now(), fault: None }),
         }))

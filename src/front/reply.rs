@@ -33,7 +33,8 @@ const METHODS: &str = "POST, GET, DELETE, OPTIONS";
 #[derive(Debug)]
 pub(crate) struct Refused {
     refusal: Refusal,
-    header: Option<(HeaderName, HeaderValue)>,
+    /// Boxed, since most have none and every check's answer has room for one.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl From<Refusal> for Refused {
@@ -49,7 +50,7 @@ impl Refused {
 
     /// The same with a value that was made.
     pub(crate) fn with_value(refusal: Refusal, name: HeaderName, value: HeaderValue) -> Self {
-        Self { refusal, header: Some((name, value)) }
+        Self { refusal, header: Some(Box::new((name, value))) }
     }
 
     pub(crate) fn reason(&self) -> Reason {
@@ -60,7 +61,8 @@ impl Refused {
         tracing::debug!(status = self.refusal.status, reason = self.refusal.message, "refused at the front door");
         let mut response = answer(Answer::refused(None, &self.refusal));
         let headers = response.headers_mut();
-        if let Some((name, value)) = self.header {
+        if let Some(header) = self.header {
+            let (name, value) = *header;
             headers.insert(name, value);
         }
         // After a head that two readers might read differently, or a body that was not read to its end, nothing more

@@ -239,6 +239,20 @@ fn without_a_token_nothing_is_done_and_clients_learn_where_to_get_one() {
     assert_eq!(call(&running, "who", &issuer.token("ann")).status, 200);
 }
 
+/// Behind a proxy that serves it under another path, what is told is found where the challenge says.
+#[test]
+fn what_is_told_is_where_the_challenge_says() {
+    let issuer = Issuer::new();
+    let (running, _) = server(&issuer, |tuning| tuning.auth.audience = vec!["https://a.example/tools/mcp".into()]);
+    let refused = call_with(&running, "who", &[]);
+    let challenge = refused.header("www-authenticate").expect("a challenge");
+    let url = challenge.split('"').nth(1).expect("a quoted URL");
+    let path = url.strip_prefix("https://a.example").unwrap_or_else(|| panic!("{challenge}"));
+    assert_eq!(path, "/.well-known/oauth-protected-resource/tools/mcp");
+    assert_eq!(get(running.addr(), path).json()["resource"], "https://a.example/tools/mcp");
+    assert_eq!(get(running.addr(), "/.well-known/oauth-protected-resource/other").status, 404);
+}
+
 /// Rows I2, I3, I4 and I6.
 #[test]
 fn tokens_that_are_not_right_are_refused() {
@@ -296,7 +310,7 @@ fn the_header_has_one_form() {
     let bearer = format!("Bearer {token}");
     for (what, headers, status) in [
         ("too long", &[("Authorization", format!("Bearer {long}"))][..], 431),
-        ("two", &[("Authorization", bearer.clone()), ("authorization", bearer.clone())], 400),
+        ("two", &[("Authorization", bearer.clone()), ("authorization", bearer)], 400),
         ("lower case", &[("Authorization", format!("bearer {token}"))], 200),
         ("two spaces", &[("Authorization", format!("Bearer  {token}"))], 401),
         ("another scheme", &[("Authorization", "Basic YTpi".into())], 401),
