@@ -50,8 +50,8 @@ impl Lists {
 pub(crate) enum Topic {
     /// A resource, by its URI.
     Resource(Arc<str>),
-    /// A task, by its id.
-    Task(Arc<str>),
+    /// A task, by its id and its owner: who is not hears nothing of it.
+    Task { owner: Arc<str>, id: Arc<str> },
 }
 
 /// Something to tell a client.
@@ -135,9 +135,9 @@ impl Changes {
     }
 
     /// A task is in another state; `members` are those of its notification.
-    pub(crate) fn task(&self, id: &str, members: &Bytes) {
+    pub(crate) fn task(&self, owner: &str, id: &str, members: &Bytes) {
         let id: Arc<str> = id.into();
-        self.topic(&Topic::Task(Arc::clone(&id)), |pending| {
+        self.topic(&Topic::Task { owner: owner.into(), id: Arc::clone(&id) }, |pending| {
             pending.tasks.insert(Arc::clone(&id), members.clone());
         });
     }
@@ -382,10 +382,11 @@ mod tests {
         }
         assert_eq!(taken(&tools), [Change::List(Lists::TOOLS), Change::Resource("a:1".into())]);
         assert_eq!(taken(&prompts), []);
-        changes.task("t", &Bytes::from_static(b"x"));
-        prompts.add(Topic::Task("t".into()));
-        changes.task("t", &Bytes::from_static(b"y"));
-        changes.task("t", &Bytes::from_static(b"z"));
+        changes.task("o", "t", &Bytes::from_static(b"x"));
+        prompts.add(Topic::Task { owner: "o".into(), id: "t".into() });
+        changes.task("other", "t", &Bytes::from_static(b"not theirs"));
+        changes.task("o", "t", &Bytes::from_static(b"y"));
+        changes.task("o", "t", &Bytes::from_static(b"z"));
         assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
     }
 
@@ -394,14 +395,14 @@ mod tests {
         let changes = Changes::default();
         let uris = ["a:1", "a:2", "a:3"];
         let mut topics = Vec::from(uris.map(|uri| Topic::Resource(uri.into())));
-        topics.extend(["t", "u"].map(|id| Topic::Task(id.into())));
+        topics.extend(["t", "u"].map(|id| Topic::Task { owner: "o".into(), id: id.into() }));
         let reader = changes.subscribe(Lists::ALL, topics);
         let mut cx = Context::from_waker(Waker::noop());
         let mut told = Vec::new();
         for _ in 0..18 {
             changes.tools();
             uris.iter().for_each(|uri| changes.resource(uri));
-            ["t", "u"].iter().for_each(|id| changes.task(id, &Bytes::from_static(id.as_bytes())));
+            ["t", "u"].iter().for_each(|id| changes.task("o", id, &Bytes::from_static(id.as_bytes())));
             // A reader that takes one at a time, slower than there are more.
             let Poll::Ready(change) = reader.poll_take(&mut cx) else { panic!("something has changed") };
             told.push(change);

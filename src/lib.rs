@@ -42,6 +42,7 @@
 //! | `listener` | sockets; a permit before each accept |
 //! | [`front`] | HTTP: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
 //! | `stdio` | the same messages over a pair of pipes |
+//! | [`identity`] | who calls: keys, tokens, what they may |
 //! | [`mcp`] | the protocol, pure: bytes and values in, values out |
 //! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), limits of tools, turns of callers, pool |
 //! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
@@ -58,7 +59,7 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
-//! | audit, rate, skill, tasks | | anything else of ours |
+//! | audit, identity, rate, skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
 //! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
@@ -103,6 +104,7 @@ pub mod config;
 pub mod dispatch;
 pub mod error;
 pub mod front;
+pub mod identity;
 pub mod input;
 mod listener;
 mod load;

@@ -17,7 +17,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::call::Share;
+use crate::call::{Caller, Share};
 use crate::mcp::{
     calling::{PendingCall, Voice},
     code::{Era, Refusal},
@@ -166,6 +166,8 @@ async fn tell_changes(session: Arc<Session>, lines: mpsc::Sender<Bytes>) {
 
 fn head() -> Head<'static> {
     Head {
+        caller: &Caller::ANONYMOUS,
+        identity: None,
         share: Share::NOBODY,
         via: Via::Stdio,
         peer: None,

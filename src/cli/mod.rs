@@ -4,8 +4,10 @@
 mod bench;
 mod cache;
 mod check;
+mod key;
 mod schema;
 mod serve;
+mod token;
 
 use std::{
     io::{self, Write},
@@ -61,6 +63,10 @@ enum Verb {
     Bench(Box<bench::Arguments>),
     /// Change what a running server keeps of results
     Cache(cache::Arguments),
+    /// Make, list and revoke API keys
+    Key(Box<key::Arguments>),
+    /// Say why a token is accepted or refused
+    Token(Box<token::Arguments>),
     /// Print the JSON Schema of tuning.toml, for editors
     Schema,
 }
@@ -84,7 +90,7 @@ struct SettingsArguments {
 
     /// Allow addresses that other hosts can reach
     ///
-    /// There is no authentication: everybody who reaches the address can call every tool.
+    /// For the endpoint without [auth], and for the admin listener: everybody who reaches them can use them.
     #[arg(long)]
     insecure_no_auth: bool,
 }
@@ -112,6 +118,8 @@ pub fn run(server: Builder) -> ExitCode {
         Verb::Check(arguments) => check::run(server, arguments),
         Verb::Bench(arguments) => bench::run(*arguments),
         Verb::Cache(arguments) => cache::run(arguments),
+        Verb::Key(arguments) => key::run(*arguments),
+        Verb::Token(arguments) => token::run(*arguments),
         Verb::Schema => schema::run(),
     }
 }

@@ -36,6 +36,8 @@ pub struct Tuning {
     pub server: crate::server::Config,
     /// Threads that move bytes.
     pub runtime: crate::runtime::Config,
+    /// Who may call at all.
+    pub auth: crate::identity::Config,
     /// What the front door lets in, and for how long.
     pub limits: crate::front::limits::Config,
     /// Who gets how much when there is not enough for all.

@@ -36,6 +36,26 @@ const HARD_LIMIT: Why = ("less holds no ordinary message", "this is as much as o
 pub(super) const RANGES: &[Range] = &[
     range("server.drain_grace_ms", 1, DAY_MS, TIME),
     range("runtime.io_threads", 0, 1024, ("", "more threads than cores only get in each other's way")),
+    range(
+        "auth.jwks_refresh_s",
+        1,
+        DAY_S,
+        ("0 would fetch without a pause", "keys that the issuer took back must not stay good for longer than a day"),
+    ),
+    range(
+        "auth.jwks_retry_s",
+        1,
+        DAY_S,
+        ("0 would let anybody's tokens make us ask the issuer without a pause", "new keys would not come for a day"),
+    ),
+    range(
+        "auth.jwks_keep_s",
+        1,
+        30 * DAY_S,
+        ("0 would refuse everybody in every outage", "old keys must not stay good for ever"),
+    ),
+    range("auth.leeway_s", 0, 30, ("", "expired tokens would be accepted for longer than 30 s")),
+    range("auth.tokens_remembered_max", 0, 1_000_000, ("", "each takes about 1 KiB of memory")),
     range("limits.connections_max", 0, 1_000_000, ("", "one address serves no more")),
     range("limits.streams_max", 0, 1_000_000, ("", "a stream needs a connection")),
     range("limits.concurrent_requests_max", 0, 1_000_000, ("", "a request needs a connection")),

@@ -32,6 +32,7 @@ type Check = fn(&View<'_>, &mut Faults);
 const CHECKS: &[Check] = &[
     timeouts_fit_into_the_grace,
     listeners,
+    auth,
     endpoint_path,
     allowed_hosts_and_origins,
     connections_have_descriptors,
@@ -94,30 +95,35 @@ fn timeouts_fit_into_the_grace(view: &View<'_>, faults: &mut Faults) {
     }
 }
 
-/// bigiron has no authentication yet: whoever reaches a listener may call every tool. That only programs on this host
-/// reach it is the one protection, and giving it up takes a word on the command line.
+/// Whoever reaches a listener that asks nobody who they are may do all that it offers. That only programs on this host
+/// reach it is the one protection then, and giving it up takes a word on the command line. The admin listener asks
+/// nobody, whatever the endpoint does.
 fn listeners(view: &View<'_>, faults: &mut Faults) {
     let server = &view.tuning.server;
-    for (path, text) in [("server.listen", &server.listen), ("server.admin_listen", &server.admin_listen)] {
-        if path == "server.admin_listen" && text.is_empty() {
-            continue;
-        }
-        match address::listener(text) {
-            Err(wrong) => view.refuse(faults, path, wrong),
-            Ok(address) if !address::is_loopback(&address) && !view.insecure_no_auth => view.refuse(
+    let open_to_others =
+        |text: &str| address::listener(text).map(|address| !address::is_loopback(&address) && !view.insecure_no_auth);
+    match open_to_others(&server.listen) {
+        Err(wrong) => view.refuse(faults, "server.listen", wrong),
+        Ok(true) if !view.tuning.auth.is_on() => view.refuse(
+            faults,
+            "server.listen",
+            "other hosts can reach this address, and there is no authentication: everybody who reaches it could \
+             call every tool. Set auth.keys_file or auth.issuer, listen on a loopback address (127.0.0.1 or [::1]), \
+             or say --insecure-no-auth when this is meant",
+        ),
+        Ok(_) => {}
+    }
+    if !server.admin_listen.is_empty() {
+        match open_to_others(&server.admin_listen) {
+            Err(wrong) => view.refuse(faults, "server.admin_listen", wrong),
+            Ok(true) => view.refuse(
                 faults,
-                path,
-                format!(
-                    "other hosts can reach this address, and there is no authentication: everybody who reaches it could \
-                     {}. Listen on a loopback address (127.0.0.1 or [::1]) behind a proxy that authenticates, or say \
-                     --insecure-no-auth when this is meant",
-                    match path {
-                        "server.listen" => "call every tool",
-                        _ => "read health and metrics, and empty the cache",
-                    }
-                ),
+                "server.admin_listen",
+                "other hosts can reach this address, and the admin listener has no authentication: everybody who \
+                 reaches it could read health and metrics, and empty the cache. Listen on a loopback address \
+                 (127.0.0.1 or [::1]), or say --insecure-no-auth when this is meant",
             ),
-            Ok(_) => {}
+            Ok(false) => {}
         }
     }
     let (listen, admin) = (address::listener(&server.listen), address::listener(&server.admin_listen));
@@ -131,6 +137,33 @@ fn listeners(view: &View<'_>, faults: &mut Faults) {
             "server.admin_listen",
             format!("the same as {other}; give it a port of its own, or \"\" to switch it off"),
         );
+    }
+}
+
+/// Tokens that are taken are for us, and by an issuer whose keys are known; and who is named by a tool can be known.
+fn auth(view: &View<'_>, faults: &mut Faults) {
+    let auth = &view.tuning.auth;
+    if let Err(wrong) = auth.check() {
+        faults.push(Fault::new("", wrong));
+    }
+    for (name, tool) in &view.tuning.tools {
+        for (key, entries) in [("scopes_any", &tool.scopes_any), ("subjects", &tool.subjects), ("groups", &tool.groups)]
+        {
+            let path = format!("tools.{name}.{key}");
+            match entries {
+                None => {}
+                Some(entries) if entries.is_empty() || entries.iter().any(String::is_empty) => {
+                    let wrong =
+                        "names nobody, or an empty text; name one at least, or remove this so that all may call";
+                    view.refuse(faults, &path, wrong);
+                }
+                Some(_) if !auth.is_on() => {
+                    let wrong = "nobody is asked who they are; set auth.keys_file or auth.issuer, or remove this";
+                    view.refuse(faults, &path, wrong);
+                }
+                Some(_) => {}
+            }
+        }
     }
 }
 

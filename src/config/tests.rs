@@ -71,7 +71,8 @@ fn the_example_of_a_tool_names_every_setting_of_a_tool() {
         .filter(|line| !line.starts_with("# # ") && *line != "#")
         .map(|line| format!("{}\n", line.trim_start_matches("# ")))
         .collect();
-    let sets = &["rate_limit.enabled=true"]; // without which a tool's rates would mean nothing
+    // Without these a tool's rates and rights would mean nothing.
+    let sets = &["rate_limit.enabled=true", "auth.keys_file=keys.toml"];
     let given = Given { file: &settings, sets, ..Given::default() };
     let loaded = given.load().unwrap_or_else(|faults| panic!("{faults}\n{example}"));
     let named: BTreeSet<String> =
@@ -267,6 +268,14 @@ fn what_cannot_work_together_is_refused_with_places() {
         (&["server.path=/health"], &["answers whether the server is well"]),
         (&["server.listen=5000"], &["server.listen = \"5000\" (--set): expected an IP address and a port"]),
         (&["server.listen=0.0.0.0:5000"], &["no authentication", "--insecure-no-auth"]),
+        (
+            &["server.admin_listen=[::]:5001", "auth.keys_file=keys.toml"],
+            &["server.admin_listen", "the admin listener has no authentication", "--insecure-no-auth"],
+        ),
+        (&["auth.issuer=https://a.example"], &["auth.audience names nobody"]),
+        (&["auth.leeway_s=31"], &["auth.leeway_s = 31 (--set): the most is 30"]),
+        (&["tools.x.scopes_any=['a']"], &["tools.x.scopes_any", "nobody is asked who they are"]),
+        (&["tools.x.groups=[]", "auth.keys_file=keys.toml"], &["tools.x.groups", "names nobody"]),
         (&["server.admin_listen=[::]:5001"], &["server.admin_listen", "health and metrics", "--insecure-no-auth"]),
         (&["server.admin_listen=127.0.0.1:5000"], &["the same as server.listen"]),
         (&["server.allowed_origins=['*']"], &["every page of every site could call"]),
@@ -361,6 +370,7 @@ fn what_is_unusual_and_works_is_accepted() {
         &["server.trusted_proxies=['10.0.0.0/8', '2001:db8::1']"],
         &["rate_limit.enabled=true"],
         &["tools.x.rate=off"],
+        &["server.listen=0.0.0.0:0", "auth.keys_file=keys.toml", "tools.x.subjects=['ann']"],
         &["rate_limit.enabled=true", "rate_limit.per_caller=off", "rate_limit.per_ip=off", "tools.x.rate=5 per 1m"],
         &["audit.policy=required", "audit.file=-"],
     ] {

@@ -87,10 +87,12 @@ impl<'a> Headers<'a> {
     }
 
     /// The part of it that the protocol reads.
-    pub(crate) fn head<'b>(&'b self, sender: &Sender, rates: Option<&'b dyn Rates>) -> Head<'b> {
+    pub(crate) fn head<'b>(&'b self, sender: &'b Sender, rates: Option<&'b dyn Rates>) -> Head<'b> {
         Head {
             via: Via::Http,
             peer: Some(sender.address),
+            caller: sender.caller(),
+            identity: sender.identity.as_deref(),
             share: sender.share,
             protocol_version: self.protocol_version,
             method: self.method,

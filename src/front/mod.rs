@@ -7,6 +7,7 @@ pub(crate) mod admin;
 mod body;
 pub(crate) mod checks;
 pub(crate) mod connection;
+pub(crate) mod doorkeeper;
 mod feed;
 pub mod gate;
 mod headers;
@@ -18,7 +19,7 @@ mod reply;
 mod sender;
 mod stream;
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use hyper::{
     Method, Request, Response,
@@ -32,6 +33,7 @@ use crate::{
         body::Body,
         checks::{Hosts, Origins},
         connection::Connection,
+        doorkeeper::Doorkeeper,
         gate::{Gate, Place},
         headers::Headers,
         intake::Bodies,
@@ -64,6 +66,8 @@ pub(crate) struct Front {
     pub(crate) refusals: Refusals,
     /// Proxies whose word on addresses is believed.
     pub(crate) trusted: Trusted,
+    /// Who asks who calls, where that is asked.
+    pub(crate) doorkeeper: Option<Doorkeeper>,
     /// How often callers may call, where that is limited.
     pub(crate) limiter: Option<Limiter>,
     /// Whether successful answers say what is left of that.
@@ -84,6 +88,10 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
         Ok(Answered::Now(response)) => response,
         Ok(Answered::ByCall(mut call, place)) => {
             if call.wants_parts() {
+                let mut head = head;
+                if front.doorkeeper.is_some() {
+                    head.headers.remove(header::AUTHORIZATION); // it was for us, and is passed on to nobody
+                }
                 call.give_parts(head); // what is above has seen all that it wanted of it
             }
             match stream::run_now(&conn, call, takes) {
@@ -126,12 +134,42 @@ impl Front {
         }
     }
 
+    /// Learns who sends, when that is asked. Who is not let in is counted by address, so that guessing is slow.
+    fn identify(&self, headers: &Headers<'_>, sender: &mut Sender, rate: &mut Decision) -> Result<(), Refused> {
+        let Some(doorkeeper) = &self.doorkeeper else { return Ok(()) };
+        match doorkeeper.who(headers) {
+            Ok(identity) => {
+                sender.identity = Some(identity);
+                Ok(())
+            }
+            Err(refused) => {
+                if let Some(limiter) = &self.limiter {
+                    let passed;
+                    (*rate, passed) = rates::admit(limiter, sender.who(), None);
+                    passed?;
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    /// The tool that the headers name, when its sender may call it: others are not charged for it, so that nobody
+    /// learns by its rate that it is there, or uses it up.
+    fn named<'a>(&self, headers: &Headers<'a>, sender: &Sender) -> Option<Cow<'a, str>> {
+        let identity = sender.identity.as_deref();
+        let tool = headers.tool()?;
+        match identity {
+            Some(_) if self.router.dispatch.tools().for_caller(&tool, identity).is_none() => None,
+            _ => Some(tool),
+        }
+    }
+
     /// Hands a message on, with the rates that are to be asked about it.
     fn message(&self, headers: &Headers<'_>, sender: &Sender, rate: &mut Decision, body: &[u8], now: Instant) -> Step {
         let Some(limiter) = &self.limiter else {
             return self.router.message(&headers.head(sender, None), None, body, now);
         };
-        let named = headers.tool();
+        let named = self.named(headers, sender);
         let charged = Charged::new(limiter, sender.who(), named.as_deref(), *rate, now);
         let step = self.router.message(&headers.head(sender, Some(&charged)), None, body, now);
         *rate = charged.decision();
@@ -159,15 +197,22 @@ impl Front {
             (&Method::GET | &Method::HEAD, "/ready") => {
                 return Ok(Answered::Now(reply::ready(!self.router.drain.is_started())));
             }
+            (&Method::GET | &Method::HEAD, path) => {
+                let told = self.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.metadata(path));
+                let told = told.ok_or_else(|| reply::no_such_path(&self.path))?; // 404
+                return Ok(Answered::Now(reply::metadata(told)));
+            }
             _ => return Err(reply::no_such_path(&self.path)), //                  404
         }
         if head.method == Method::OPTIONS {
             return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
         }
+        // who it is
+        self.identify(headers, sender, rate)?; //                                 401, 403, 429, 431
         // how often
         if let Some(limiter) = &self.limiter {
             let passed;
-            (*rate, passed) = rates::admit(limiter, sender.who(), headers);
+            (*rate, passed) = rates::admit(limiter, sender.who(), self.named(headers, sender).as_deref());
             passed?; //                                                           429
         }
         match head.method {

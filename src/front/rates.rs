@@ -9,7 +9,6 @@ use hyper::{
 };
 
 use crate::{
-    front::headers::Headers,
     mcp::{code::Refusal, head::Rates},
     rate::{Decision, Limiter, Who},
 };
@@ -19,9 +18,8 @@ const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Charges a request for what its headers say: that it is one of its sender, and the tool that it names.
-pub(super) fn admit(limiter: &Limiter, who: Who<'_>, headers: &Headers<'_>) -> (Decision, Result<(), Refusal>) {
-    let tool = headers.tool();
-    let decision = limiter.decide(&limiter.claims(who, tool.as_deref()), Instant::now());
+pub(super) fn admit(limiter: &Limiter, who: Who<'_>, tool: Option<&str>) -> (Decision, Result<(), Refusal>) {
+    let decision = limiter.decide(&limiter.claims(who, tool), Instant::now());
     (decision, passed(decision))
 }
 

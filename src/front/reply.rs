@@ -25,14 +25,16 @@ const RETRY_MS: u64 = 1000;
 pub(crate) const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// The headers that pages may read.
-const EXPOSED: &str = "mcp-session-id, retry-after, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset";
+const EXPOSED: &str =
+    "www-authenticate, mcp-session-id, retry-after, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset";
 const METHODS: &str = "POST, GET, DELETE, OPTIONS";
 
 /// A refusal on its way out, with the one header that some of them need.
 #[derive(Debug)]
 pub(crate) struct Refused {
     refusal: Refusal,
-    header: Option<(HeaderName, &'static str)>,
+    /// Boxed, since most have none and every check's answer has room for one.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl From<Refusal> for Refused {
@@ -43,7 +45,12 @@ impl From<Refusal> for Refused {
 
 impl Refused {
     pub(crate) fn with(refusal: Refusal, name: HeaderName, value: &'static str) -> Self {
-        Self { refusal, header: Some((name, value)) }
+        Self::with_value(refusal, name, HeaderValue::from_static(value))
+    }
+
+    /// The same with a value that was made.
+    pub(crate) fn with_value(refusal: Refusal, name: HeaderName, value: HeaderValue) -> Self {
+        Self { refusal, header: Some(Box::new((name, value))) }
     }
 
     pub(crate) fn reason(&self) -> Reason {
@@ -54,8 +61,9 @@ impl Refused {
         tracing::debug!(status = self.refusal.status, reason = self.refusal.message, "refused at the front door");
         let mut response = answer(Answer::refused(None, &self.refusal));
         let headers = response.headers_mut();
-        if let Some((name, value)) = self.header {
-            headers.insert(name, HeaderValue::from_static(value));
+        if let Some(header) = self.header {
+            let (name, value) = *header;
+            headers.insert(name, value);
         }
         // After a head that two readers might read differently, or a body that was not read to its end, nothing more
         // is taken from this connection.
@@ -161,6 +169,15 @@ fn status_page(status: StatusCode, json: &'static [u8]) -> Response<Body> {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
+    response
+}
+
+/// What is told of this server to clients that look for its issuer. It holds nothing that one page may read and another
+/// may not.
+pub(crate) fn metadata(json: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::from(json));
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=300"));
     response
 }
 

@@ -6,7 +6,6 @@ use std::{collections::VecDeque, future::poll_fn, pin::Pin, sync::Arc, task::Pol
 use serde_json::value::RawValue;
 
 use crate::{
-    call::Caller,
     mcp::{
         code::Refusal,
         encode::Payload,
@@ -54,7 +53,7 @@ impl Router {
         if !matches!(head.protocol_version, Field::Absent) && spoken != Some(VERSION) {
             return Err(refused());
         }
-        let session = legacy::session(head, &self.sessions, own, &Caller::ANONYMOUS, now);
+        let session = legacy::session(head, &self.sessions, own, head.caller, now);
         if !session.is_ok_and(|session| session.version() == VERSION) {
             return Err(refused());
         }

@@ -81,8 +81,8 @@ enum BoundTo {
     /// It cannot ask.
     Nothing,
     This(Vec<u8>),
-    /// To be made of the method, the name and the arguments when it asks, which is seldom.
-    Request(Box<str>, Box<str>, Value),
+    /// To be made of the caller, the method, the name and the arguments when it asks, which is seldom.
+    Request(Caller, Box<str>, Box<str>, Value),
 }
 
 /// Whether a result says how long it may be kept, from 2026-07-28 on.
@@ -118,7 +118,7 @@ impl Router {
             return Err(Refusal::invalid_params(false, "params.name is missing or not text"));
         };
         let tools = self.dispatch.tools();
-        let tool = tools.get(name).ok_or_else(|| {
+        let tool = tools.for_caller(name, request.head.identity).ok_or_else(|| {
             let told = name.chars().take(NAME_TOLD_CHARS_MAX).collect();
             Refusal::invalid_params(false, CallError::UnknownTool(told).to_string())
         })?;
@@ -213,8 +213,7 @@ impl Router {
             IdField::Is(token) => Some(OwnedId::from(token)),
             _ => None,
         };
-        let caller = Caller::ANONYMOUS;
-        let mut ctx = Ctx::new(caller, Deadline::after(now, timeout_ms), client);
+        let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(now, timeout_ms), client);
         let talks = era == Era::Legacy && work.lane == Lane::Async;
         if head.takes_events && (progress_token.is_some() || log_level.is_some() || talks) {
             let outbox = Outbox::new(progress_token.is_some(), log_level, self.stream_buffer_bytes_max);
@@ -247,7 +246,7 @@ impl Router {
             ctx.raw = Some(Box::new(Self::raw(&id, params.meta.whole.take(), era, scope.as_deref())));
             if era == Era::Modern && matches!(bound_to, BoundTo::Nothing) {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
-                bound_to = BoundTo::Request(method.into(), name.into(), arguments.clone());
+                bound_to = BoundTo::Request(head.caller.clone(), method.into(), name.into(), arguments.clone());
             }
         }
         // What is answered at once cannot be cancelled, nor meet another of its id.
@@ -263,7 +262,7 @@ impl Router {
                 let tool = matches!(target, Target::Tool(_));
                 let name = trail::name_of(&params);
                 let about = trail::About { method, name, tool, arguments: Some(&arguments) };
-                Some(Box::new(audit.admit(&trail::head(head, ctx.caller(), about)).map_err(trail::unwritable)?))
+                Some(Box::new(audit.admit(&trail::head(head, about)).map_err(trail::unwritable)?))
             }
         };
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
@@ -395,8 +394,8 @@ impl Ending<'_> {
         let made;
         let bound_to = match &self.bound_to {
             BoundTo::This(bound_to) => bound_to,
-            BoundTo::Request(method, name, arguments) => {
-                made = seal::binding(&Caller::ANONYMOUS, method, name, arguments);
+            BoundTo::Request(caller, method, name, arguments) => {
+                made = seal::binding(caller, method, name, arguments);
                 &made
             }
             BoundTo::Nothing => {

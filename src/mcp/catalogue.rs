@@ -1,14 +1,16 @@
 //! Answers that do not depend on the call: lists, `server/discover` and `initialize`, as bytes. They are made when what
 //! they tell of changes, not when they are asked for.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::{
     dispatch::{Features, Snapshot},
+    identity::{Identity, RightsClass},
     mcp::{
         MODERN_VERSION,
         code::Era,
@@ -51,11 +53,17 @@ impl Capabilities {
     }
 }
 
+/// Classes of callers whose lists are kept; with more, all are made anew.
+const CLASSES_MAX: usize = 64;
+
 /// The list of tools, and what it was made from.
 #[derive(Debug)]
 struct Tools {
     snapshot: Arc<Snapshot>,
+    /// For who may call all of them.
     listing: Listing,
+    /// For others, by what they may call.
+    by_class: Mutex<HashMap<RightsClass, Arc<Listing>>>,
 }
 
 /// The fixed answers.
@@ -142,22 +150,53 @@ impl Catalogue {
         open_object(&result.to_string())
     }
 
-    /// Members of a `tools/list` result: the page at `cursor`, or the first. `None` for a cursor that is not ours.
-    pub(crate) fn tools(&self, snapshot: &Arc<Snapshot>, era: Era, cursor: Option<&str>) -> Option<Bytes> {
+    /// Members of a `tools/list` result for `who`: the page at `cursor`, or the first. `None` for a cursor that is not
+    /// ours.
+    pub(crate) fn tools(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        who: Option<&Identity>,
+        era: Era,
+        cursor: Option<&str>,
+    ) -> Option<Bytes> {
         let mut tools = self.tools.load();
         if !Arc::ptr_eq(&tools.snapshot, snapshot) {
             self.tools.store(Arc::new(Tools::new(&self.config, Arc::clone(snapshot))));
             tools = self.tools.load();
         }
-        tools.listing.get(era, cursor)
+        match who {
+            Some(who) if !tools.snapshot.rights().is_open() => tools.for_caller(&self.config, who).get(era, cursor),
+            _ => tools.listing.get(era, cursor),
+        }
     }
 }
 
 impl Tools {
     fn new(config: &Config, snapshot: Arc<Snapshot>) -> Self {
-        let entries =
-            snapshot.ordered().iter().map(|t| (t.tool.name().to_owned(), t.definition_json.clone())).collect();
-        Self { listing: Listing::new(config, "tools", entries, None), snapshot }
+        let listing = Self::listing(config, &snapshot, |_| true);
+        Self { listing, snapshot, by_class: Mutex::default() }
+    }
+
+    /// The list of those tools at whose place `shown` says yes.
+    fn listing(config: &Config, snapshot: &Snapshot, shown: impl Fn(usize) -> bool) -> Listing {
+        let tools = snapshot.ordered().iter().enumerate().filter(|(place, _)| shown(*place));
+        let entries = tools.map(|(_, t)| (t.tool.name().to_owned(), t.definition_json.clone())).collect();
+        Listing::new(config, "tools", entries, None)
+    }
+
+    /// The list of what `who` may call, made once for all who may call the same.
+    fn for_caller(&self, config: &Config, who: &Identity) -> Arc<Listing> {
+        let class = self.snapshot.rights().class(who);
+        if let Some(listing) = self.by_class.lock().get(&class) {
+            return Arc::clone(listing);
+        }
+        let listing = Arc::new(Self::listing(config, &self.snapshot, |place| class.contains(place)));
+        let mut by_class = self.by_class.lock();
+        if by_class.len() >= CLASSES_MAX {
+            by_class.clear();
+        }
+        by_class.insert(class, Arc::clone(&listing));
+        listing
     }
 }
 

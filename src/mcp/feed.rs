@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::{
+    call::Caller,
     changes::{Changes, Lists, Subscription, Topic},
     mcp::{
         catalogue::Capabilities,
@@ -149,6 +150,7 @@ pub(crate) fn listen(
     capabilities: &Capabilities,
     changes: &Changes,
     has_tasks: bool,
+    caller: &Caller,
 ) -> Result<Feed, Refusal> {
     let invalid = |message: &str| Refusal::invalid_params(false, message);
     let Some(Value::Object(filter)) = params.as_ref().and_then(|p| p.get("notifications")) else {
@@ -168,7 +170,7 @@ pub(crate) fn listen(
         }
     }
     let mut topics = Vec::new();
-    let mut named = |member: &str, offered: bool, topic: fn(Arc<str>) -> Topic| {
+    let mut named = |member: &str, offered: bool, topic: &dyn Fn(Arc<str>) -> Topic| {
         let names = match filter.get(member) {
             None => return Ok(()),
             Some(Value::Array(names)) => names,
@@ -198,8 +200,9 @@ pub(crate) fn listen(
         }
         Ok(())
     };
-    named("resourceSubscriptions", capabilities.has("resources"), Topic::Resource)?;
-    named("taskIds", has_tasks, Topic::Task)?;
+    named("resourceSubscriptions", capabilities.has("resources"), &Topic::Resource)?;
+    let owner: Arc<str> = caller.subject().into();
+    named("taskIds", has_tasks, &|id| Topic::Task { owner: Arc::clone(&owner), id })?;
     // Before the acknowledgement is written, so that nothing after it is missed.
     let subscription = changes.subscribe(lists, topics);
     let first = encode::acknowledged(&id, accepted);

@@ -6,7 +6,12 @@ use std::{borrow::Cow, net::IpAddr};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
-use crate::{call::Share, dispatch::HeaderParam, mcp::code::Refusal};
+use crate::{
+    call::{Caller, Share},
+    dispatch::HeaderParam,
+    identity::Identity,
+    mcp::code::Refusal,
+};
 
 /// A header that may stand only once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +75,10 @@ pub(crate) struct Head<'a> {
     pub(crate) via: Via,
     /// Where it comes from, behind trusted proxies.
     pub(crate) peer: Option<IpAddr>,
+    /// To whom sessions, tasks and kept results belong.
+    pub(crate) caller: &'a Caller,
+    /// What is known of who it is; absent where nobody is asked.
+    pub(crate) identity: Option<&'a Identity>,
     /// Who it counts for.
     pub(crate) share: Share,
     pub(crate) protocol_version: Field<'a>,

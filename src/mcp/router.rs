@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     audit::Audit,
-    call::{Caller, ClientCapabilities},
+    call::ClientCapabilities,
     changes::Changes,
     dispatch::{Dispatch, Features, Work},
     mcp::{
@@ -221,7 +221,7 @@ impl Router {
         body: &[u8],
         now: Instant,
     ) -> Handled {
-        let caller = &Caller::ANONYMOUS;
+        let caller = head.caller;
         if let (Some("initialize"), Some(id)) = (envelope.method.get(), envelope.request_id()) {
             let said = self.features.wants_initialize().then(|| wire::member(body, self.shape, "params")).flatten();
             let said = said.map(|said| Arc::new(legacy::introduction(said)));
@@ -333,7 +333,7 @@ impl Router {
 
     /// A stream of a session that a GET opens, or comes back to.
     pub(crate) fn open_stream(&self, head: &Head<'_>, last_event_id: Field<'_>, now: Instant) -> Result<Feed, Refusal> {
-        let session = legacy::session(head, &self.sessions, None, &Caller::ANONYMOUS, now)?;
+        let session = legacy::session(head, &self.sessions, None, head.caller, now)?;
         let (log, after) = match last_event_id {
             Field::Absent => {
                 let log = session.live().open_stream(true, now).ok_or_else(|| Refusal {
@@ -356,7 +356,8 @@ impl Router {
     fn listen(&self, request: &Request<'_>) -> Handled {
         let params = wire::member(request.body, self.shape, "params");
         let id = OwnedId::from(request.id);
-        feed::listen(id, params, self.catalogue.capabilities(), &self.changes, self.tasks.is_some()).map(Step::Feed)
+        let (capabilities, has_tasks) = (self.catalogue.capabilities(), self.tasks.is_some());
+        feed::listen(id, params, capabilities, &self.changes, has_tasks, request.head.caller).map(Step::Feed)
     }
 
     /// What the client answered to a question of a call.
@@ -378,7 +379,7 @@ impl Router {
 
     /// Ends the session that a DELETE names.
     pub(crate) fn end_session(&self, head: &Head<'_>, now: Instant) -> Result<Answer, Refusal> {
-        let caller = &Caller::ANONYMOUS;
+        let caller = head.caller;
         legacy::session(head, &self.sessions, None, caller, now)?;
         // Whether it was there still, or another request has just ended it, is the same to who wants its end.
         let _ = head.session_id.text().map(|id| self.sessions.close(id, caller, now));
@@ -391,7 +392,7 @@ impl Router {
 
     fn list_tools(&self, request: &Request<'_>) -> Handled {
         let cursor = cursor(&request.params)?;
-        let page = self.catalogue.tools(&self.dispatch.tools(), request.era, cursor);
+        let page = self.catalogue.tools(&self.dispatch.tools(), request.head.identity, request.era, cursor);
         Ok(self.fixed(request.id, request.era, &page.ok_or_else(bad_cursor)?))
     }
 

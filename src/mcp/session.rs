@@ -205,6 +205,19 @@ pub(crate) enum Full {
     Server,
 }
 
+/// Who has so many sessions at most: a caller who is known, or all that come from an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Owner {
+    Caller(Caller),
+    Address(IpAddr),
+}
+
+impl Owner {
+    fn of(caller: &Caller, peer: Option<IpAddr>) -> Option<Self> {
+        if *caller == Caller::ANONYMOUS { peer.map(Self::Address) } else { Some(Self::Caller(caller.clone())) }
+    }
+}
+
 type Shard = Mutex<HashMap<Box<str>, Arc<Session>>>;
 
 /// All sessions.
@@ -216,7 +229,7 @@ pub(crate) struct Sessions {
     hasher: RandomState,
     shards: Box<[Shard]>,
     count: AtomicUsize,
-    per_peer: Mutex<HashMap<IpAddr, usize>>,
+    per_owner: Mutex<HashMap<Owner, usize>>,
 }
 
 impl Sessions {
@@ -229,7 +242,7 @@ impl Sessions {
             hasher: RandomState::new(),
             shards,
             count: AtomicUsize::new(0),
-            per_peer: Mutex::default(),
+            per_owner: Mutex::default(),
         }
     }
 
@@ -268,9 +281,9 @@ impl Sessions {
     ) -> Result<String, Full> {
         let below = |n: usize| (n < self.config.sessions_max).then_some(n + 1);
         self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).map_err(|_| Full::Server)?;
-        if let Some(peer) = peer {
-            let mut per_peer = self.per_peer.lock();
-            let count = per_peer.entry(peer).or_default();
+        if let Some(owner) = Owner::of(&caller, peer) {
+            let mut per_owner = self.per_owner.lock();
+            let count = per_owner.entry(owner).or_default();
             if *count >= self.config.per_caller_max {
                 self.count.fetch_sub(1, Ordering::AcqRel);
                 return Err(Full::Caller);
@@ -348,12 +361,12 @@ impl Sessions {
 
     fn uncount(&self, session: &Session) {
         self.count.fetch_sub(1, Ordering::AcqRel);
-        let Some(peer) = session.peer else { return };
-        let mut per_peer = self.per_peer.lock();
-        if let Some(count) = per_peer.get_mut(&peer) {
+        let Some(owner) = Owner::of(&session.caller, session.peer) else { return };
+        let mut per_owner = self.per_owner.lock();
+        if let Some(count) = per_owner.get_mut(&owner) {
             *count -= 1;
             if *count == 0 {
-                per_peer.remove(&peer);
+                per_owner.remove(&owner);
             }
         }
     }

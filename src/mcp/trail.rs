@@ -5,7 +5,6 @@ use serde_json::Value;
 
 use crate::{
     audit::{self, Outcome, Unwritable},
-    call::Caller,
     mcp::{
         code::Refusal,
         head::Head,
@@ -37,10 +36,10 @@ impl<'a> About<'a> {
 }
 
 /// The beginning of a line.
-pub(super) fn head<'a>(head: &Head<'a>, caller: &'a Caller, about: About<'a>) -> audit::Head<'a> {
+pub(super) fn head<'a>(head: &Head<'a>, about: About<'a>) -> audit::Head<'a> {
     let About { method, name, tool, arguments } = about;
     audit::Head {
-        caller: caller.subject(),
+        caller: head.caller.subject(),
         address: head.peer,
         session: head.session_id.text(),
         method,
@@ -65,7 +64,7 @@ impl Router {
     pub(super) fn note_answered(&self, request: &Request<'_>, name: &str) -> Result<(), Refusal> {
         let Some(audit) = &self.audit else { return Ok(()) };
         let about = About { method: request.method, name: Some(name), tool: false, arguments: None };
-        let entry = audit.admit(&head(request.head, &Caller::ANONYMOUS, about)).map_err(unwritable)?;
+        let entry = audit.admit(&head(request.head, about)).map_err(unwritable)?;
         entry.finish(Outcome::Ok);
         Ok(())
     }
@@ -85,7 +84,7 @@ impl Router {
     /// Something was refused before it was read as a message.
     pub(crate) fn note_unread(&self, around: &Head<'_>, about: About<'_>, reason: Reason) {
         if let Some(audit) = &self.audit {
-            audit.refusal(&head(around, &Caller::ANONYMOUS, about), reason.name());
+            audit.refusal(&head(around, about), reason.name());
         }
     }
 }

@@ -71,6 +71,7 @@ impl Sources {
         let mut out = Exposition::new();
         self.process(&mut out);
         self.doors(&mut out);
+        self.identity(&mut out);
         self.rates(&mut out);
         self.audit(&mut out);
         self.pool(&mut out);
@@ -125,6 +126,16 @@ impl Sources {
         for (reason, count) in front.refusals.counts() {
             out.value(&Labels::new(&[("reason", reason)]), count);
         }
+    }
+
+    fn identity(&self, out: &mut Exposition) {
+        let Some(doorkeeper) = &self.front.doorkeeper else { return };
+        out.counter("bigiron_auth_refusals_total", "Requests whose credentials were refused, by what was wrong");
+        for (kind, count) in doorkeeper.refusals() {
+            out.value(&Labels::new(&[("kind", kind)]), count);
+        }
+        out.gauge("bigiron_auth_tokens_remembered", "Verified tokens that are remembered")
+            .only(doorkeeper.remembered());
     }
 
     fn rates(&self, out: &mut Exposition) {

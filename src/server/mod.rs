@@ -38,6 +38,7 @@ use crate::{
         Front,
         admin::{self, Admin, Invalidation},
         checks::{Hosts, Origins},
+        doorkeeper::Doorkeeper,
         gate::{Gate, Weights},
         intake::Bodies,
         pressure::Pressure,
@@ -381,6 +382,7 @@ impl Builder {
             streams: Gate::new(loaded.resolved.streams_max),
             trusted: Trusted::new(&tuning.server.trusted_proxies)
                 .map_err(|message| StartError::config(loaded.fault("server.trusted_proxies", message)))?,
+            doorkeeper: doorkeeper(loaded, addr)?,
             limiter: limiter(tuning),
             tells_rates: tuning.rate_limit.headers_on_success,
             router: self.router(loaded, &format!("{}:{}", runtime::host_name(), addr.port()), drain, runtime)?,
@@ -395,6 +397,7 @@ impl Builder {
         let runtime = io_runtime(1)?;
         let hosted = self.hosted(&runtime)?;
         self.registry(loaded, &hosted)?;
+        doorkeeper(loaded, loaded.listen)?;
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         Skills::new(self.skills).map_err(StartError::config)?;
         sealer(loaded).map(drop)
@@ -448,7 +451,7 @@ impl Builder {
                 TaskStore::Own(store) => store,
             };
             let changes = self.changes.clone();
-            let told = move |record: &Record| changes.task(&record.id, &record.detailed_members());
+            let told = move |record: &Record| changes.task(&record.owner, &record.id, &record.detailed_members());
             Tasks::with_on_change(tuning.tasks.clone(), store, Arc::new(told))
         });
         let mut methods = features.methods.clone();
@@ -612,6 +615,13 @@ fn end_audit(router: &Router) {
     {
         tracing::error!("{problem}");
     }
+}
+
+/// Who tells who calls, when anybody is asked. `addr` is where it listens.
+fn doorkeeper(loaded: &Loaded, addr: SocketAddr) -> Result<Option<Doorkeeper>, StartError> {
+    let tuning = &loaded.tuning;
+    Doorkeeper::new(&tuning.auth, &addr.to_string(), &tuning.server.path)
+        .map_err(|message| StartError::config(loaded.fault("auth.keys_file", format!("[auth]: {message}"))))
 }
 
 /// What seals the state of rounds.

@@ -49,6 +49,9 @@ fn spawn(look: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
 fn look(front: &Weak<Front>, connections: &Weak<Connections>) -> bool {
     let Some(front) = front.upgrade() else { return false };
     front.router.dispatch.look_after(Instant::now());
+    if let Some(doorkeeper) = &front.doorkeeper {
+        doorkeeper.look_after(Instant::now());
+    }
     let before = front.pressure.level();
     let level = front.pressure.look();
     if level >= Level::Streams {

@@ -4,7 +4,8 @@ use crate::telemetry::meter::{Counts, Sharded};
 
 /// Reasons, with the statuses and codes that stand for them. The first that fits is it.
 type Fits = fn(u16, i32) -> bool;
-const REASONS: [(&str, Fits); 19] = [
+const REASONS: [(&str, Fits); 20] = [
+    ("unauthorized", |status, _| status == 401),
     ("forbidden", |status, _| status == 403),
     ("body_too_large", |status, _| status == 413),
     ("head_too_large", |status, _| matches!(status, 414 | 431)),
@@ -27,8 +28,8 @@ const REASONS: [(&str, Fits); 19] = [
 ];
 
 /// What each reason means, for who reads the metrics.
-pub(crate) const HELP: &str = "Requests that were refused, by reason. forbidden: a Host or an Origin that is not \
-    allowed (403). body_too_large: over limits.request_bytes_max (413). head_too_large: over limits.header_bytes_max or \
+pub(crate) const HELP: &str = "Requests that were refused, by reason. unauthorized: no key or token, or none that is \
+    valid (401). forbidden: a Host or an Origin that is not allowed, or a token without the scope (403). body_too_large: over limits.request_bytes_max (413). head_too_large: over limits.header_bytes_max or \
     limits.headers_max (414, 431). too_slow: the body came too slowly (408). not_acceptable: the Accept header names \
     neither JSON nor events (406). unsupported_media_type: the body is not JSON (415). method_not_allowed: another HTTP \
     method than POST (405). overloaded: a limit, a queue or the memory was full (503, come back after Retry-After). \

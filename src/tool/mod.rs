@@ -71,9 +71,30 @@ pub struct Config {
     /// How often each of its callers may call it; absent sets no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_per_caller: Option<Rule>,
+    /// Scopes, one of which a caller needs; absent asks for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scopes_any: Option<Vec<String>>,
+    /// Subjects, one of which the caller must be; absent asks for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subjects: Option<Vec<String>>,
+    /// Groups, one of which the caller must be in; absent asks for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<String>>,
     /// Allows keeping results of a tool that does not say that it is read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_not_read_only: Option<bool>,
+}
+
+impl Config {
+    /// Who may call it.
+    pub(crate) fn rule(&self) -> crate::identity::Rule {
+        let all = |entries: &Option<Vec<String>>| entries.clone().unwrap_or_default();
+        crate::identity::Rule {
+            scopes_any: all(&self.scopes_any),
+            subjects: all(&self.subjects),
+            groups: all(&self.groups),
+        }
+    }
 }
 
 /// Who shares kept results of a tool.

@@ -11,9 +11,12 @@ use bytes::Bytes;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::tool::{
-    CacheScope, Concurrency, Config, Tool,
-    schema::{ArgumentSchema, HeaderParam, header_params},
+use crate::{
+    identity::{Identity, Rights, Rule},
+    tool::{
+        CacheScope, Concurrency, Config, Tool,
+        schema::{ArgumentSchema, HeaderParam, header_params},
+    },
 };
 
 /// A tool as it is served: the tool, its settings resolved, and what was made of it once.
@@ -30,6 +33,8 @@ pub(crate) struct ServedTool {
     pub(crate) timeout_ms: u64,
     pub(crate) cache: Option<CachePolicy>,
     pub(crate) concurrency: Option<Concurrency>,
+    /// Who may call it.
+    rule: Rule,
 }
 
 /// How long a tool's results are kept, and for whom.
@@ -51,11 +56,28 @@ pub(crate) struct Snapshot {
     by_name: HashMap<Arc<str>, Arc<ServedTool>>,
     /// In the order of their names, which is the order of `tools/list`.
     ordered: Vec<Arc<ServedTool>>,
+    /// Who may call which, by the place in that order.
+    rights: Rights,
 }
 
 impl Snapshot {
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<ServedTool>> {
         self.by_name.get(name)
+    }
+
+    /// The tool of this name, if there is one that `who` may call. Where nobody is asked who they are, all may.
+    ///
+    /// Lists, calls, answers from the cache and tasks all come by this or by [`Snapshot::rights`], which say the same.
+    pub(crate) fn for_caller(&self, name: &str, who: Option<&Identity>) -> Option<&Arc<ServedTool>> {
+        let tool = self.get(name)?;
+        let Some(who) = who.filter(|_| !self.rights.is_open()) else { return Some(tool) };
+        let place = self.ordered.binary_search_by(|other| other.tool.name().cmp(name)).ok()?;
+        self.rights.may(who, place).then_some(tool)
+    }
+
+    /// Who may call which, by the place in [`Snapshot::ordered`].
+    pub(crate) fn rights(&self) -> &Rights {
+        &self.rights
     }
 
     pub(crate) fn ordered(&self) -> &[Arc<ServedTool>] {
@@ -130,7 +152,8 @@ fn snapshot(
         return Err(ToolFault { name, message: "two tools have this name; names must differ".into() });
     }
     let by_name = ordered.iter().map(|t| (Arc::from(t.tool.name()), Arc::clone(t))).collect();
-    Ok(Snapshot { by_name, ordered })
+    let rights = Rights::new(ordered.iter().map(|tool| tool.rule.clone()));
+    Ok(Snapshot { by_name, ordered, rights })
 }
 
 fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedTool, String> {
@@ -174,6 +197,7 @@ fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedT
         definition_json: definition_json.into(),
         cache,
         concurrency: concurrency(config)?,
+        rule: config.rule(),
         tool,
     })
 }

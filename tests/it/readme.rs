@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::support::Process;
+use crate::support::{Client, Process};
 
 /// The first `sh` block of the README that begins with this word.
 fn block(first_word: &str) -> String {
@@ -42,7 +42,8 @@ fn its_settings_are_settings() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = fs::read_to_string(path).expect("the README");
     let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let mut settings = blocks.filter(|block| !block.starts_with("[dependencies]"));
+    let mut settings =
+        blocks.filter(|block| !["[dependencies]", "[auth]"].iter().any(|other| block.starts_with(other)));
     let (block, folder) = (settings.next().expect("a block"), tempfile::TempDir::new().expect("a folder"));
     let file = folder.path().join("tuning.toml");
     fs::write(&file, block).expect("written");
@@ -50,4 +51,37 @@ fn its_settings_are_settings() {
     let ran = ran.expect("it runs");
     assert!(ran.status.success(), "{block}{}", String::from_utf8_lossy(&ran.stderr));
     assert_eq!(settings.next(), None, "one block is checked");
+}
+
+/// In a folder with the settings that stand above them, the commands make a key that these settings take.
+#[test]
+fn the_commands_of_who_may_call_work_in_turn() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = fs::read_to_string(path).expect("the README");
+    let settings = text.split("```toml\n").find(|rest| rest.starts_with("[auth]")).expect("a block");
+    let settings = settings.split("```").next().expect("its end");
+    let folder = tempfile::TempDir::new().expect("a folder");
+    fs::write(folder.path().join("tuning.toml"), settings).expect("written");
+    let bin = Path::new(env!("CARGO_BIN_EXE_bigiron")).parent().expect("a folder");
+    let paths = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    let commands = block("bigiron key");
+    let ran = Command::new("bash").args(["-ec", &commands]).env("PATH", &paths).current_dir(folder.path()).output();
+    let ran = ran.expect("bash is there");
+    let out = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{out}{}", String::from_utf8_lossy(&ran.stderr));
+    for expected in ["  ann  created ", "accepted\n", "keys_file = \"keys.toml\""] {
+        assert!(out.contains(expected), "{expected}: {out}");
+    }
+    let key = fs::read_to_string(folder.path().join("ann.key")).expect("a key");
+    assert!(!out.contains(key.trim_end().rsplit('_').next().expect("a secret")), "shown once");
+    // And a server with them takes it.
+    let mut server = Process::start_in(folder.path(), &[]);
+    let headers = [("Authorization", format!("Bearer {}", key.trim_end()))];
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let initialize = serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize",
+        "params": { "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } } });
+    assert_eq!(Client::connect(server.addr).post(&headers, &initialize).status, 200);
+    assert_eq!(Client::connect(server.addr).post(&[], &initialize).status, 401);
+    server.signal("TERM");
+    assert!(server.wait().success());
 }

@@ -1,0 +1,210 @@
+//! Who calls, asked once for each request before its body is read: what `identity` says, in the words of HTTP. Here are
+//! the refusals with their challenge, what is told of this server to clients that look for its issuer (RFC 9728), and
+//! the look at the files about once a second.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::{
+    front::{headers::Headers, reply},
+    identity::{self, Config, Door, Identity},
+    mcp::{code::Refusal, head::Field},
+};
+
+/// Where clients look for what is told, before the path of what it is about.
+const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
+/// Between two looks at the files: how long a key is good after it was revoked.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// Kinds of refusals, for metrics. What is not among them is counted as the last.
+const KINDS: [&str; 21] = [
+    "missing",
+    "scheme",
+    "format",
+    "too_long",
+    "unknown_api_key",
+    "api_key_expired",
+    "not_taken",
+    "malformed",
+    "algorithm",
+    "critical",
+    "unknown_key",
+    "key_algorithm",
+    "no_keys",
+    "signature",
+    "expired",
+    "not_yet",
+    "issuer",
+    "audience",
+    "claim",
+    "scope",
+    "other",
+];
+
+/// Asks who calls.
+#[derive(Debug)]
+pub(crate) struct Doorkeeper {
+    door: Door,
+    scope: String,
+    metadata: Bytes,
+    metadata_url: String,
+    /// The paths that it is served at: the root's, that of our endpoint, and the one that the URL has, which is another
+    /// behind a proxy that serves us under another path.
+    metadata_paths: [String; 3],
+    refused: [AtomicU64; KINDS.len()],
+    looked: Mutex<Looked>,
+}
+
+#[derive(Debug)]
+struct Looked {
+    at: Instant,
+    /// What was wrong then, so that it is said once.
+    fault: Option<String>,
+}
+
+impl Doorkeeper {
+    /// `None` where nobody is asked. `authority` and `path` are where this server listens, for who has not said how
+    /// clients know it.
+    ///
+    /// # Errors
+    /// What is wrong with the settings or the files that they name.
+    pub(crate) fn new(config: &Config, authority: &str, path: &str) -> Result<Option<Self>, String> {
+        if !config.is_on() {
+            return Ok(None);
+        }
+        let door = Door::new(config)?;
+        let url = |text: &&String| text.starts_with("https://") || text.starts_with("http://");
+        let resource = config.audience.iter().find(url).cloned().unwrap_or_else(|| format!("http://{authority}{path}"));
+        let scope = config.required_scopes.join(" ");
+        let mut metadata = json!({ "resource": resource, "bearer_methods_supported": ["header"] });
+        if config.takes_tokens() {
+            metadata["authorization_servers"] = json!([config.issuer]);
+        }
+        if !config.required_scopes.is_empty() {
+            metadata["scopes_supported"] = json!(config.required_scopes);
+        }
+        let metadata_url = metadata_url(&resource);
+        let at = metadata_url.find(WELL_KNOWN).unwrap_or(0);
+        let public = metadata_url[at..].split('?').next().unwrap_or_default().to_owned();
+        Ok(Some(Self {
+            door,
+            scope,
+            metadata: metadata.to_string().into(),
+            metadata_url,
+            metadata_paths: [WELL_KNOWN.into(), format!("{WELL_KNOWN}{path}"), public],
+            refused: std::array::from_fn(|_| AtomicU64::new(0)),
+            looked: Mutex::new(Looked { at: Instant::now(), fault: None }),
+        }))
+    }
+
+    /// Who sent these headers.
+    ///
+    /// # Errors
+    /// The refusal, with its challenge.
+    pub(crate) fn who(&self, headers: &Headers<'_>) -> Result<Arc<Identity>, reply::Refused> {
+        let authorization = match headers.authorization {
+            Field::Is(value) => Some(value),
+            Field::Absent | Field::Repeated => None, // of two, none is believed
+        };
+        self.door.who(authorization, SystemTime::now()).map_err(|refused| self.refuse(&refused))
+    }
+
+    fn refuse(&self, refused: &identity::Refused) -> reply::Refused {
+        let kind = KINDS.iter().position(|kind| *kind == refused.kind()).unwrap_or(KINDS.len() - 1);
+        self.refused[kind].fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(kind = refused.kind(), reason = refused.reason(), "not let in");
+        let told = refused.for_client();
+        let refusal = Refusal { status: refused.status(), ..Refusal::invalid_request(told.description) };
+        let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, &self.scope));
+        // It is printable ASCII, whatever the settings are.
+        let challenge = challenge.unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
+        reply::Refused::with_value(refusal, WWW_AUTHENTICATE, challenge)
+    }
+
+    /// What is told of this server at this path, if anything.
+    pub(crate) fn metadata(&self, path: &str) -> Option<Bytes> {
+        self.metadata_paths.iter().any(|ours| ours == path).then(|| self.metadata.clone())
+    }
+
+    /// Refusals by their kind.
+    pub(crate) fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        KINDS.into_iter().zip(self.refused.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    /// Verified tokens that are remembered.
+    pub(crate) fn remembered(&self) -> usize {
+        self.door.remembered()
+    }
+
+    /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens.
+    pub(crate) fn look_after(&self, now: Instant) {
+        let mut looked = self.looked.lock();
+        if now.saturating_duration_since(looked.at) < LOOK_PAUSE {
+            return;
+        }
+        looked.at = now;
+        let fault = match self.door.reload_if_changed() {
+            Ok(changed) => {
+                if changed {
+                    tracing::info!("keys were read again: a file of [auth] has changed");
+                }
+                None
+            }
+            Err(fault) => Some(fault),
+        };
+        if let Some(fault) = fault.as_ref().filter(|fault| looked.fault.as_ref() != Some(fault)) {
+            tracing::error!(fault, "a file of [auth] cannot be read again; what was known of it stays in force");
+        }
+        looked.fault = fault;
+        self.door.sweep(SystemTime::now());
+    }
+}
+
+/// Where what is told of `resource` stands: its path after the well-known one (RFC 9728, section 3.1).
+fn metadata_url(resource: &str) -> String {
+    let start = resource.find("://").map_or(0, |at| at + 3);
+    let (host, rest) = match resource[start..].find(['/', '?']) {
+        Some(at) => resource.split_at(start + at),
+        None => (resource, ""),
+    };
+    format!("{host}{WELL_KNOWN}{}", if rest == "/" { "" } else { rest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_a_resource_stands_after_the_well_known_one() {
+        for (resource, expected) in [
+            ("https://a.example", "https://a.example/.well-known/oauth-protected-resource"),
+            ("https://a.example/", "https://a.example/.well-known/oauth-protected-resource"),
+            ("https://a.example:8443/mcp", "https://a.example:8443/.well-known/oauth-protected-resource/mcp"),
+            ("http://[::1]:5000/a/b?c=d", "http://[::1]:5000/.well-known/oauth-protected-resource/a/b?c=d"),
+        ] {
+            assert_eq!(metadata_url(resource), expected);
+        }
+    }
+
+    #[test]
+    fn nobody_is_asked_by_default() {
+        assert!(Doorkeeper::new(&Config::default(), "127.0.0.1:5000", "/mcp").expect("right").is_none());
+    }
+
+    #[test]
+    fn kinds_are_those_of_refusals() {
+        for refused in [identity::Refused::Missing, identity::Refused::NoKeys, identity::Refused::Signature] {
+            assert!(KINDS.contains(&refused.kind()), "{refused}");
+        }
+    }
+}
