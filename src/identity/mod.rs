@@ -27,7 +27,7 @@ mod claims;
 mod config;
 mod door;
 mod explain;
-mod file;
+pub(crate) mod file;
 mod json;
 mod jwk;
 mod jwks;
