@@ -133,14 +133,19 @@ impl Fetcher {
     /// The name is resolved once. What was checked is what is connected to.
     async fn connect(&self) -> Result<TcpStream, String> {
         let resolved = lookup_host((self.host.as_str(), self.port)).await;
-        let addresses: Vec<SocketAddr> =
-            resolved.map_err(|error| format!("the host cannot be found: {error}"))?.take(ADDRESSES_MAX).collect();
-        for address in &addresses {
-            check(address.ip(), self.local)?; // one that is wrong makes the name wrong
+        let resolved = resolved.map_err(|error| format!("the host cannot be found: {error}"))?;
+        self.reach(&resolved.take(ADDRESSES_MAX).collect::<Vec<_>>()).await
+    }
+
+    /// Connects to the first of these that answers, when none is wrong: a name with one wrong address is not trusted
+    /// with the others.
+    pub(super) async fn reach(&self, addresses: &[SocketAddr]) -> Result<TcpStream, String> {
+        for address in addresses {
+            check(address.ip(), self.local)?;
         }
         let part = self.within.div_f64(addresses.len().max(1) as f64);
         let mut failed = "the host has no address".to_owned();
-        for address in &addresses {
+        for address in addresses {
             match timeout(part, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => failed = format!("cannot connect to {address}: {error}"),

@@ -97,8 +97,10 @@ impl Loaded {
             ));
         }
         if now >= not_after {
-            warnings
-                .push(format!("{certificate} expired {} s ago; clients refuse it: renew it", (now - not_after).as_secs()));
+            warnings.push(format!(
+                "{certificate} expired {} s ago; clients refuse it: renew it",
+                (now - not_after).as_secs()
+            ));
         } else if (not_after - now).as_secs() < ENDS_SOON_S {
             let hours = (not_after - now).as_secs() / 3600;
             warnings.push(format!("{certificate} expires in {hours} hours; renew it"));

@@ -111,7 +111,9 @@ fn alternative(names: &[GeneralName]) -> Option<&str> {
 fn common_name(subject: &Name) -> Result<String, String> {
     let mut names = subject.iter().filter(|attribute| attribute.oid == COMMON_NAME);
     let (Some(name), None) = (names.next(), names.next()) else {
-        return Err("it has no URI and no mail address among its alternative names, and not one common name (CN)".into());
+        return Err(
+            "it has no URI and no mail address among its alternative names, and not one common name (CN)".into()
+        );
     };
     let name = DirectoryString::try_from(&name.value)
         .map_err(|error| format!("its common name (CN) cannot be read: {error}"))?;
