@@ -3,7 +3,7 @@
 
 use std::{
     future::poll_fn,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{jwk::BYTES_MAX, refused::shown};
+use super::{address, jwk::BYTES_MAX, refused::shown};
 
 /// For everything together: the name, the connection, the answer to its last byte. So long does somebody with a new
 /// key wait at most.
@@ -71,10 +71,10 @@ impl Fetcher {
             return Err(wrong("leave out what stands before the @: no password is sent"));
         }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let address: Option<IpAddr> = host.parse().ok();
-        let local = host.eq_ignore_ascii_case("localhost") || address.is_some_and(|it| it.to_canonical().is_loopback());
-        if let Some(address) = address {
-            check(address, local).map_err(|why| wrong(&why))?;
+        let literal: Option<IpAddr> = host.parse().ok();
+        let local = host.eq_ignore_ascii_case("localhost") || literal.is_some_and(|it| it.to_canonical().is_loopback());
+        if let Some(literal) = literal {
+            address::check(literal, local).map_err(|why| wrong(&why))?;
         }
         let (tls, port) = match uri.scheme_str() {
             Some("https") => {
@@ -141,7 +141,7 @@ impl Fetcher {
     /// with the others.
     pub(super) async fn reach(&self, addresses: &[SocketAddr]) -> Result<TcpStream, String> {
         for address in addresses {
-            check(address.ip(), self.local)?;
+            address::check(address.ip(), self.local)?;
         }
         let part = self.within.div_f64(addresses.len().max(1) as f64);
         let mut failed = "the host has no address".to_owned();
@@ -221,32 +221,6 @@ async fn read(body: Incoming) -> Result<Bytes, String> {
     Ok(all.freeze())
 }
 
-/// Whether to connect to an address. Networks of the operator's own (10.0.0.0/8 and such) are where many issuers are.
-fn check(address: IpAddr, local: bool) -> Result<(), String> {
-    let inner = match address.to_canonical() {
-        IpAddr::V4(it) => it.into(),
-        // NAT64 (RFC 6052): the last four bytes are an IPv4 address.
-        IpAddr::V6(it) => match it.segments() {
-            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)).into(),
-            _ => IpAddr::V6(it),
-        },
-    };
-    let link_local = match inner {
-        IpAddr::V4(it) => it.is_link_local(),
-        IpAddr::V6(it) => it.is_unicast_link_local(),
-    };
-    let refused = match inner {
-        _ if link_local => "link-local, where clouds keep secrets",
-        IpAddr::V4(it) if it.is_broadcast() => "a broadcast address",
-        _ if inner.is_multicast() => "a multicast address",
-        _ if inner.is_unspecified() => "no address",
-        _ if inner.is_loopback() && !local => "this host itself, which the URL does not say",
-        _ if local && !inner.is_loopback() => "another host, though the URL says this one",
-        _ => return Ok(()),
-    };
-    Err(format!("the address {address} is {refused}, and is not connected to"))
-}
-
 fn trust(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -274,39 +248,6 @@ fn store(certificates: Vec<CertificateDer<'static>>) -> Option<RootCertStore> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_of_clouds_and_of_ourselves_are_refused() {
-        for text in ["192.0.2.1", "10.0.0.1", "100.64.0.1", "2001:db8::1", "fd00::1"] {
-            let address: IpAddr = text.parse().expect("an address");
-            assert_eq!(check(address, false), Ok(()), "{text}");
-            assert!(check(address, true).is_err(), "{text} is not this host");
-        }
-        for (text, expected) in [
-            ("169.254.169.254", "link-local"),
-            ("169.254.0.1", "link-local"),
-            ("::ffff:169.254.169.254", "link-local"),
-            ("64:ff9b::169.254.169.254", "link-local"),
-            ("fe80::1", "link-local"),
-            ("febf::1", "link-local"),
-            ("224.0.0.1", "multicast"),
-            ("239.255.255.250", "multicast"),
-            ("ff02::1", "multicast"),
-            ("255.255.255.255", "broadcast"),
-            ("0.0.0.0", "no address"),
-            ("::", "no address"),
-        ] {
-            for local in [false, true] {
-                let error = check(text.parse().expect("an address"), local).expect_err(text);
-                assert!(error.contains(expected), "{text}: {error}");
-            }
-        }
-        for text in ["127.0.0.1", "127.255.0.1", "::1", "::ffff:127.0.0.1"] {
-            let address: IpAddr = text.parse().expect("an address");
-            assert_eq!(check(address, true), Ok(()), "{text}");
-            assert!(check(address, false).expect_err(text).contains("this host itself"));
-        }
-    }
 
     #[test]
     fn urls_that_are_not_fetched_are_said_to_be_so() {
@@ -337,5 +278,15 @@ mod tests {
             Fetcher::trusting("https://issuer.example/", || Ok(RootCertStore::empty())).expect("a fetcher").port,
             443
         );
+    }
+
+    #[test]
+    fn the_cas_of_the_host_are_trusted_or_it_is_said_that_there_are_none() {
+        match Fetcher::new("https://issuer.example/keys") {
+            Ok(fetcher) => assert!(fetcher.tls.is_some()),
+            Err(error) => assert!(error.contains("install ca-certificates"), "{error}"),
+        }
+        assert!(store(Vec::new()).is_none());
+        assert!(store(vec![CertificateDer::from(b"garbage".to_vec())]).is_none());
     }
 }

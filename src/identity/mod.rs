@@ -9,7 +9,7 @@
 //! | [`keys`], `record`, `file` | API keys, what their file says of each, and how such files are read and replaced |
 //! | `token`, `claims`, `json`, `algorithm` | a token: its form and signature, and what it claims |
 //! | `jwks`, `jwk` | the issuer's keys, and when to fetch them again |
-//! | [`Fetcher`], [`keep`] | how they are fetched, and the loop that does it |
+//! | [`Fetcher`], `address`, [`keep`] | how they are fetched, from where not, and the loop that does it |
 //! | `memory` | tokens that were verified before |
 //! | `rights` | which tools somebody may call |
 //! | `refused` | why not: for the operator, and for the client |
@@ -23,6 +23,7 @@
 //! - Once, where `auth.jwks_url` is set: [`Fetcher::new`], and [`keep`] with [`Door::keys`] in a task; after a refusal
 //!   that [may pass with newer keys](Refused::may_pass_with_newer_keys), `notify_one` of what it was handed.
 
+mod address;
 mod algorithm;
 mod claims;
 mod config;

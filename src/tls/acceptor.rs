@@ -123,7 +123,7 @@ async fn handshake(server: Arc<ServerConfig>, stream: TcpStream) -> Result<Accep
         None => None,
     };
     // A session that is resumed has the certificate of the first handshake, whose dates nobody looked at again.
-    if peer.as_ref().is_some_and(|peer| peer.not_after <= SystemTime::now()) {
+    if peer.as_ref().is_some_and(|peer| peer.has_ended(SystemTime::now())) {
         return Err(Why::CertificateDates);
     }
     Ok(Accepted { stream, peer })

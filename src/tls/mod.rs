@@ -16,8 +16,8 @@
 //! - For each connection, in its own task: [`Acceptor::accept`]. What failed is closed, counted by [`Why::kind`], and
 //!   logged seldom.
 //! - Each [`Config::reload_every`], or when told: [`Acceptor::reload_if_changed`].
-//! - For each request on a connection with a [`Peer`]: its [`identity`](Peer::identity) ends with the certificate,
-//!   which a connection may outlive; who serves the connection looks at [`Peer::not_after`].
+//! - For each request on a connection with a [`Peer`]: [`Peer::has_ended`], since a connection may outlive the
+//!   certificate; and once for the connection, [`Peer::identity`].
 //!
 //! Sessions are resumed from a cache of fixed size, which is emptied with each new certificate. Data that comes before
 //! the handshake is over ("early data") can be sent again by anybody who saw it, and is never taken. A client's

@@ -66,6 +66,11 @@ impl Peer {
         })
     }
 
+    /// Whether the certificate has ended. A connection and a resumed session may outlive it.
+    pub fn has_ended(&self, now: SystemTime) -> bool {
+        now >= self.not_after
+    }
+
     /// The caller whose certificate it is: issuer and subject as they are here, without client, scopes and groups,
     /// good until the certificate ends. A renewed certificate makes the same caller.
     pub fn identity(&self) -> Identity {

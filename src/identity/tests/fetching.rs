@@ -382,6 +382,47 @@ async fn a_storm_of_unknown_keys_causes_one_fetch() {
     assert_eq!(issuer.requests(), 4, "one each 30 s");
 }
 
+/// What is logged while it lives, by the thread that made it.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn each_change_is_logged_once() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let issuer = Issuer::new(head("500 Oh\r\ncontent-length: 0")).await;
+    let (door, fetcher) = (waiting(), issuer.fetcher());
+    let mut keeper = Keeper::new(keys(&door), &fetcher);
+    for s in [0, 30, 60] {
+        assert!(matches!(keeper.turn(at(NOW_S + s), false).await, Turn::Failed(_)));
+    }
+    issuer.answer(ok(&set(&[&RSA])));
+    assert_eq!(keeper.turn(at(NOW_S + 90), false).await, Turn::Changed);
+    assert_eq!(keeper.turn(at(NOW_S + 390), false).await, Turn::Same);
+    let text = String::from_utf8_lossy(&log.0.lock()).into_owned();
+    for (line, times) in [("cannot be fetched", 1), ("can be fetched again", 1), ("has other keys", 1), ("500", 1)] {
+        assert_eq!(text.matches(line).count(), times, "{line}: {text}");
+    }
+    assert_eq!(text.lines().count(), 3, "{text}");
+}
+
 #[tokio::test]
 async fn keeping_fetches_at_once_and_ends_when_told() {
     let issuer = Issuer::new(ok(&set(&[&RSA]))).await;

@@ -1,5 +1,7 @@
 //! Clients that show a certificate, and those that should.
 
+use std::time::Duration;
+
 use ::aws_lc_rs::digest;
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 
@@ -30,6 +32,7 @@ async fn who_must_show_a_certificate_is_who_it_says() {
     let identity = peer.identity();
     assert_eq!((identity.subject(), identity.issuer(), identity.client()), ("ann", peer.issuer.as_str(), None));
     assert_eq!(identity.expires_at(), Some(peer.not_after));
+    assert!(!peer.has_ended(peer.not_after - Duration::from_nanos(1)) && peer.has_ended(peer.not_after));
     let renewed = who(&acceptor, &world, Some(&world.clients.client("ann"))).await.expect("let in").expect("a peer");
     assert_ne!(renewed.fingerprint_sha256, peer.fingerprint_sha256);
     assert_eq!(renewed.identity().principal(), identity.principal());

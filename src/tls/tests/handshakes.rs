@@ -29,7 +29,8 @@ async fn the_oldest_version_can_be_raised() {
 async fn what_is_spoken_is_agreed_on() {
     let world = World::new();
     let acceptor = world.acceptor();
-    let offers: [(&[&[u8]], Option<&[u8]>); 4] = [
+    type Offer = (&'static [&'static [u8]], Option<&'static [u8]>);
+    let offers: [Offer; 4] = [
         (&[b"h2", b"http/1.1"], Some(b"h2")),
         (&[b"http/1.1", b"h2"], Some(b"h2")), // ours is the better order
         (&[b"http/1.1"], Some(b"http/1.1")),
