@@ -42,6 +42,7 @@
 //! | `listener` | sockets; a permit before each accept |
 //! | [`front`] | HTTP: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
 //! | `stdio` | the same messages over a pair of pipes |
+//! | [`tls`] | connections that nobody on the way can read: handshakes, certificates. Home of rustls |
 //! | [`identity`] | who calls: keys, tokens, what they may |
 //! | [`mcp`] | the protocol, pure: bytes and values in, values out |
 //! | [`dispatch`] | where a call runs and whether it must: cache (home of moka), limits of tools, turns of callers, pool |
@@ -61,6 +62,7 @@
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
 //! | audit, identity, rate, skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
+//! | tls | identity | anything else of ours |
 //! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
 //! | mcp | audit, dispatch, shutdown, skill, tasks, telemetry | front, tool |
@@ -118,6 +120,7 @@ pub mod skill;
 mod stdio;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 pub mod tool;
 pub mod toolbox;
 pub mod units;

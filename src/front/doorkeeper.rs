@@ -14,10 +14,11 @@ use bytes::Bytes;
 use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use crate::{
     front::{headers::Headers, reply},
-    identity::{self, Config, Door, Identity},
+    identity::{self, Config, Door, Fetcher, Identity},
     mcp::{code::Refusal, head::Field},
 };
 
@@ -62,6 +63,8 @@ pub(crate) struct Doorkeeper {
     /// behind a proxy that serves us under another path.
     metadata_paths: [String; 3],
     refused: [AtomicU64; KINDS.len()],
+    /// Told when a token names a key that is not there: the issuer may have a new one.
+    wanted: Notify,
     looked: Mutex<Looked>,
 }
 
@@ -103,6 +106,7 @@ impl Doorkeeper {
             metadata_url,
             metadata_paths: [WELL_KNOWN.into(), format!("{WELL_KNOWN}{path}"), public],
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
+            wanted: Notify::new(),
             looked: Mutex::new(Looked { at: Instant::now(), fault: None }),
         }))
     }
@@ -116,7 +120,19 @@ impl Doorkeeper {
             Field::Is(value) => Some(value),
             Field::Absent | Field::Repeated => None, // of two, none is believed
         };
-        self.door.who(authorization, SystemTime::now()).map_err(|refused| self.refuse(&refused))
+        self.door.who(authorization, SystemTime::now()).map_err(|refused| {
+            if refused.may_pass_with_newer_keys() {
+                self.wanted.notify_one();
+            }
+            self.refuse(&refused)
+        })
+    }
+
+    /// Keeps the issuer's keys as they are at the issuer, for as long as this is awaited.
+    pub(crate) async fn keep_keys(&self, fetcher: &Fetcher) {
+        if let Some(keys) = self.door.keys() {
+            identity::keep(keys, fetcher, &self.wanted, std::future::pending()).await;
+        }
     }
 
     fn refuse(&self, refused: &identity::Refused) -> reply::Refused {

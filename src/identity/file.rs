@@ -16,7 +16,7 @@ const MODE: u32 = 0o600;
 
 /// By what a file is known to be another one than before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     device: u64,
     inode: u64,
     len: u64,
@@ -37,19 +37,19 @@ impl Stamp {
 }
 
 /// A file's content, and what the file was when it was read.
-pub(super) struct Content {
-    pub(super) bytes: Vec<u8>,
-    pub(super) stamp: Stamp,
+pub(crate) struct Content {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) stamp: Stamp,
     metadata: Metadata,
 }
 
 /// What the file is at the moment.
-pub(super) fn stamp(path: &Path) -> Result<Stamp, String> {
+pub(crate) fn stamp(path: &Path) -> Result<Stamp, String> {
     fs::metadata(path).map(|metadata| Stamp::of(&metadata)).map_err(|error| failed(path, "be read", &error))
 }
 
 /// Reads a plain file of at most so many bytes.
-pub(super) fn read(path: &Path, bytes_max: usize) -> Result<Content, String> {
+pub(crate) fn read(path: &Path, bytes_max: usize) -> Result<Content, String> {
     let failed = |error| failed(path, "be read", &error);
     // Not blocking: a pipe without a writer would hold us up for ever.
     let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY).bits().cast_signed();
@@ -74,7 +74,17 @@ impl Content {
         check(path, self.metadata.mode(), self.metadata.uid(), own)
     }
 
-    /// The same for a file that is only to be changed, which root may do for the user whose it is.
+    /// Refuses a file that all could have read or written. Its group may read it: that is how keys of certificates are
+    /// shared by the servers of a host.
+    pub(crate) fn check_not_public(&self, path: &Path) -> Result<(), String> {
+        let own = rustix::process::geteuid().as_raw();
+        let mode = self.metadata.mode();
+        // A mode that is wrong all the same is shown as it is.
+        let judged = if mode & 0o037 == 0 { mode & !0o040 } else { mode };
+        check(path, judged, self.metadata.uid(), own)
+    }
+
+    /// The same as `check_private` for a file that is only to be changed, which root may do for the user whose it is.
     pub(super) fn check_changeable(&self, path: &Path) -> Result<(), String> {
         let own = rustix::process::geteuid();
         let owner = if own.is_root() { own.as_raw() } else { self.metadata.uid() };

@@ -1,5 +1,5 @@
 //! The issuer's keys: those of a file, and those that were fetched. Here they are read, kept, and let go; here it is
-//! decided when to fetch again. Fetching is the business of who has a client: see [`Keys::wants_refresh`].
+//! decided when to fetch again. Fetching is done in `fetch` and `refresh`.
 
 use std::{
     sync::Arc,

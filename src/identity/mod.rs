@@ -1,5 +1,6 @@
 //! Who calls, and what they may: API keys, tokens of an issuer, and the rights that follow. Values in, values out; the
-//! only thing done besides is reading files. HTTP, the fetching of the issuer's keys and the log are others' business.
+//! only things done besides are reading files, and fetching the issuer's keys in `fetch` and `refresh`. What comes over
+//! HTTP is others' business.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -8,6 +9,7 @@
 //! | [`keys`], `record`, `file` | API keys, what their file says of each, and how such files are read and replaced |
 //! | `token`, `claims`, `json`, `algorithm` | a token: its form and signature, and what it claims |
 //! | `jwks`, `jwk` | the issuer's keys, and when to fetch them again |
+//! | [`Fetcher`], `address`, [`keep`] | how they are fetched, from where not, and the loop that does it |
 //! | `memory` | tokens that were verified before |
 //! | `rights` | which tools somebody may call |
 //! | `refused` | why not: for the operator, and for the client |
@@ -18,22 +20,24 @@
 //! - For each request: [`Door::who`]. A refusal is answered with [`Refused::status`] and [`Refused::challenge`], and
 //!   logged by [`Refused::reason`].
 //! - About once a second: [`Door::reload_if_changed`], which is how a revoked key stops working, and [`Door::sweep`].
-//! - About once a second, and after a refusal that [may pass with newer keys](Refused::may_pass_with_newer_keys):
-//!   [`Keys::wants_refresh`] of [`Door::keys`]; on yes, fetch `auth.jwks_url` (no redirects, at most
-//!   [`JWKS_BYTES_MAX`]), and say [`Keys::accept`] or [`Keys::failed`].
+//! - Once, where `auth.jwks_url` is set: [`Fetcher::new`], and [`keep`] with [`Door::keys`] in a task; after a refusal
+//!   that [may pass with newer keys](Refused::may_pass_with_newer_keys), `notify_one` of what it was handed.
 
+mod address;
 mod algorithm;
 mod claims;
 mod config;
 mod door;
 mod explain;
-mod file;
+mod fetch;
+pub(crate) mod file;
 mod json;
 mod jwk;
 mod jwks;
 pub mod keys;
 mod memory;
 mod record;
+mod refresh;
 mod refused;
 pub mod rights;
 #[cfg(test)]
@@ -47,8 +51,10 @@ use std::{fmt::Write, sync::Arc, time::SystemTime};
 pub use config::Config;
 pub use door::Door;
 pub use explain::{Step, explain};
+pub use fetch::Fetcher;
 pub use jwk::BYTES_MAX as JWKS_BYTES_MAX;
 pub use jwks::{Current, Keys};
+pub use refresh::keep;
 pub use refused::{ForClient, Refused};
 pub use rights::{Rights, RightsClass, Rule};
 pub use token::BYTES_MAX as TOKEN_BYTES_MAX;

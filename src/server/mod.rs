@@ -43,6 +43,7 @@ use crate::{
         intake::Bodies,
         pressure::Pressure,
     },
+    identity::Fetcher,
     listener::{self, Connections},
     mcp::{
         catalogue::{Capabilities, Catalogue},
@@ -340,6 +341,15 @@ impl Builder {
             ended.notify_one();
         });
         runtime.spawn(sweep::sessions(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
+        if let Some(fetcher) = fetcher(loaded)? {
+            let front = Arc::clone(&front);
+            // Ends with the runtime.
+            runtime.spawn(async move {
+                if let Some(doorkeeper) = &front.doorkeeper {
+                    doorkeeper.keep_keys(&fetcher).await;
+                }
+            });
+        }
         let grace = Duration::from_millis(config.drain_grace_ms);
         let io = runtime.handle().clone();
         let _io_threads = IoThreads::new(runtime);
@@ -398,6 +408,7 @@ impl Builder {
         let hosted = self.hosted(&runtime)?;
         self.registry(loaded, &hosted)?;
         doorkeeper(loaded, loaded.listen)?;
+        fetcher(loaded)?;
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         Skills::new(self.skills).map_err(StartError::config)?;
         sealer(loaded).map(drop)
@@ -615,6 +626,13 @@ fn end_audit(router: &Router) {
     {
         tracing::error!("{problem}");
     }
+}
+
+/// What gets the issuer's keys, where they are fetched.
+fn fetcher(loaded: &Loaded) -> Result<Option<Fetcher>, StartError> {
+    let url = &loaded.tuning.auth.jwks_url;
+    let made = (!url.is_empty()).then(|| Fetcher::new(url)).transpose();
+    made.map_err(|message| StartError::config(loaded.fault("auth.jwks_url", message)))
 }
 
 /// Who tells who calls, when anybody is asked. `addr` is where it listens.

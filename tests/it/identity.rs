@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -10,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -116,7 +119,6 @@ fn create<'a>(file: &'a str, subject: &'a str, scopes: &[&'a str]) -> Vec<&'a st
 }
 
 fn cli(folder: &Path, arguments: &[&str], input: &str) -> Output {
-    use std::io::Write;
     let mut command = Command::new(env!("CARGO_BIN_EXE_bigiron"));
     command.args(arguments).current_dir(folder).env_clear();
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -518,4 +520,41 @@ fn a_key_that_has_expired_is_refused() {
     keys::create(&file, wanted, then).expect("made");
     let listed = cli(issuer.folder.path(), &["key", "list", "--file", &file.display().to_string()], "");
     assert!(String::from_utf8_lossy(&listed.stdout).contains("EXPIRED"), "{listed:?}");
+}
+
+/// The keys come from the issuer itself; a token that names a key which is not there is refused and not waited for.
+#[test]
+fn keys_are_fetched_from_the_issuer() {
+    let issuer = Issuer::new();
+    let set: Value = serde_json::from_str(&fs::read_to_string(issuer.file("jwks.json")).expect("keys")).expect("JSON");
+    let public = json!({ "keys": [set["keys"][0]] }).to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://127.0.0.1:{}/jwks", listener.local_addr().expect("an address").port());
+    let asked = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&asked);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            count.fetch_add(1, Ordering::SeqCst);
+            let length = public.len();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{public}");
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    let (running, runs) = server(&issuer, |tuning| {
+        tuning.auth.jwks_file = String::new();
+        tuning.auth.jwks_url = url;
+        tuning.auth.algorithms = vec!["ES256".into()];
+    });
+    eventually("the keys are fetched", || call(&running, "who", &issuer.token("alice")).status == 200);
+    let unknown = issuer.sign(&json!({ "alg": "ES256", "kid": "new" }), &Issuer::claims("alice"));
+    let before = runs.load(Ordering::SeqCst);
+    for _ in 0..20 {
+        assert_401(&call(&running, "who", &unknown), "an unknown key");
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), before, "nothing ran");
+    assert!(asked.load(Ordering::SeqCst) <= 2, "the issuer is left in peace");
+    running.stop();
 }

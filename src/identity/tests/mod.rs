@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod explained;
+mod fetching;
 mod issuer_keys;
 mod tokens;
 
