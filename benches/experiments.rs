@@ -94,7 +94,7 @@ impl Row {
     }
 
     fn refusals(&self) -> f64 {
-        self.0["refused"].as_array().into_iter().flatten().filter_map(|r| r["count"].as_f64()).sum()
+        self.0["refused"].as_array().into_iter().flatten().filter_map(|r| r["count"].as_f64()).sum::<f64>() + 0.0
     }
 }
 
