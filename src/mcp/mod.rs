@@ -1,6 +1,6 @@
 //! The protocol, pure: bytes and values in, values out. No sockets here, and `now` is an argument.
 //!
-//! In the order of a message's way: `wire` reads it (by `reader` and `strict`), `batch` takes several apart, `modern`
+//! In the order of a message's way: `wire` reads it (by `reader`, `strict` and `scan`), `batch` takes several apart, `modern`
 //! says which rules it follows, `modern` and `legacy` check it by them, `router` sends it to its handler, `encode` writes
 //! the answer. Handlers: `calling` for what runs (tools, prompts, resources), `tasking` for calls that become tasks,
 //! `feed` for streams that no call owns, `catalogue` and `listing` for answers that do not depend on the call.
@@ -23,6 +23,7 @@ pub(crate) mod live;
 mod modern;
 mod reader;
 pub(crate) mod router;
+mod scan;
 pub mod seal;
 pub mod session;
 mod strict;

@@ -1,17 +1,14 @@
 //! Reading JSON without trusting it: values that are only walked over, and values that a tool will read, both with depth
 //! and breadth counted and no key standing twice. What a value means is not known here.
 
-use std::{
-    borrow::Cow,
-    cell::{Cell, RefCell},
-    collections::HashSet,
-    fmt,
-};
+use std::{borrow::Cow, collections::HashSet};
 
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::mcp::wire::{ShapeLimits, WireFault};
+use crate::mcp::{
+    scan::{Broken, Number, Read, Scanner},
+    wire::{ShapeLimits, WireFault},
+};
 
 /// Memory that the arguments of one call may take as values. They come from a body of limited size, but an object of
 /// eight bytes takes 600 in memory.
@@ -19,269 +16,283 @@ const BUILT_BYTES_MAX: usize = 32 << 20;
 /// What the smallest map with a member takes: a node has room for eleven.
 const MAP_BYTES: usize = 640;
 
-/// What all visitors share: the limits, and the first fault that is not one of syntax. Reading goes on after such a
-/// fault, because a syntax fault further on is the truer answer, and the id may still come.
-pub(super) struct Reader {
+/// Reads one text: the limits, and the first fault that is not one of syntax. Reading goes on after such a fault, because
+/// a syntax fault further on is the truer answer, and the id may still come.
+pub(super) struct Reader<'a> {
+    pub(super) json: Scanner<'a>,
     limits: ShapeLimits,
-    fault: RefCell<Option<WireFault>>,
+    fault: Option<WireFault>,
     /// What the values built so far take in memory.
-    built_bytes: Cell<usize>,
+    built_bytes: usize,
 }
 
-impl Reader {
-    pub(super) fn new(limits: ShapeLimits) -> Self {
-        Self { limits, fault: RefCell::new(None), built_bytes: Cell::new(0) }
+impl<'a> Reader<'a> {
+    pub(super) fn new(text: &'a str, limits: ShapeLimits) -> Self {
+        Self { json: Scanner::new(text), limits, fault: None, built_bytes: 0 }
     }
 
-    pub(super) fn into_fault(self) -> Option<WireFault> {
-        self.fault.into_inner()
+    /// What reading the whole text came to.
+    pub(super) fn finish<T>(mut self, read: Read<T>) -> Result<T, WireFault> {
+        let read = read.and_then(|value| self.json.end().map(|()| value));
+        let gave_up = self.built_bytes > BUILT_BYTES_MAX; // which is no fault of syntax
+        match (read, self.fault) {
+            (Ok(value), None) => Ok(value),
+            (Err(broken), fault) if fault.is_none() || !gave_up => {
+                Err(WireFault::Parse(format!("not JSON: {}", self.json.told(&broken))))
+            }
+            (_, fault) => Err(fault.unwrap_or(WireFault::Parse("not JSON".to_owned()))),
+        }
+    }
+
+    /// Walks over any value with all strictness and keeps nothing.
+    pub(super) fn skip(&mut self) -> Read<()> {
+        self.skip_at(0)
+    }
+
+    fn skip_at(&mut self, depth: usize) -> Read<()> {
+        match self.json.next() {
+            b'"' => self.json.text().map(drop),
+            b'{' => {
+                let depth = self.deeper(depth)?;
+                let keys = self.members(|reader, _| reader.skip_at(depth))?;
+                self.count_keys(keys);
+                Ok(())
+            }
+            b'[' => {
+                let depth = self.deeper(depth)?;
+                self.items(|reader| reader.skip_at(depth))
+            }
+            b'-' | b'0'..=b'9' => self.json.number().map(drop),
+            _ => self.json.word().map(drop),
+        }
+    }
+
+    /// Builds a value with all strictness: for arguments, which a tool will read.
+    pub(super) fn value(&mut self) -> Read<Value> {
+        self.value_at(0)
+    }
+
+    fn value_at(&mut self, depth: usize) -> Read<Value> {
+        match self.json.next() {
+            b'"' => {
+                let text = self.json.text()?;
+                self.charge(text.len())?;
+                Ok(Value::String(text.into_owned()))
+            }
+            b'{' => self.object_at(depth),
+            b'[' => {
+                let depth = self.deeper(depth)?;
+                let mut array = Vec::new();
+                self.items(|reader| {
+                    let item = reader.value_at(depth)?;
+                    reader.charge(2 * size_of::<Value>())?; // a vector may have twice the room that it needs
+                    array.push(item);
+                    Ok(())
+                })?;
+                Ok(Value::Array(array))
+            }
+            b'-' | b'0'..=b'9' => self.json.number().map(number),
+            _ => Ok(self.json.word()?.map_or(Value::Null, Value::Bool)),
+        }
+    }
+
+    fn object_at(&mut self, depth: usize) -> Read<Value> {
+        let depth = self.deeper(depth)?;
+        let mut object = Map::new();
+        self.charge(MAP_BYTES)?;
+        self.json.open();
+        let mut is_first = true;
+        while self.json.has_more(b'}', is_first)? {
+            is_first = false;
+            let key = self.json.key()?;
+            let value = self.value_at(depth)?;
+            self.charge(key.len() + 2 * (size_of::<String>() + size_of::<Value>()))?;
+            match object.entry(key.into_owned()) {
+                serde_json::map::Entry::Vacant(place) => {
+                    place.insert(value);
+                }
+                serde_json::map::Entry::Occupied(place) => self.duplicate(place.key()),
+            }
+        }
+        self.count_keys(object.len());
+        Ok(Value::Object(object))
+    }
+
+    /// Reads the object that is next, each value by `read`, and says how many members it has.
+    #[inline]
+    pub(super) fn members(&mut self, mut read: impl FnMut(&mut Self, &str) -> Read<()>) -> Read<usize> {
+        self.json.open();
+        let mut keys = Keys::default();
+        while self.json.has_more(b'}', keys.count == 0)? {
+            let key = self.json.key()?;
+            read(self, &key)?;
+            keys.add(key, self);
+        }
+        Ok(keys.count)
+    }
+
+    #[inline]
+    fn items(&mut self, mut read: impl FnMut(&mut Self) -> Read<()>) -> Read<()> {
+        self.json.open();
+        let mut is_first = true;
+        while self.json.has_more(b']', is_first)? {
+            is_first = false;
+            read(self)?;
+        }
+        Ok(())
     }
 
     /// Counts what a value takes; fails when all of them take too much, since a short text can make a large value.
-    fn charge<E: serde::de::Error>(&self, bytes: usize) -> Result<(), E> {
-        let built = self.built_bytes.get() + bytes;
-        self.built_bytes.set(built);
-        if built <= BUILT_BYTES_MAX {
-            return Ok(());
-        }
+    fn charge(&mut self, bytes: usize) -> Read<()> {
+        self.built_bytes += bytes;
+        if self.built_bytes <= BUILT_BYTES_MAX { Ok(()) } else { Err(self.too_large()) }
+    }
+
+    #[cold]
+    fn too_large(&mut self) -> Broken {
         let max_mib = BUILT_BYTES_MAX >> 20;
         let message = format!("the arguments take more than {max_mib} MiB of memory; send less at once");
-        *self.fault.borrow_mut() = Some(WireFault::InvalidParams(message));
-        Err(E::custom("too large in memory"))
+        self.fault = Some(WireFault::InvalidParams(message));
+        self.json.broken("too large in memory")
     }
 
-    /// Whether reading ended because of a limit and not of a fault in the JSON.
-    pub(super) fn gave_up(&self) -> bool {
-        self.built_bytes.get() > BUILT_BYTES_MAX
+    #[cold]
+    fn blame(&mut self, fault: WireFault) {
+        self.fault.get_or_insert(fault);
     }
 
-    fn blame(&self, fault: impl FnOnce() -> WireFault) {
-        self.fault.borrow_mut().get_or_insert_with(fault);
-    }
-
-    fn duplicate(&self, key: &str) {
+    #[cold]
+    fn duplicate(&mut self, key: &str) {
         let key: String = key.chars().take(64).collect();
-        self.blame(|| WireFault::InvalidRequest(format!("the key {key:?} stands twice in one object")));
+        self.blame(WireFault::InvalidRequest(format!("the key {key:?} stands twice in one object")));
     }
 
-    fn deeper<E: serde::de::Error>(&self, depth: usize) -> Result<usize, E> {
-        if depth >= self.limits.depth_max {
-            return Err(E::custom(format_args!("nested deeper than {}", self.limits.depth_max)));
+    fn deeper(&self, depth: usize) -> Read<usize> {
+        if depth < self.limits.depth_max {
+            return Ok(depth + 1);
         }
-        Ok(depth + 1)
+        Err(self.json.broken("arrays and objects are nested deeper than limits.json_depth_max allows,"))
     }
 
-    pub(super) fn count_keys(&self, keys: usize) {
+    pub(super) fn count_keys(&mut self, keys: usize) {
         let max = self.limits.keys_max;
         if keys > max {
-            self.blame(|| WireFault::InvalidParams(format!("an object has more than {max} members")));
+            self.blame(WireFault::InvalidParams(format!("an object has more than {max} members")));
         }
     }
 }
 
-/// The visitor methods for the kinds of JSON that all come to the same value.
-macro_rules! scalars {
-    ($value:expr, $($kind:ident: $type:ty),+) => {
-        $(fn $kind<E>(self, _: $type) -> Result<Self::Value, E> {
-            Ok($value)
-        })+
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok($value)
-        }
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("any JSON")
-        }
-    };
+fn number(number: Number<'_>) -> Value {
+    match number.text.parse::<i64>() {
+        // Zero below zero is no integer to who minds the sign.
+        Ok(integer) if number.is_short_integer && number.text != "-0" => integer.into(),
+        _ => serde_json::from_str(number.text).unwrap_or_default(), // looked at when it was found
+    }
 }
-pub(super) use scalars;
 
 /// The keys of one object, to find one that stands twice. The first few, which are all that most objects have, are
 /// compared one by one and cost no memory.
 #[derive(Default)]
-pub(super) struct Keys<'de> {
-    few: [Cow<'de, str>; FEW_KEYS],
-    many: HashSet<Cow<'de, str>>,
+struct Keys<'a> {
+    few: [&'a str; FEW_KEYS],
+    in_few: usize,
+    /// Those after them, and those with escapes.
+    more: Option<Box<HashSet<Cow<'a, str>>>>,
     count: usize,
 }
 
 const FEW_KEYS: usize = 8;
 
-impl<'de> Keys<'de> {
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
-    pub(super) fn add(&mut self, key: Cow<'de, str>, reader: &Reader) {
-        let few = self.count.min(FEW_KEYS);
-        let twice = self.few[..few].contains(&key) || (self.count > FEW_KEYS && self.many.contains(&key));
-        if twice {
+impl<'a> Keys<'a> {
+    #[inline]
+    fn add(&mut self, key: Cow<'a, str>, reader: &mut Reader<'_>) {
+        self.count += 1;
+        if self.few[..self.in_few].contains(&key.as_ref()) || self.more.as_ref().is_some_and(|m| m.contains(&key)) {
             reader.duplicate(&key);
         }
-        match self.few.get_mut(self.count) {
-            Some(place) => *place = key,
-            None => drop(self.many.insert(key)),
-        }
-        self.count += 1;
-    }
-}
-
-/// A key, borrowed when it has no escapes.
-pub(super) struct Key;
-
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = Cow<'de, str>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Key {
-    type Value = Cow<'de, str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Cow::Borrowed(text))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Cow::Owned(text.to_owned()))
-    }
-}
-
-/// Walks over any value with all strictness; keeps nothing but a text.
-#[derive(Clone, Copy)]
-pub(super) struct Walk<'r> {
-    reader: &'r Reader,
-    depth: usize,
-}
-
-impl<'r> Walk<'r> {
-    pub(super) fn new(reader: &'r Reader) -> Self {
-        Self { reader, depth: 0 }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Walk<'_> {
-    type Value = Option<Cow<'de, str>>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Walk<'_> {
-    type Value = Option<Cow<'de, str>>;
-
-    scalars!(None, visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64);
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Borrowed(text)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let inner = Self { depth: self.reader.deeper(self.depth)?, ..self };
-        while items.next_element_seed(inner)?.is_some() {}
-        Ok(None)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-        let inner = Self { depth: self.reader.deeper(self.depth)?, ..self };
-        let mut keys = Keys::default();
-        while let Some(key) = members.next_key_seed(Key)? {
-            members.next_value_seed(inner)?;
-            keys.add(key, self.reader);
-            self.reader.count_keys(keys.count);
-        }
-        Ok(None)
-    }
-}
-
-/// Builds a value with all strictness: for arguments, which a tool will read.
-#[derive(Clone, Copy)]
-pub(super) struct Build<'r> {
-    reader: &'r Reader,
-    depth: usize,
-}
-
-impl<'r> Build<'r> {
-    pub(super) fn new(reader: &'r Reader) -> Self {
-        Self { reader, depth: 0 }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Build<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Build<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
-        self.reader.charge(value.len())?;
-        Ok(Value::String(value.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let inner = Self { depth: self.reader.deeper(self.depth)?, ..self };
-        let mut array = Vec::new();
-        while let Some(item) = items.next_element_seed(inner)? {
-            self.reader.charge(2 * size_of::<Value>())?; // a vector may have twice the room that it needs
-            array.push(item);
-        }
-        Ok(Value::Array(array))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let inner = Self { depth: self.reader.deeper(self.depth)?, ..self };
-        let mut object = Map::new();
-        self.reader.charge(MAP_BYTES)?;
-        while let Some(key) = members.next_key_seed(Key)? {
-            let value = members.next_value_seed(inner)?;
-            self.reader.charge(key.len() + 2 * (size_of::<String>() + size_of::<Value>()))?;
-            match object.entry(key.into_owned()) {
-                serde_json::map::Entry::Vacant(place) => {
-                    place.insert(value);
-                }
-                serde_json::map::Entry::Occupied(place) => self.reader.duplicate(place.key()),
+        match (key, self.few.get_mut(self.in_few)) {
+            (Cow::Borrowed(key), Some(place)) => {
+                *place = key;
+                self.in_few += 1;
             }
-            self.reader.count_keys(object.len());
+            (key, _) => drop(self.more.get_or_insert_default().insert(key)),
         }
-        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: ShapeLimits = ShapeLimits { depth_max: 100, keys_max: 10_000 };
+
+    fn built(text: &str) -> Result<Value, WireFault> {
+        let mut reader = Reader::new(text, LIMITS);
+        let read = reader.value();
+        reader.finish(read)
+    }
+
+    fn skipped(text: &str) -> Result<(), WireFault> {
+        let mut reader = Reader::new(text, LIMITS);
+        let read = reader.skip();
+        reader.finish(read)
+    }
+
+    #[test]
+    fn a_key_stands_once_however_it_is_written() {
+        for text in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"\u0061":1,"a":2}"#,
+            r#"{"\u0061":1,"\u0061":2}"#,
+            r#"{"":1,"":2}"#,
+            r#"[{"a":{"b":1,"b":1}}]"#,
+            r#"{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8,"i":9,"j":10,"i":11}"#,
+            r#"{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8,"i":9,"j":10,"a":11}"#,
+        ] {
+            assert!(matches!(built(text), Err(WireFault::InvalidRequest(_))), "{text}: {:?}", built(text));
+            assert!(matches!(skipped(text), Err(WireFault::InvalidRequest(_))), "{text}: {:?}", skipped(text));
+        }
+        assert!(skipped(r#"{"\u0061":1,"":2,"b":{"a":1,"b":2}}"#).is_ok());
+    }
+
+    /// Pieces of which JSON is made, and of which what is none is made.
+    fn pieces() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(vec![
+            "{", "}", "[", "]", ",", ":", "\"", "\"a\"", "\"b\":", "\"\\u00e9\"", "\"\\ud800\"", "\"\\", "\\\"", "\\n", "é",
+            " ", "\n", "\t", "\r", "\u{b}", "\0", "0", "1", "-", "-0", "12", "0.5", "1e5", "E+", "1e999", ".", "true",
+            "false", "null", "nul", "123456789012345678901", "9223372036854775808", "[1,2]", "{\"a\":1}", "abcdefgh",
+        ]);
+        prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// What is JSON, and what it says, is as serde_json sees it; only keys that stand twice are refused beyond that.
+        #[test]
+        fn it_is_read_as_others_read_it(text in pieces()) {
+            let theirs = serde_json::from_str::<Value>(&text);
+            match (built(&text), theirs) {
+                (Ok(ours), theirs) => prop_assert_eq!(Some(ours), theirs.ok()),
+                (Err(WireFault::Parse(_)), theirs) => prop_assert!(theirs.is_err(), "{}", text),
+                (Err(WireFault::InvalidRequest(fault)), Ok(_)) => prop_assert!(fault.contains("twice")),
+                (Err(fault), theirs) => prop_assert!(false, "{:?} {:?}", fault, theirs),
+            }
+            prop_assert_eq!(built(&text).map(drop), skipped(&text));
+        }
+
+        /// The same for JSON that serde_json wrote, whole and cut off.
+        #[test]
+        fn what_others_wrote_is_read_as_it_was_meant(text in ".{0,40}", number: f64, integer: i64, cut: prop::sample::Index) {
+            let value = serde_json::json!({ "t": &text, &text: [number, integer, { "x": null, "y": [true, false] }] });
+            for json in [value.to_string(), format!("{value:#}")] {
+                prop_assert_eq!(built(&json), Ok(serde_json::from_str::<Value>(&json).expect("JSON")));
+                let cut = json.char_indices().map(|(at, _)| at).nth(cut.index(json.chars().count())).unwrap_or(0);
+                prop_assert!(matches!(built(&json[..cut]), Err(WireFault::Parse(_))));
+            }
+        }
     }
 }
