@@ -19,7 +19,8 @@ const READERS_MAX: usize = 16;
 /// Says to clients that something changed. Cheap to clone, and usable from any thread.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    hub: Arc<Hub>,
+    /// Counted twice, so that a thread can have a count of its own: see [`Changes::apart`].
+    hub: Arc<Arc<Hub>>,
 }
 
 /// Lists that can change.
@@ -111,6 +112,12 @@ struct Pending {
 }
 
 impl Changes {
+    /// The same, with a count of clones that is not shared: for who clones it all the time, which threads that share a
+    /// count do at each other's cost.
+    pub(crate) fn apart(&self) -> Self {
+        Self { hub: Arc::new(Arc::clone(&*self.hub)) }
+    }
+
     /// The list of tools is another one.
     pub fn tools(&self) {
         self.list(Lists::TOOLS);
@@ -180,7 +187,7 @@ impl Changes {
         let number = state.number();
         state.inboxes.insert(number, Arc::clone(&inbox));
         drop(state);
-        let subscription = Subscription { hub: Arc::clone(&self.hub), number, inbox, topics: Mutex::default() };
+        let subscription = Subscription { hub: Arc::clone(&*self.hub), number, inbox, topics: Mutex::default() };
         for topic in topics {
             subscription.add(topic);
         }

@@ -178,6 +178,7 @@ fn head() -> Head<'static> {
         params: &(),
         rates: None, // one caller, who started the process
         takes_events: true,
+        at_once: false,
     }
 }
 

@@ -22,7 +22,7 @@ use serde_json::Value;
 pub(crate) use self::pool::Pool;
 pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
-    call::{Caller, ClientCapabilities, Ctx, Deadline, Lane, Reply, extra_time},
+    call::{Caller, ClientCapabilities, Ctx, Deadline, Reply, extra_time},
     dispatch::{
         bulkhead::Bulkhead,
         cache::{Asked, Cache, CacheKey, Found, Which},
@@ -222,28 +222,13 @@ impl Dispatch {
         self.core.bulkheads.read().get(tool).map(|bulkhead| bulkhead.load())
     }
 
-    /// Answers a call that needs no waiting, here and now: of a tool in the lane `Inline` whose results are not kept.
-    /// Gives everything back when the call is not one of those.
-    #[allow(clippy::result_large_err)] // what comes back goes on another way
-    pub(crate) fn call_now(
-        &self,
-        tool: &ServedTool,
-        arguments: Value,
-        ctx: Ctx,
-    ) -> Result<Result<Answered, CallError>, (Value, Ctx)> {
-        let work = &tool.tool.work;
-        if work.lane != Lane::Inline
-            || tool.cache.is_some()
-            || tool.concurrency.is_some()
-            || !matches!(work.run, Run::Sync(_))
-        {
-            return Err((arguments, ctx));
-        }
+    /// Answers a call of a tool that [needs no waiting](ServedTool::needs_no_waiting), here and now.
+    pub(crate) fn call_now(&self, tool: &ServedTool, arguments: Value, ctx: Ctx) -> Result<Answered, CallError> {
         if let Some(fault) = tool.arguments.fault(&arguments) {
-            return Ok(Err(CallError::Tool(fault)));
+            return Err(CallError::Tool(fault));
         }
-        let outcome = self.core.runner.run_now(work, arguments, ctx);
-        Ok(outcome.map(|reply| Answered { reply, served: Served::Fresh }))
+        let reply = self.core.runner.run_now(&tool.tool.work, arguments, ctx)?;
+        Ok(Answered { reply, served: Served::Fresh })
     }
 
     /// Runs what is not a tool. Dropping the future cancels it.

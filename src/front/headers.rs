@@ -101,6 +101,7 @@ impl<'a> Headers<'a> {
             params: self,
             rates,
             takes_events: self.takes.events,
+            at_once: true,
         }
     }
 
@@ -140,8 +141,14 @@ impl ParamHeaders for Headers<'_> {
     }
 }
 
+/// What the protocol has clients send, and most do.
+const USUAL_ACCEPT: &[u8] = b"application/json, text/event-stream";
+
 /// Reads an Accept header (RFC 9110, section 12.5.1): which of our two forms it takes. A range with `q=0` takes none.
 fn read_accept(value: &[u8]) -> Takes {
+    if value == USUAL_ACCEPT {
+        return Takes { json: true, events: true };
+    }
     let mut takes = Takes { json: false, events: false };
     for range in value.split(|b| *b == b',') {
         let mut parts = range.split(|b| *b == b';').map(<[u8]>::trim_ascii);

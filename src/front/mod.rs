@@ -94,11 +94,8 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
                 }
                 call.give_parts(head); // what is above has seen all that it wanted of it
             }
-            match stream::run_now(&conn, call, takes) {
-                Ok(response) => response,
-                // Boxed, so that only calls which wait have room for it.
-                Err(call) => Box::pin(stream::run(&conn, call, takes, place)).await,
-            }
+            // Boxed, so that only calls which wait have room for it.
+            Box::pin(stream::run(&conn, call, takes, place)).await
         }
         Err(refused) => {
             front.refusals.count(refused.reason());
@@ -234,17 +231,26 @@ impl Front {
         checks::accept(headers)?; //                                              406
         let length = checks::length(headers, &self.limits)?; //                   400, 413
         self.gate.check(conn, sender)?; //                                        503
-        // only now is the body read, and only when it is here does it take a place
+        // only now is the body read, and only when it is here does a call that waits take a place
         let body = intake::read(incoming, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503
-        let place = Gate::enter(conn, sender)?; //                                503
+        self.gate.check(conn, sender)?; //                                        503
         let now = Instant::now(); // deadlines count from here
         Ok(match self.message(headers, sender, rate, &body, now) {
-            Step::Call(call) => Answered::ByCall(call, place),
+            // What is answered at once takes no place: no more of it can run at once than there are threads here.
             Step::Done(answer) => {
                 self.count(&answer);
                 Answered::Now(reply::message(answer, headers.takes))
             }
+            Step::Call(call) => match Gate::enter(conn, sender) {
+                Ok(place) => Answered::ByCall(call, place),
+                Err(refusal) => {
+                    let answer = call.refuse(&refusal);
+                    self.count(&answer);
+                    Answered::Now(reply::message(answer, headers.takes))
+                }
+            },
             Step::Batch(batch) => {
+                let place = Gate::enter(conn, sender)?; //                        503
                 batch.refused().for_each(|reason| self.refusals.count(reason));
                 let answer = batch.run(&self.router).await;
                 drop(place);

@@ -49,17 +49,6 @@ const SILENT_MAX: Duration = Duration::from_secs(1);
 
 type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-/// Runs a call that needs no waiting and says nothing before it is done, and gives others back.
-#[allow(clippy::result_large_err)] // what comes back goes on another way
-pub(super) fn run_now(conn: &Connection, call: PendingCall, takes: Takes) -> Result<Response<Body>, PendingCall> {
-    if call.has_voice() {
-        return Err(call);
-    }
-    let answer = call.run_now(&conn.front.router)?;
-    conn.front.count(&answer);
-    Ok(finish(answer, takes))
-}
-
 /// Runs a call and answers in the form that it needs.
 pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes, place: Place) -> Response<Body> {
     let Some(voice) = call.voice() else {

@@ -63,7 +63,7 @@ impl Router {
             let message = format!("a batch of {} messages; it must have 1 to {MESSAGES_MAX}", parts.len());
             return Err(Refusal::invalid_request(message));
         }
-        let head = Head { takes_events: false, ..*head };
+        let head = Head { takes_events: false, at_once: false, ..*head };
         let step = |(at, part): (usize, &&RawValue)| {
             let text = part.get().as_bytes();
             if at > 0

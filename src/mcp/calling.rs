@@ -23,13 +23,13 @@ use crate::{
         MODERN_VERSION,
         code::{self, Era, Refusal},
         encode::{self, OwnedId, Payload},
-        head::{Via, param_disagreement},
+        head::{Head, Via, param_disagreement},
         router::{Answer, Handled, Request, Router, Step, invalid_log_level},
         seal,
         session::{InFlight, Session},
         tasking::Deferral,
         trail,
-        wire::{self, IdField, Params, Text},
+        wire::{self, Id, IdField, Params, Text},
     },
     outbox::{LogLevel, Message, Outbox},
     telemetry::calls::{CallMeter, Ended, Phase},
@@ -63,12 +63,6 @@ pub(super) enum Target {
     Tool(Arc<ServedTool>),
     /// A prompt, a resource, or a hosted handler's method.
     Work(Arc<Work>, Hints),
-}
-
-impl Target {
-    fn meter(&self) -> Option<&CallMeter> {
-        if let Self::Tool(tool) = self { tool.tool.work.meter.as_deref() } else { None }
-    }
 }
 
 fn ended_with(outcome: &Result<Answered, CallError>) -> Ended {
@@ -134,7 +128,54 @@ impl Router {
             }
         }
         let arguments = arguments(params)?;
+        if request.head.at_once && tool.needs_no_waiting() {
+            let (log_level, client) = said_of(&request, scope.as_deref())?;
+            let says_nothing = log_level.is_none() && matches!(request.params.meta.progress_token, IdField::Absent);
+            if says_nothing || !request.head.takes_events {
+                return self.call_at_once(&request, tool, arguments, client);
+            }
+        }
         self.call(request, Target::Tool(Arc::clone(tool)), arguments, scope)
+    }
+
+    /// Answers a call that needs no waiting and says nothing before it is done. Most calls of a busy server end here, so
+    /// they need no future, and nothing that other threads touch too is counted for them but the tool's own figures.
+    fn call_at_once(
+        &self,
+        request: &Request<'_>,
+        tool: &ServedTool,
+        arguments: Value,
+        client: ClientCapabilities,
+    ) -> Handled {
+        let Request { id, era, head, now, .. } = *request;
+        let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(now, tool.timeout_ms), client);
+        ctx.share = head.share;
+        ctx.changes = Some(self.changes());
+        let entry = self.admitted(request.head, request.method, &request.params, true, &arguments)?;
+        let meter = tool.tool.work.meter.as_deref();
+        let began = Instant::now();
+        let outcome = self.dispatch.call_now(tool, arguments, ctx);
+        let ended = Instant::now();
+        if let Some(meter) = meter {
+            meter.ended(ended_with(&outcome));
+            meter.took(Phase::Run, ended - began);
+        }
+        let ending = Ending { router: self, id, era, meter, hints: None, client, bound_to: BoundTo::Nothing };
+        Ok(Step::Done(ending.answer(outcome, Some(ended), entry)))
+    }
+
+    /// The call's line in the audit trail, begun, where there is one.
+    fn admitted(
+        &self,
+        head: &Head<'_>,
+        method: &str,
+        params: &Params<'_>,
+        tool: bool,
+        arguments: &Value,
+    ) -> Result<Option<Box<Entry>>, Refusal> {
+        let Some(audit) = &self.audit else { return Ok(None) };
+        let about = trail::About { method, name: trail::name_of(params), tool, arguments: Some(arguments) };
+        Ok(Some(Box::new(audit.admit(&trail::head(head, about)).map_err(trail::unwritable)?)))
     }
 
     /// `prompts/get`.
@@ -200,14 +241,11 @@ impl Router {
 
     /// Makes a call ready.
     fn call(&self, request: Request<'_>, target: Target, arguments: Value, scope: Option<Arc<Session>>) -> Handled {
+        let (log_level, client) = said_of(&request, scope.as_deref())?;
         let Request { id, era, mut params, head, body, now, method } = request;
         let (work, timeout_ms) = match &target {
             Target::Tool(tool) => (&tool.tool.work, tool.timeout_ms),
             Target::Work(work, _) => (work, self.request_timeout_ms),
-        };
-        let (log_level, client) = match (era, &scope) {
-            (Era::Legacy, Some(session)) => (session.log_level(), session.client),
-            _ => (asked_log_level(&params)?, params.meta.client_capabilities.unwrap_or_default()),
         };
         let progress_token = match params.meta.progress_token {
             IdField::Is(token) => Some(OwnedId::from(token)),
@@ -220,7 +258,7 @@ impl Router {
             ctx.outbox = Some(Arc::new(outbox.with_patience(Arc::clone(&self.patience))));
         }
         ctx.share = head.share;
-        ctx.changes = Some(self.changes.clone());
+        ctx.changes = Some(self.changes());
         let mut bound_to = BoundTo::Nothing;
         if work.lane != Lane::Inline {
             if era == Era::Modern && !method.starts_with("tasks/") && (params.is_retry || !client.is_empty()) {
@@ -256,15 +294,8 @@ impl Router {
             })?),
             _ => None,
         };
-        let entry = match &self.audit {
-            None => None,
-            Some(audit) => {
-                let tool = matches!(target, Target::Tool(_));
-                let name = trail::name_of(&params);
-                let about = trail::About { method, name, tool, arguments: Some(&arguments) };
-                Some(Box::new(audit.admit(&trail::head(head, about)).map_err(trail::unwritable)?))
-            }
-        };
+        let is_tool = matches!(target, Target::Tool(_));
+        let entry = self.admitted(head, method, &params, is_tool, &arguments)?;
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
         Ok(Step::Call(PendingCall {
             target,
@@ -319,9 +350,11 @@ impl Router {
 /// What a call is answered with, and to whom.
 struct Ending<'a> {
     router: &'a Router,
-    id: &'a OwnedId,
+    id: Id<'a>,
     era: Era,
-    target: Target,
+    meter: Option<&'a CallMeter>,
+    /// Of what is no tool.
+    hints: Option<Hints>,
     client: ClientCapabilities,
     bound_to: BoundTo,
 }
@@ -339,7 +372,7 @@ impl Ending<'_> {
         if let Some(entry) = entry {
             entry.finish(outcome);
         }
-        if let Some(meter) = self.target.meter() {
+        if let Some(meter) = self.meter {
             meter.took(Phase::Encode, began.elapsed());
         }
         answer
@@ -347,28 +380,27 @@ impl Ending<'_> {
 
     /// With the word for it in the audit trail.
     fn encode(&self, outcome: Result<Answered, CallError>) -> (Answer, Outcome<'static>) {
-        let refused = |refusal: &Refusal| {
-            (Answer::refused(Some(self.id.as_id()), refusal), Outcome::Error(i64::from(refusal.code)))
-        };
+        let refused =
+            |refusal: &Refusal| (Answer::refused(Some(self.id), refusal), Outcome::Error(i64::from(refusal.code)));
         let answered = match outcome {
             Ok(answered) => self.with_hints(answered),
             Err(CallError::InputRequired(required)) => match self.ask(&required) {
                 Ok(reply) => Answered { reply, served: Served::Fresh },
                 Err(refusal) => return refused(&refusal),
             },
-            Err(error) => match code::of_call(&error, self.era, matches!(self.target, Target::Tool(_))) {
+            Err(error) => match code::of_call(&error, self.era, self.hints.is_none()) {
                 Some(Ok(reply)) => Answered { reply, served: Served::Fresh },
                 Some(Err(refusal)) => return refused(&refusal),
                 None => return (Answer::ok(Payload::default()), Outcome::Cancelled),
             },
         };
         let outcome = if answered.reply.is_error { Outcome::ToolError } else { Outcome::Ok };
-        (Answer::ok(self.router.encoder.reply(self.id.as_id(), self.era, &answered)), outcome)
+        (Answer::ok(self.router.encoder.reply(self.id, self.era, &answered)), outcome)
     }
 
     /// A result that says how long it may be kept, where it must.
     fn with_hints(&self, mut answered: Answered) -> Answered {
-        let Target::Work(_, hints) = &self.target else { return answered };
+        let Some(hints) = self.hints else { return answered };
         let wanted = match hints {
             Hints::No => false,
             Hints::Ours => true,
@@ -442,11 +474,6 @@ impl PendingCall {
         Some(Voice { outbox, progress_token: self.progress_token.clone(), session: self.session.clone() })
     }
 
-    /// Whether it may say something before it is done.
-    pub(crate) fn has_voice(&self) -> bool {
-        self.ctx.outbox.is_some()
-    }
-
     /// Gives a hosted handler the HTTP request's head.
     pub(crate) fn wants_parts(&self) -> bool {
         self.ctx.raw.is_some()
@@ -460,59 +487,23 @@ impl PendingCall {
     }
 
     /// Answers the call without running it.
-    pub(super) fn refuse(self, refusal: &Refusal) -> Answer {
+    pub(crate) fn refuse(self, refusal: &Refusal) -> Answer {
         if let Some(entry) = self.entry {
             entry.finish(Outcome::Error(i64::from(refusal.code)));
         }
         Answer::refused(Some(self.id.as_id()), refusal)
     }
 
-    /// Runs the call at once when it needs no waiting, and gives it back when it does. Most calls of a busy server end
-    /// here, so they need no future, and connections need no room for one.
-    #[allow(clippy::result_large_err)] // what comes back goes on another way
-    pub(crate) fn run_now(self, router: &Router) -> Result<Answer, Self> {
-        if !matches!(self.target, Target::Tool(_)) || self.in_flight.is_some() || self.deferral.is_some() {
-            return Err(self);
-        }
-        let Self { target, arguments, ctx, id, era, in_flight, progress_token, session, bound_to, deferral, entry } =
-            self;
-        let client = ctx.client();
-        let began = Instant::now();
-        let ran = match &target {
-            Target::Tool(tool) => router.dispatch.call_now(tool, arguments, ctx),
-            Target::Work(..) => Err((arguments, ctx)),
-        };
-        match ran {
-            Ok(outcome) => {
-                let ended = Instant::now();
-                if let Some(meter) = target.meter() {
-                    meter.ended(ended_with(&outcome));
-                    meter.took(Phase::Run, ended - began);
-                }
-                Ok(Ending { router, id: &id, era, target, client, bound_to }.answer(outcome, Some(ended), entry))
-            }
-            Err((arguments, ctx)) => Err(Self {
-                target,
-                arguments,
-                ctx,
-                id,
-                era,
-                in_flight,
-                progress_token,
-                session,
-                bound_to,
-                deferral,
-                entry,
-            }),
-        }
-    }
-
     /// Runs the call where this future is awaited. Dropping it cancels the call; so does the client's taking it back,
     /// and the end of the drain's grace.
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
         let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, entry, .. } = self;
-        let ending = Ending { router, id: &id, era, target: target.clone(), client: ctx.client(), bound_to };
-        let watch = ending.target.meter().map(CallMeter::watch);
+        let (meter, hints) = match &target {
+            Target::Tool(tool) => (tool.tool.work.meter.as_deref(), None),
+            Target::Work(_, hints) => (None, Some(*hints)),
+        };
+        let ending = Ending { router, id: id.as_id(), era, meter, hints, client: ctx.client(), bound_to };
+        let watch = meter.map(CallMeter::watch);
         let call = pin!(async {
             if let Some(deferral) = deferral {
                 let (router, target) = (Arc::clone(router), target.clone());
@@ -565,6 +556,20 @@ fn arguments(params: &mut Params<'_>) -> Result<Value, Refusal> {
         None => Ok(Value::Object(Map::new())),
         Some(arguments @ Value::Object(_)) => Ok(arguments),
         Some(_) => Err(Refusal::invalid_params(false, "params.arguments must be an object")),
+    }
+}
+
+/// The level of log messages that the client asked for, and what it can do.
+fn said_of(
+    request: &Request<'_>,
+    session: Option<&Session>,
+) -> Result<(Option<LogLevel>, ClientCapabilities), Refusal> {
+    match (request.era, session) {
+        (Era::Legacy, Some(session)) => Ok((session.log_level(), session.client)),
+        _ => {
+            let params = &request.params;
+            Ok((asked_log_level(params)?, params.meta.client_capabilities.unwrap_or_default()))
+        }
     }
 }
 

@@ -90,6 +90,9 @@ pub(crate) struct Head<'a> {
     pub(crate) rates: Option<&'a dyn Rates>,
     /// Whether the client reads an event stream as an answer.
     pub(crate) takes_events: bool,
+    /// Whether what needs no waiting is answered where the message is read. Not in a batch, whose answers have a limit
+    /// together, and not where others wait behind it on the same line.
+    pub(crate) at_once: bool,
 }
 
 /// Says what is wrong between a header and the body's value; `None` when they agree.

@@ -1,7 +1,11 @@
 //! From a message to its answer: the tables of methods, one for each era. What is not answered from bytes comes back as a
 //! call that the front awaits where it stands, or as a stream that it opens; nothing is spawned for either.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use serde_json::Value;
 
@@ -30,7 +34,7 @@ use crate::{
     shutdown::Drain,
     skill::Skills,
     tasks::Tasks,
-    telemetry::refusals::Reason,
+    telemetry::{meter::Sharded, refusals::Reason},
 };
 
 /// Values proposed at once: the most that the protocol allows.
@@ -103,6 +107,8 @@ pub(crate) struct Router {
     pub(crate) sessions: Sessions,
     pub(crate) drain: Arc<Drain>,
     pub(crate) changes: Changes,
+    /// A handle for each thread, to be cloned for calls.
+    pub(crate) changes_here: Sharded<OnceLock<Changes>>,
     pub(crate) catalogue: Catalogue,
     pub(crate) encoder: Encoder,
     pub(crate) identity: Identity,
@@ -130,6 +136,11 @@ pub(super) struct Request<'a> {
 pub(super) type Handled = Result<Step, Refusal>;
 
 impl Router {
+    /// A way for a call to say what changed.
+    pub(super) fn changes(&self) -> Changes {
+        self.changes_here.own().get_or_init(|| self.changes.apart()).clone()
+    }
+
     /// What a refused caller is to be told to wait, in seconds.
     pub(crate) fn retry_after_s(&self) -> u32 {
         self.dispatch.retry_after_s()

@@ -63,7 +63,7 @@ use crate::{
     skill::{SKILLS_EXTENSION, Skill, Skills},
     stdio,
     tasks::{Memory, Record, Store, Tasks},
-    telemetry::{self, refusals::Refusals},
+    telemetry::{self, meter::Sharded, refusals::Refusals},
     tool::{Features, Handler, Prompt, Registry, Resource, Tool, handler::Hosted},
     toolbox,
 };
@@ -520,6 +520,7 @@ impl Builder {
             sessions: Sessions::new(tuning.sessions.clone(), streams, Instant::now()),
             drain,
             changes: self.changes,
+            changes_here: Sharded::default(),
             catalogue,
             encoder: Encoder::new(&identity.name, &identity.version),
             identity,

@@ -12,9 +12,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    call::Lane,
     identity::{Identity, Rights, Rule},
     tool::{
-        CacheScope, Concurrency, Config, Tool,
+        CacheScope, Concurrency, Config, Run, Tool,
         schema::{ArgumentSchema, HeaderParam, header_params},
     },
 };
@@ -35,6 +36,19 @@ pub(crate) struct ServedTool {
     pub(crate) concurrency: Option<Concurrency>,
     /// Who may call it.
     rule: Rule,
+}
+
+impl ServedTool {
+    /// Whether a call of it is over when its function returns: in the lane `Inline`, with results that are not kept, and
+    /// any number of calls at once.
+    pub(crate) fn needs_no_waiting(&self) -> bool {
+        let work = &self.tool.work;
+        work.lane == Lane::Inline
+            && self.cache.is_none()
+            && self.concurrency.is_none()
+            && !work.wants_raw
+            && matches!(work.run, Run::Sync(_))
+    }
 }
 
 /// How long a tool's results are kept, and for whom.
