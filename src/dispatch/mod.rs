@@ -222,6 +222,13 @@ impl Dispatch {
         self.core.bulkheads.read().get(tool).map(|bulkhead| bulkhead.load())
     }
 
+    /// The kept result of a call, when there is one that is as good as new.
+    pub(crate) fn kept(&self, tool: &ServedTool, arguments: &Value, caller: &Caller) -> Option<Answered> {
+        let policy = tool.cache.filter(|_| tool.arguments.fault(arguments).is_none())?;
+        let key = CacheKey::new(tool, arguments, policy.scope, caller);
+        self.core.cache.fresh(&asked(tool, key, policy, caller), Instant::now())
+    }
+
     /// Answers a call of a tool that [needs no waiting](ServedTool::needs_no_waiting), here and now.
     pub(crate) fn call_now(&self, tool: &ServedTool, arguments: Value, ctx: Ctx) -> Result<Answered, CallError> {
         if let Some(fault) = tool.arguments.fault(&arguments) {

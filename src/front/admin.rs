@@ -138,7 +138,7 @@ impl Admin {
             },
             (&Method::POST, "/cache/invalidate") => {
                 checks::content(&headers)?;
-                let body = whole(body, &headers).await.map_err(own_limit)?;
+                let body = whole(body).await.map_err(own_limit)?;
                 let wish = invalidation(&body)?;
                 match (self.invalidate)(&wish) {
                     Some(Ok(())) => Ok(reply::text(format!("{}\n", json!({ "forgotten": wish })), "application/json")),
@@ -158,9 +158,9 @@ impl Admin {
 }
 
 /// The body, within the limits of this listener.
-async fn whole(body: Incoming, headers: &Headers<'_>) -> Result<Bytes, Refusal> {
+async fn whole(body: Incoming) -> Result<Bytes, Refusal> {
     let limits = limits::Config { request_bytes_max: BODY_BYTES_MAX, ..limits::Config::default() };
-    let length = checks::length(headers, &limits)?;
+    let length = checks::length(&body, &limits)?;
     intake::read(body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await
 }
 

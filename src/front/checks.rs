@@ -1,7 +1,7 @@
 //! The checks of the front door, each a function that passes or refuses. Their order is in `front::answer`. None of
 //! them reads the body.
 
-use hyper::{Uri, Version, header};
+use hyper::{Uri, Version, body::Body, header};
 
 use crate::{
     front::{headers::Headers, limits::Config, reply::Refused},
@@ -138,6 +138,7 @@ pub(crate) fn may_have_session(headers: &Headers<'_>) -> bool {
 /// The body is JSON as it is. Anything a browser can send without asking first is not.
 pub(crate) fn content(headers: &Headers<'_>) -> Result<(), Refused> {
     let media = match headers.content_type {
+        Field::Is(value @ b"application/json") => value,
         Field::Is(value) => value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii(),
         _ => b"",
     };
@@ -173,12 +174,10 @@ pub(crate) fn accept_events(headers: &Headers<'_>) -> Result<(), Refusal> {
     Err(Refusal { status: 406, ..Refusal::invalid_request(message) })
 }
 
-/// The body's length, when it is said, is within the limit. Decided before a byte of it is read, and before
-/// `100 Continue` asks for it.
-pub(crate) fn length(headers: &Headers<'_>, limits: &Config) -> Result<Option<usize>, Refusal> {
-    let Field::Is(value) = headers.content_length else { return Ok(None) };
-    let length = std::str::from_utf8(value).ok().and_then(|v| v.trim().parse::<u64>().ok());
-    let length = length.ok_or_else(|| Refusal::invalid_request("the header Content-Length is not a number"))?;
+/// The body's length, when it is said (hyper has read it), is within the limit. Decided before a byte of it is read, and
+/// before `100 Continue` asks for it.
+pub(crate) fn length(body: &impl Body, limits: &Config) -> Result<Option<usize>, Refusal> {
+    let Some(length) = body.size_hint().exact() else { return Ok(None) };
     if length > limits.request_bytes_max.0 {
         return Err(too_large(limits));
     }

@@ -229,7 +229,7 @@ impl Front {
         // in which form, and how much of it
         checks::content(headers)?; //                                             415
         checks::accept(headers)?; //                                              406
-        let length = checks::length(headers, &self.limits)?; //                   400, 413
+        let length = checks::length(&incoming, &self.limits)?; //                 413
         self.gate.check(conn, sender)?; //                                        503
         // only now is the body read, and only when it is here does a call that waits take a place
         let body = intake::read(incoming, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503

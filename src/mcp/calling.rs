@@ -106,7 +106,7 @@ impl Voice {
 
 impl Router {
     /// `tools/call`. `scope` is where the call is noted while it runs, so that it can be cancelled by its id.
-    pub(super) fn call_tool(&self, mut request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+    pub(super) fn call_tool(&self, mut request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
         let params = &mut request.params;
         let Text::Is(name) = &params.name else {
             return Err(Refusal::invalid_params(false, "params.name is missing or not text"));
@@ -128,10 +128,18 @@ impl Router {
             }
         }
         let arguments = arguments(params)?;
-        if request.head.at_once && tool.needs_no_waiting() {
+        if request.head.at_once {
             let (log_level, client) = said_of(&request, scope.as_deref())?;
+            // What came of a client's answers is its own.
+            if tool.cache.is_some()
+                && !request.params.is_retry
+                && let Some(kept) = self.dispatch.kept(tool, &arguments, request.head.caller)
+            {
+                let entry = self.admitted(request.head, request.method, &request.params, true, &arguments)?;
+                return Ok(self.answer_at_once(&request, tool, client, Ok(kept), entry));
+            }
             let says_nothing = log_level.is_none() && matches!(request.params.meta.progress_token, IdField::Absent);
-            if says_nothing || !request.head.takes_events {
+            if tool.needs_no_waiting() && (says_nothing || !request.head.takes_events) {
                 return self.call_at_once(&request, tool, arguments, client);
             }
         }
@@ -142,26 +150,39 @@ impl Router {
     /// they need no future, and nothing that other threads touch too is counted for them but the tool's own figures.
     fn call_at_once(
         &self,
-        request: &Request<'_>,
+        request: &Request<'_, '_>,
         tool: &ServedTool,
         arguments: Value,
         client: ClientCapabilities,
     ) -> Handled {
-        let Request { id, era, head, now, .. } = *request;
-        let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(now, tool.timeout_ms), client);
+        let head = request.head;
+        let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(request.now, tool.timeout_ms), client);
         ctx.share = head.share;
         ctx.changes = Some(self.changes());
-        let entry = self.admitted(request.head, request.method, &request.params, true, &arguments)?;
-        let meter = tool.tool.work.meter.as_deref();
+        let entry = self.admitted(head, request.method, &request.params, true, &arguments)?;
         let began = Instant::now();
         let outcome = self.dispatch.call_now(tool, arguments, ctx);
-        let ended = Instant::now();
+        if let Some(meter) = &tool.tool.work.meter {
+            meter.took(Phase::Run, began.elapsed());
+        }
+        Ok(self.answer_at_once(request, tool, client, outcome, entry))
+    }
+
+    fn answer_at_once(
+        &self,
+        request: &Request<'_, '_>,
+        tool: &ServedTool,
+        client: ClientCapabilities,
+        outcome: Result<Answered, CallError>,
+        entry: Option<Box<Entry>>,
+    ) -> Step {
+        let Request { id, era, .. } = *request;
+        let meter = tool.tool.work.meter.as_deref();
         if let Some(meter) = meter {
             meter.ended(ended_with(&outcome));
-            meter.took(Phase::Run, ended - began);
         }
         let ending = Ending { router: self, id, era, meter, hints: None, client, bound_to: BoundTo::Nothing };
-        Ok(Step::Done(ending.answer(outcome, Some(ended), entry)))
+        Step::Done(ending.answer(outcome, entry))
     }
 
     /// The call's line in the audit trail, begun, where there is one.
@@ -179,7 +200,7 @@ impl Router {
     }
 
     /// `prompts/get`.
-    pub(super) fn get_prompt(&self, mut request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+    pub(super) fn get_prompt(&self, mut request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
         let Text::Is(name) = &request.params.name else {
             return Err(Refusal::invalid_params(false, "params.name is missing or not text"));
         };
@@ -196,7 +217,7 @@ impl Router {
     }
 
     /// `resources/read`.
-    pub(super) fn read_resource(&self, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+    pub(super) fn read_resource(&self, request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
         let Text::Is(uri) = &request.params.uri else {
             return Err(Refusal::invalid_params(false, "params.uri is missing or not text"));
         };
@@ -222,7 +243,7 @@ impl Router {
     /// A method that a hosted handler answers; `None` when none does.
     pub(super) fn call_hosted(
         &self,
-        request: Request<'_>,
+        request: Request<'_, '_>,
         method: &str,
         hints: Hints,
         scope: Option<Arc<Session>>,
@@ -240,9 +261,9 @@ impl Router {
     }
 
     /// Makes a call ready.
-    fn call(&self, request: Request<'_>, target: Target, arguments: Value, scope: Option<Arc<Session>>) -> Handled {
+    fn call(&self, request: Request<'_, '_>, target: Target, arguments: Value, scope: Option<Arc<Session>>) -> Handled {
         let (log_level, client) = said_of(&request, scope.as_deref())?;
-        let Request { id, era, mut params, head, body, now, method } = request;
+        let Request { id, era, params, head, body, now, method } = request;
         let (work, timeout_ms) = match &target {
             Target::Tool(tool) => (&tool.tool.work, tool.timeout_ms),
             Target::Work(work, _) => (work, self.request_timeout_ms),
@@ -361,13 +382,8 @@ struct Ending<'a> {
 
 impl Ending<'_> {
     /// The end of a call that is told to the client; empty for one that was taken back.
-    fn answer(
-        &self,
-        outcome: Result<Answered, CallError>,
-        ended: Option<Instant>,
-        entry: Option<Box<Entry>>,
-    ) -> Answer {
-        let began = ended.unwrap_or_else(Instant::now);
+    fn answer(&self, outcome: Result<Answered, CallError>, entry: Option<Box<Entry>>) -> Answer {
+        let began = Instant::now();
         let (answer, outcome) = self.encode(outcome);
         if let Some(entry) = entry {
             entry.finish(outcome);
@@ -531,7 +547,7 @@ impl PendingCall {
         if let Some(watch) = watch {
             watch.ended(ended_with(&outcome));
         }
-        ending.answer(outcome, None, entry)
+        ending.answer(outcome, entry)
     }
 }
 
@@ -561,7 +577,7 @@ fn arguments(params: &mut Params<'_>) -> Result<Value, Refusal> {
 
 /// The level of log messages that the client asked for, and what it can do.
 fn said_of(
-    request: &Request<'_>,
+    request: &Request<'_, '_>,
     session: Option<&Session>,
 ) -> Result<(Option<LogLevel>, ClientCapabilities), Refusal> {
     match (request.era, session) {

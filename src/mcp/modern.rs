@@ -26,12 +26,18 @@ pub(crate) fn era(envelope: &Envelope<'_>, head: &Head<'_>) -> Era {
     }
     let header_is_legacy = match head.protocol_version {
         Field::Absent => true,
-        field => field.text().is_some_and(|version| LEGACY_VERSIONS.contains(&version)),
+        Field::Is(version) => is_legacy(version),
+        Field::Repeated => false,
     };
     let modern = params.meta.protocol_version != Text::Absent
         || !header_is_legacy
         || method.is_some_and(|m| MODERN_ONLY.contains(&m));
     if modern { Era::Modern } else { Era::Legacy }
+}
+
+/// Whether a header names a revision with sessions.
+pub(crate) fn is_legacy(version: &[u8]) -> bool {
+    version != MODERN_VERSION.as_bytes() && LEGACY_VERSIONS.iter().any(|legacy| legacy.as_bytes() == version)
 }
 
 /// What must hold for every request of this revision.
@@ -62,7 +68,8 @@ pub(crate) fn check(envelope: &Envelope<'_>, head: &Head<'_>) -> Result<(), Refu
     let agrees =
         |header, field, body| disagreement(header, field, body).map_or(Ok(()), |d| Err(Refusal::header_mismatch(d)));
     let http = head.via == Via::Http;
-    if http {
+    // Both say the one that we serve, as almost always, or are compared.
+    if http && (version != MODERN_VERSION || head.protocol_version != Field::Is(MODERN_VERSION.as_bytes())) {
         agrees("MCP-Protocol-Version", head.protocol_version, Some(version))?;
     }
     if version != MODERN_VERSION {

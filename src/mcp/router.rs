@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     audit::Audit,
@@ -122,11 +122,11 @@ pub(crate) struct Router {
 }
 
 /// A request on its way to its handler.
-pub(super) struct Request<'a> {
-    pub(super) id: Id<'a>,
+pub(super) struct Request<'a, 'm> {
+    pub(super) id: Id<'m>,
     pub(super) method: &'a str,
     pub(super) era: Era,
-    pub(super) params: Params<'a>,
+    pub(super) params: &'a mut Params<'m>,
     pub(super) head: &'a Head<'a>,
     /// The whole message, for what only few methods read.
     pub(super) body: &'a [u8],
@@ -148,8 +148,11 @@ impl Router {
 
     /// One message. `own` is the session of a transport that is one.
     pub(crate) fn message(&self, head: &Head<'_>, own: Option<&OwnSession>, body: &[u8], now: Instant) -> Step {
-        let read = if self.features.has_hosted { wire::read_with_meta } else { wire::read };
-        let (envelope, fault) = read(body, self.shape);
+        let mut envelope = Envelope::default();
+        if self.features.has_hosted {
+            envelope.params.meta.whole = Some(Map::new());
+        }
+        let fault = wire::read_into(&mut envelope, body, self.shape);
         if batch::is_one(body) && matches!(fault, Some(WireFault::InvalidRequest(_))) {
             let taken = self.batch(head, own, body, now);
             return taken.unwrap_or_else(|refusal| {
@@ -170,8 +173,8 @@ impl Router {
                 Ok(Step::Done(Answer::accepted()))
             }
             None => match modern::era(&envelope, head) {
-                Era::Modern => self.modern(envelope, head, own, body, now),
-                Era::Legacy => self.legacy(envelope, head, own, body, now),
+                Era::Modern => self.modern(&mut envelope, head, own, body, now),
+                Era::Legacy => self.legacy(&mut envelope, head, own, body, now),
             },
         };
         handled.unwrap_or_else(|refusal| {
@@ -182,7 +185,7 @@ impl Router {
 
     fn modern(
         &self,
-        envelope: Envelope<'_>,
+        envelope: &mut Envelope<'_>,
         head: &Head<'_>,
         own: Option<&OwnSession>,
         body: &[u8],
@@ -192,9 +195,9 @@ impl Router {
             return Err(Refusal::invalid_request("this revision has no requests to the client, so no responses"));
         }
         let Some(id) = envelope.request_id() else { return Ok(Step::Done(Answer::accepted())) };
-        modern::check(&envelope, head)?;
+        modern::check(envelope, head)?;
         let Text::Is(method) = &envelope.method else { return Err(Refusal::invalid_request("\"method\" is missing")) };
-        let request = Request { id, method, era: Era::Modern, params: envelope.params, head, body, now };
+        let request = Request { id, method, era: Era::Modern, params: &mut envelope.params, head, body, now };
         let scope = || own.and_then(|own| own.scope(Era::Modern));
         if !self.offers(method) {
             return Err(Refusal::method_not_found(Era::Modern, method));
@@ -226,7 +229,7 @@ impl Router {
 
     fn legacy(
         &self,
-        envelope: Envelope<'_>,
+        envelope: &mut Envelope<'_>,
         head: &Head<'_>,
         own: Option<&OwnSession>,
         body: &[u8],
@@ -236,7 +239,7 @@ impl Router {
         if let (Some("initialize"), Some(id)) = (envelope.method.get(), envelope.request_id()) {
             let said = self.features.wants_initialize().then(|| wire::member(body, self.shape, "params")).flatten();
             let said = said.map(|said| Arc::new(legacy::introduction(said)));
-            let opened = legacy::initialize(&envelope, head, &self.sessions, own, said, caller, now)?;
+            let opened = legacy::initialize(envelope, head, &self.sessions, own, said, caller, now)?;
             let Identity { name, version } = &self.identity;
             let members = self.catalogue.initialize(opened.version, name, version);
             let answer = Answer::ok(self.encoder.fixed(id, Era::Legacy, &members));
@@ -244,14 +247,14 @@ impl Router {
         }
         let session = match legacy::session(head, &self.sessions, own, caller, now) {
             // Before its session is there, a transport that is one may be asked whether it lives.
-            Err(_) if own.is_some() && envelope.method.get() == Some("ping") => return Ok(pong(&envelope)),
+            Err(_) if own.is_some() && envelope.method.get() == Some("ping") => return Ok(pong(envelope)),
             session => session?,
         };
         if envelope.is_response {
-            return self.take_answer(&envelope, &session, body);
+            return self.take_answer(envelope, &session, body);
         }
         let Some(id) = envelope.request_id() else {
-            legacy::check(&envelope)?;
+            legacy::check(envelope)?;
             if let (Some("notifications/cancelled"), IdField::Is(id)) =
                 (envelope.method.get(), envelope.params.request_id)
             {
@@ -259,9 +262,9 @@ impl Router {
             }
             return Ok(Step::Done(Answer::accepted()));
         };
-        legacy::check(&envelope)?;
+        legacy::check(envelope)?;
         let Text::Is(method) = &envelope.method else { return Err(Refusal::invalid_request("\"method\" is missing")) };
-        let request = Request { id, method, era: Era::Legacy, params: envelope.params, head, body, now };
+        let request = Request { id, method, era: Era::Legacy, params: &mut envelope.params, head, body, now };
         match method.as_ref() {
             // answered from bytes
             "ping" => Ok(Step::Done(Answer::ok(encode::empty_result(id)))),
@@ -282,7 +285,7 @@ impl Router {
     }
 
     /// Methods that mean the same in all revisions.
-    fn of_both_eras(&self, method: &str, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+    fn of_both_eras(&self, method: &str, request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
         match method {
             // answered from bytes
             "tools/list" => self.list_tools(&request),
@@ -305,7 +308,7 @@ impl Router {
     }
 
     /// What the skills extension answers.
-    fn skill(&self, method: &str, request: &Request<'_>) -> Handled {
+    fn skill(&self, method: &str, request: &Request<'_, '_>) -> Handled {
         let uri = request.params.uri.get();
         let page = self.catalogue.page_entries_max();
         let invalid = |message: &str| Refusal::invalid_params(false, message);
@@ -364,7 +367,7 @@ impl Router {
         Ok(Feed::of_session(session, log, after))
     }
 
-    fn listen(&self, request: &Request<'_>) -> Handled {
+    fn listen(&self, request: &Request<'_, '_>) -> Handled {
         let params = wire::member(request.body, self.shape, "params");
         let id = OwnedId::from(request.id);
         let (capabilities, has_tasks) = (self.catalogue.capabilities(), self.tasks.is_some());
@@ -401,14 +404,14 @@ impl Router {
         Step::Done(Answer::ok(self.encoder.fixed(id, era, members)))
     }
 
-    fn list_tools(&self, request: &Request<'_>) -> Handled {
+    fn list_tools(&self, request: &Request<'_, '_>) -> Handled {
         let cursor = cursor(&request.params)?;
         let page = self.catalogue.tools(&self.dispatch.tools(), request.head.identity, request.era, cursor);
         Ok(self.fixed(request.id, request.era, &page.ok_or_else(bad_cursor)?))
     }
 
     /// A list whose first part is ours, and whose rest a hosted handler may have.
-    fn list(&self, ours: &Listing, method: &str, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+    fn list(&self, ours: &Listing, method: &str, request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
         let cursor = cursor(&request.params)?;
         let elsewhere = cursor.map_or(ours.is_empty(), |cursor| cursor.starts_with('h') && cursor.contains(':'));
         if elsewhere && self.methods.contains_key(method) {
@@ -420,7 +423,7 @@ impl Router {
     }
 
     /// `completion/complete`.
-    fn complete(&self, request: Request<'_>, scope: Option<Arc<Session>>) -> Handled {
+    fn complete(&self, request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
         let invalid = |message: &str| Refusal::invalid_params(false, message);
         let params = wire::member(request.body, self.shape, "params").unwrap_or_default();
         let Some(Value::Object(reference)) = params.get("ref") else {

@@ -61,7 +61,7 @@ pub(super) fn name_of<'a>(params: &'a Params<'_>) -> Option<&'a str> {
 
 impl Router {
     /// Something that is answered from bytes was read.
-    pub(super) fn note_answered(&self, request: &Request<'_>, name: &str) -> Result<(), Refusal> {
+    pub(super) fn note_answered(&self, request: &Request<'_, '_>, name: &str) -> Result<(), Refusal> {
         let Some(audit) = &self.audit else { return Ok(()) };
         let about = About { method: request.method, name: Some(name), tool: false, arguments: None };
         let entry = audit.admit(&head(request.head, about)).map_err(unwritable)?;

@@ -138,30 +138,21 @@ pub(crate) enum WireFault {
 
 /// Reads one message. With a fault comes what could be read, the id above all.
 pub(crate) fn read(bytes: &[u8], limits: ShapeLimits) -> (Envelope<'_>, Option<WireFault>) {
-    read_into(Envelope::default(), bytes, limits)
-}
-
-/// The same, with all of `params._meta`.
-pub(crate) fn read_with_meta(bytes: &[u8], limits: ShapeLimits) -> (Envelope<'_>, Option<WireFault>) {
     let mut envelope = Envelope::default();
-    envelope.params.meta.whole = Some(Map::new());
-    read_into(envelope, bytes, limits)
+    let fault = read_into(&mut envelope, bytes, limits);
+    (envelope, fault)
 }
 
-fn read_into<'a>(
-    mut envelope: Envelope<'a>,
-    bytes: &'a [u8],
-    limits: ShapeLimits,
-) -> (Envelope<'a>, Option<WireFault>) {
+/// The same into an envelope that is there, which may ask for all of `params._meta`.
+pub(crate) fn read_into<'a>(envelope: &mut Envelope<'a>, bytes: &'a [u8], limits: ShapeLimits) -> Option<WireFault> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let invalid = |text: &str| Some(WireFault::InvalidRequest(text.to_owned()));
-    let fault = match reader::read(bytes, limits, &mut envelope) {
+    match reader::read(bytes, limits, envelope) {
         Err(fault) => Some(fault),
         Ok(Shape::Array) => invalid("a batch; send each message on its own"),
         Ok(shape) if shape != Shape::Object => invalid("a message is one JSON object"),
-        Ok(_) => envelope_fault(&envelope),
-    };
-    (envelope, fault)
+        Ok(_) => envelope_fault(envelope),
+    }
 }
 
 fn envelope_fault(envelope: &Envelope<'_>) -> Option<WireFault> {
@@ -185,6 +176,13 @@ mod tests {
     use super::*;
 
     const LIMITS: ShapeLimits = ShapeLimits { depth_max: 128, keys_max: 10_000 };
+
+    fn read_with_meta(bytes: &[u8], limits: ShapeLimits) -> (Envelope<'_>, Option<WireFault>) {
+        let mut envelope = Envelope::default();
+        envelope.params.meta.whole = Some(Map::new());
+        let fault = read_into(&mut envelope, bytes, limits);
+        (envelope, fault)
+    }
 
     fn fault(text: &str) -> Option<WireFault> {
         read(text.as_bytes(), LIMITS).1

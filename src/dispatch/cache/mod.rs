@@ -200,6 +200,13 @@ impl Cache {
         Found::Stale(kept.answered(now, |age_s| Served::Stale { age_s }), permit)
     }
 
+    /// What is kept and is as good as new at `now`.
+    pub(crate) fn fresh(&self, asked: &Asked<'_>, now: Instant) -> Option<Answered> {
+        let kept = self.valid(asked).filter(|kept| now < kept.fresh_until)?;
+        count(asked.meter, Cached::Hit);
+        Some(kept.answered(now, |age_s| Served::Hit { age_s }))
+    }
+
     /// An entry of the present generations.
     fn valid(&self, asked: &Asked<'_>) -> Option<Arc<Kept>> {
         let kept = self.entries.get(&asked.key)?;
