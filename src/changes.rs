@@ -20,6 +20,7 @@ const READERS_MAX: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
     /// Counted twice, so that a thread can have a count of its own: see [`Changes::apart`].
+    #[allow(clippy::redundant_allocation)]
     hub: Arc<Arc<Hub>>,
 }
 

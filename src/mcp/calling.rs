@@ -135,7 +135,7 @@ impl Router {
                 && !request.params.is_retry
                 && let Some(kept) = self.dispatch.kept(tool, &arguments, request.head.caller)
             {
-                let entry = self.admitted(request.head, request.method, &request.params, true, &arguments)?;
+                let entry = self.admitted(request.head, request.method, request.params, true, &arguments)?;
                 return Ok(self.answer_at_once(&request, tool, client, Ok(kept), entry));
             }
             let says_nothing = log_level.is_none() && matches!(request.params.meta.progress_token, IdField::Absent);
@@ -159,7 +159,7 @@ impl Router {
         let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(request.now, tool.timeout_ms), client);
         ctx.share = head.share;
         ctx.changes = Some(self.changes());
-        let entry = self.admitted(head, request.method, &request.params, true, &arguments)?;
+        let entry = self.admitted(head, request.method, request.params, true, &arguments)?;
         let began = Instant::now();
         let outcome = self.dispatch.call_now(tool, arguments, ctx);
         if let Some(meter) = &tool.tool.work.meter {
@@ -200,13 +200,13 @@ impl Router {
     }
 
     /// `prompts/get`.
-    pub(super) fn get_prompt(&self, mut request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
+    pub(super) fn get_prompt(&self, request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
         let Text::Is(name) = &request.params.name else {
             return Err(Refusal::invalid_params(false, "params.name is missing or not text"));
         };
         if let Some(work) = self.features.prompt(name) {
             let target = Target::Work(Arc::clone(work), Hints::No);
-            let arguments = arguments(&mut request.params)?;
+            let arguments = arguments(request.params)?;
             return self.call(request, target, arguments, scope);
         }
         let told: String = name.chars().take(NAME_TOLD_CHARS_MAX).collect();
@@ -316,7 +316,7 @@ impl Router {
             _ => None,
         };
         let is_tool = matches!(target, Target::Tool(_));
-        let entry = self.admitted(head, method, &params, is_tool, &arguments)?;
+        let entry = self.admitted(head, method, params, is_tool, &arguments)?;
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
         Ok(Step::Call(PendingCall {
             target,

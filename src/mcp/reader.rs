@@ -205,7 +205,7 @@ fn id<'a>(reader: &mut Reader<'a>) -> Read<IdField<'a>> {
             Ok(if exact && text.contains(['.', 'e', 'E']) { IdField::Is(id) } else { IdField::Wrong })
         }
         _ => {
-            reader.skip()?;
+            reader.skip_scalar("an id")?;
             Ok(IdField::Wrong)
         }
     }

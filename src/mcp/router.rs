@@ -269,9 +269,9 @@ impl Router {
             // answered from bytes
             "ping" => Ok(Step::Done(Answer::ok(encode::empty_result(id)))),
             // what the session remembers
-            "logging/setLevel" => set_log_level(id, &session, &request.params),
+            "logging/setLevel" => set_log_level(id, &session, request.params),
             "resources/subscribe" | "resources/unsubscribe" if self.offers(method) => {
-                let done = subscribe(id, &session, &request.params, method == "resources/subscribe")?;
+                let done = subscribe(id, &session, request.params, method == "resources/subscribe")?;
                 let told = self.methods.contains_key(method.as_ref());
                 if told { self.of_both_eras(method, request, Some(session)) } else { Ok(done) }
             }
@@ -313,14 +313,14 @@ impl Router {
         let page = self.catalogue.page_entries_max();
         let invalid = |message: &str| Refusal::invalid_params(false, message);
         let members = match (method, uri) {
-            ("skills/list", _) => self.skills.list(cursor(&request.params)?, page).ok_or_else(bad_cursor)?,
+            ("skills/list", _) => self.skills.list(cursor(request.params)?, page).ok_or_else(bad_cursor)?,
             (_, None) => return Err(invalid("params.uri is missing or not text")),
             ("skills/get", Some(uri)) => self
                 .skills
                 .get(uri)
                 .ok_or_else(|| invalid("params.uri names no skill; skills/list names those that there are"))?,
             (_, Some(uri)) => {
-                let members = self.skills.directory(uri, cursor(&request.params)?, page);
+                let members = self.skills.directory(uri, cursor(request.params)?, page);
                 members.ok_or_else(|| {
                     invalid("params.uri names no folder of a skill, or params.cursor is none that this server gave")
                 })?
@@ -405,14 +405,14 @@ impl Router {
     }
 
     fn list_tools(&self, request: &Request<'_, '_>) -> Handled {
-        let cursor = cursor(&request.params)?;
+        let cursor = cursor(request.params)?;
         let page = self.catalogue.tools(&self.dispatch.tools(), request.head.identity, request.era, cursor);
         Ok(self.fixed(request.id, request.era, &page.ok_or_else(bad_cursor)?))
     }
 
     /// A list whose first part is ours, and whose rest a hosted handler may have.
     fn list(&self, ours: &Listing, method: &str, request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
-        let cursor = cursor(&request.params)?;
+        let cursor = cursor(request.params)?;
         let elsewhere = cursor.map_or(ours.is_empty(), |cursor| cursor.starts_with('h') && cursor.contains(':'));
         if elsewhere && self.methods.contains_key(method) {
             let handled = self.call_hosted(request, method, Hints::Missing, scope);

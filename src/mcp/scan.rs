@@ -13,6 +13,12 @@ pub(super) struct Broken {
     why: &'static str,
 }
 
+impl Broken {
+    pub(super) fn is(&self, why: &str) -> bool {
+        self.why == why
+    }
+}
+
 pub(super) type Read<T> = Result<T, Broken>;
 
 /// One text of JSON, and how far it was read.

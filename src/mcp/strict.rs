@@ -16,6 +16,8 @@ const BUILT_BYTES_MAX: usize = 32 << 20;
 /// What the smallest map with a member takes: a node has room for eleven.
 const MAP_BYTES: usize = 640;
 
+const TOO_DEEP: &str = "arrays and objects are nested deeper than limits.json_depth_max allows,";
+
 /// Reads one text: the limits, and the first fault that is not one of syntax. Reading goes on after such a fault, because
 /// a syntax fault further on is the truer answer, and the id may still come.
 pub(super) struct Reader<'a> {
@@ -24,29 +26,39 @@ pub(super) struct Reader<'a> {
     fault: Option<WireFault>,
     /// What the values built so far take in memory.
     built_bytes: usize,
+    /// Reading ended because of `fault`, which is no fault of syntax.
+    gave_up: bool,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str, limits: ShapeLimits) -> Self {
-        Self { json: Scanner::new(text), limits, fault: None, built_bytes: 0 }
+        Self { json: Scanner::new(text), limits, fault: None, built_bytes: 0, gave_up: false }
     }
 
     /// What reading the whole text came to.
     pub(super) fn finish<T>(mut self, read: Read<T>) -> Result<T, WireFault> {
         let read = read.and_then(|value| self.json.end().map(|()| value));
-        let gave_up = self.built_bytes > BUILT_BYTES_MAX; // which is no fault of syntax
         match (read, self.fault) {
             (Ok(value), None) => Ok(value),
-            (Err(broken), fault) if fault.is_none() || !gave_up => {
-                Err(WireFault::Parse(format!("not JSON: {}", self.json.told(&broken))))
-            }
-            (_, fault) => Err(fault.unwrap_or(WireFault::Parse("not JSON".to_owned()))),
+            (Ok(_), Some(fault)) => Err(fault),
+            (Err(_), Some(fault)) if self.gave_up => Err(fault),
+            (Err(broken), _) => Err(WireFault::Parse(format!("not JSON: {}", self.json.told(&broken)))),
         }
     }
 
     /// Walks over any value with all strictness and keeps nothing.
     pub(super) fn skip(&mut self) -> Read<()> {
         self.skip_at(0)
+    }
+
+    /// Walks over what may only be a text or a number. When something nested stands there, it is refused for that, however
+    /// deep it goes.
+    pub(super) fn skip_scalar(&mut self, what: &str) -> Read<()> {
+        let nested = matches!(self.json.next(), b'{' | b'[');
+        self.skip().map_err(|broken| match nested && broken.is(TOO_DEEP) {
+            true => self.give_up(WireFault::InvalidRequest(format!("{what} must not be an array or object"))),
+            false => broken,
+        })
     }
 
     fn skip_at(&mut self, depth: usize) -> Read<()> {
@@ -152,8 +164,15 @@ impl<'a> Reader<'a> {
     fn too_large(&mut self) -> Broken {
         let max_mib = BUILT_BYTES_MAX >> 20;
         let message = format!("the arguments take more than {max_mib} MiB of memory; send less at once");
-        self.fault = Some(WireFault::InvalidParams(message));
-        self.json.broken("too large in memory")
+        self.give_up(WireFault::InvalidParams(message))
+    }
+
+    /// Ends the reading for a reason that is no fault of syntax.
+    #[cold]
+    pub(super) fn give_up(&mut self, fault: WireFault) -> Broken {
+        self.fault = Some(fault);
+        self.gave_up = true;
+        self.json.broken("given up")
     }
 
     #[cold]
@@ -171,7 +190,7 @@ impl<'a> Reader<'a> {
         if depth < self.limits.depth_max {
             return Ok(depth + 1);
         }
-        Err(self.json.broken("arrays and objects are nested deeper than limits.json_depth_max allows,"))
+        Err(self.json.broken(TOO_DEEP))
     }
 
     pub(super) fn count_keys(&mut self, keys: usize) {
@@ -197,6 +216,7 @@ struct Keys<'a> {
     few: [&'a str; FEW_KEYS],
     in_few: usize,
     /// Those after them, and those with escapes.
+    #[allow(clippy::box_collection)] // a word in every object, and the rest in few
     more: Option<Box<HashSet<Cow<'a, str>>>>,
     count: usize,
 }
