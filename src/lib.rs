@@ -39,8 +39,8 @@
 //! | [`server`] | builds every part once, in order; runs; drains. The only file that sees the whole |
 //! | [`runtime`] | from the host to numbers: cores, cgroup, descriptors |
 //! | `shutdown` | the words of a stop: signals in, latches out |
-//! | `listener` | sockets; a permit before each accept |
-//! | [`front`] | HTTP: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
+//! | `listener` | sockets; a permit before each accept; the handshake, and the choice of what is spoken |
+//! | [`front`] | HTTP/1.1 and HTTP/2: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
 //! | `stdio` | the same messages over a pair of pipes |
 //! | [`tls`] | connections that nobody on the way can read: handshakes, certificates. Home of rustls |
 //! | [`identity`] | who calls: keys, tokens, what they may |
@@ -66,8 +66,8 @@
 //! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
 //! | mcp | audit, dispatch, shutdown, skill, tasks, telemetry | front, tool |
-//! | front, stdio | mcp, rate, shutdown, telemetry | dispatch, tool |
-//! | listener | front | the rest |
+//! | front, stdio | identity, mcp, rate, shutdown, telemetry | dispatch, tool |
+//! | listener | front, tls, telemetry | the rest |
 //! | load | | anything else of ours |
 //! | config | the `Config` of each part, runtime | what the parts do |
 //! | server, cli | everything | |

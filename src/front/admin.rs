@@ -128,7 +128,7 @@ impl Admin {
         let headers = Headers::scan(&request.headers);
         said_once(&headers)?;
         self.hosts.check(&request.uri, request.version, &headers)?;
-        Origins::new(&[]).check(&headers, &self.hosts)?;
+        Origins::new(&[], "http://").check(&headers, &self.hosts)?;
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
             (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(!self.drain.is_started())),

@@ -11,6 +11,8 @@ pub(crate) mod doorkeeper;
 mod feed;
 pub mod gate;
 mod headers;
+pub(crate) mod http1;
+pub mod http2;
 pub(crate) mod intake;
 pub mod limits;
 pub(crate) mod pressure;
@@ -18,6 +20,7 @@ mod rates;
 mod reply;
 mod sender;
 mod stream;
+mod watched;
 
 use std::{borrow::Cow, sync::Arc, time::Instant};
 
@@ -57,6 +60,7 @@ pub(crate) struct Front {
     pub(crate) hosts: Hosts,
     pub(crate) origins: Origins,
     pub(crate) limits: limits::Config,
+    pub(crate) http2: http2::Shared,
     pub(crate) gate: Gate,
     pub(crate) fairness: gate::Weights,
     pub(crate) pressure: Pressure,
@@ -135,9 +139,19 @@ impl Front {
     }
 
     /// Learns who sends, when that is asked. Who is not let in is counted by address, so that guessing is slow.
-    fn identify(&self, headers: &Headers<'_>, sender: &mut Sender, rate: &mut Decision) -> Result<(), Refused> {
-        let Some(doorkeeper) = &self.doorkeeper else { return Ok(()) };
-        match doorkeeper.who(headers) {
+    fn identify(
+        &self,
+        conn: &Connection,
+        headers: &Headers<'_>,
+        sender: &mut Sender,
+        rate: &mut Decision,
+    ) -> Result<(), Refused> {
+        let who = match (&self.doorkeeper, conn.certified()) {
+            (None, None) => return Ok(()),
+            (Some(doorkeeper), certified) => doorkeeper.who(headers, certified),
+            (None, Some(certified)) => doorkeeper::by_certificate(certified),
+        };
+        match who {
             Ok(identity) => {
                 sender.identity = Some(identity);
                 Ok(())
@@ -208,7 +222,7 @@ impl Front {
             return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
         }
         // who it is
-        self.identify(headers, sender, rate)?; //                                 401, 403, 429, 431
+        self.identify(conn, headers, sender, rate)?; //                           401, 403, 429, 431
         // how often
         if let Some(limiter) = &self.limiter {
             let passed;
