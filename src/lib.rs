@@ -82,13 +82,13 @@
 //! | `pool-core`, `pool-extra` | `pool.threads` to `pool.threads_max` | run `Pool` tools |
 //! | `audit` | 1, when `audit.file` names one | writes the audit trail |
 //! | `admin` | 1 | `/health`, `/ready` and `/metrics`, whatever the others do |
-//! | `watch` | 1 | forty times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory |
+//! | `watch` | 1 | forty times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory, and at files that may have changed |
 //!
 //! # What always holds
 //!
 //! - There is no task, no channel and no lock that all cores share in the way of a call that one message answers and
 //!   that runs `Inline`; but for what an operator asks for that is one thing by its meaning: the audit trail, and a rate
-//!   for a tool and all its callers.
+//!   for a tool and all its callers. (Over HTTP/2, where requests share a connection, each has a task of its own.)
 //! - Nothing is unbounded: every queue, map, buffer, body and wait has a limit with a name, and an answer for when it is
 //!   met.
 //! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.
