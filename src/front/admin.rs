@@ -158,10 +158,10 @@ impl Admin {
 }
 
 /// The body, within the limits of this listener.
-async fn whole(body: Incoming, headers: &Headers<'_>) -> Result<Bytes, Refusal> {
+async fn whole(mut body: Incoming, headers: &Headers<'_>) -> Result<Bytes, Refusal> {
     let limits = limits::Config { request_bytes_max: BODY_BYTES_MAX, ..limits::Config::default() };
     let length = checks::length(headers, &limits)?;
-    intake::read(body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await
+    intake::read(&mut body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await
 }
 
 /// The endpoint names the setting that a body is over; here none is.

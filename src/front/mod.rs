@@ -25,7 +25,7 @@ mod watched;
 use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, Version,
     body::Incoming,
     header::{self, HeaderValue},
     http::request::Parts,
@@ -82,13 +82,13 @@ pub(crate) struct Front {
 /// Answers one request of a connection.
 pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
     let busy = conn.begin();
-    let (head, incoming) = request.into_parts();
+    let (head, mut incoming) = request.into_parts();
     let headers = Headers::scan(&head.headers);
     let front = &conn.front;
     let (cors, takes) = (front.origins.cors(&headers), headers.takes);
     let mut sender = Sender::of(&conn, &head.headers);
     let mut rate = Decision::Free;
-    let mut response = match front.answer(&conn, &head, &headers, &mut sender, &mut rate, incoming).await {
+    let mut response = match front.answer(&conn, &head, &headers, &mut sender, &mut rate, &mut incoming).await {
         Ok(Answered::Now(response)) => response,
         Ok(Answered::ByCall(mut call, place)) => {
             if call.wants_parts() {
@@ -107,6 +107,9 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
         Err(refused) => {
             front.refusals.count(refused.reason());
             front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason());
+            if head.version == Version::HTTP_2 {
+                Box::pin(http2::take_rest(incoming)).await;
+            }
             refused.into_response()
         }
     };
@@ -197,7 +200,7 @@ impl Front {
         headers: &Headers<'_>,
         sender: &mut Sender,
         rate: &mut Decision,
-        incoming: Incoming,
+        incoming: &mut Incoming,
     ) -> Result<Answered, Refused> {
         // who may speak at all
         checks::head_size(&head.uri, headers, &self.limits)?; //                  414, 431

@@ -100,7 +100,9 @@ impl Why {
             Error::PeerIncompatible(error) => match error {
                 PeerIncompatible::SupportedVersionsExtensionRequired
                 | PeerIncompatible::Tls12NotOffered
-                | PeerIncompatible::Tls12NotOfferedOrEnabled => Self::Version,
+                | PeerIncompatible::Tls12NotOfferedOrEnabled
+                // Asked for before the version is looked at, and nobody who speaks one of ours leaves it out.
+                | PeerIncompatible::SignatureAlgorithmsExtensionRequired => Self::Version,
                 error => Self::NothingInCommon(format!("{error:?}")),
             },
             Error::AlertReceived(AlertDescription::ProtocolVersion) => Self::Version,

@@ -16,13 +16,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::Poll,
-    time::Instant,
+    task::{Poll, ready},
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use hyper::{
     Request, Response,
-    body::Incoming,
+    body::{Body as _, Incoming},
     header::{HOST, HeaderValue},
     rt::{Executor, Read, Write},
     server::conn::http2::{self, Connection as Http2},
@@ -31,7 +32,7 @@ use hyper::{
 use hyper_util::rt::TokioTimer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Sleep, sleep_until},
+    time::{Sleep, sleep_until, timeout},
 };
 
 pub use self::config::Config;
@@ -149,6 +150,26 @@ async fn answer(conn: Arc<Connection>, mut request: Request<Incoming>) -> Respon
     };
     let untaken = UNTAKEN.try_with(Arc::clone).unwrap_or_default();
     response.map(|body| Paced::new(body, &conn, untaken, busy))
+}
+
+/// So much of the body of a request that was refused is taken before the answer, and for so long.
+const REST_BYTES_MAX: usize = 64 * 1024;
+const REST_TIME: Duration = Duration::from_millis(200);
+
+/// Takes the body of a request that was refused without it, when it is short and on its way: an answer that comes before
+/// the end of the request has a reset in its wake, for which some clients forget the answer.
+pub(super) async fn take_rest(mut body: Incoming) {
+    let mut taken = 0;
+    let rest = poll_fn(|cx| {
+        while taken < REST_BYTES_MAX {
+            match ready!(Pin::new(&mut body).poll_frame(cx)) {
+                Some(Ok(frame)) => taken += frame.data_ref().map_or(0, Bytes::len),
+                Some(Err(_)) | None => break,
+            }
+        }
+        Poll::Ready(())
+    });
+    let _ = timeout(REST_TIME, rest).await;
 }
 
 /// Runs the streams of a connection, each in a task of its own. It ends when hyper ends it, which it does when the
