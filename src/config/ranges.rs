@@ -96,12 +96,7 @@ pub(super) const RANGES: &[Range] = &[
     ),
     range("limits.json_keys_max", 16, 1_000_000, ("real objects have a few members", "millions are made to burn CPU")),
     range("http2.streams_max", 1, 10_000, ("0 would refuse every request", "each is a task with its memory")),
-    range(
-        "http2.header_list_bytes_max",
-        8 * KIB,
-        MIB,
-        ("8 KiB is the smallest buffer that heads are read into", "one is held for each connection"),
-    ),
+    range("http2.header_list_bytes_max", 0, MIB, ("", "one is held for each connection")),
     range(
         "http2.frame_bytes_max",
         16 * KIB,

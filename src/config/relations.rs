@@ -194,7 +194,7 @@ fn tls(view: &View<'_>, faults: &mut Faults) {
 /// The outer limits are not narrower than the inner ones, which are those that say clearly what is wrong.
 fn http2(view: &View<'_>, faults: &mut Faults) {
     let (http2, limits) = (&view.tuning.http2, &view.tuning.limits);
-    if http2.header_list_bytes_max < limits.header_bytes_max {
+    if http2.header_list_bytes_max.0 != 0 && http2.header_list_bytes_max < limits.header_bytes_max {
         let head = view.named("limits.header_bytes_max");
         let wrong = format!("less than {head}, so that heads would be refused that are small enough; raise the first");
         view.refuse(faults, "http2.header_list_bytes_max", wrong);

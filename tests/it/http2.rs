@@ -379,7 +379,7 @@ fn without_prior_knowledge_it_is_not_spoken_in_the_clear() {
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("sends");
         let mut answer = Vec::new();
         let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
-        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{:?}", String::from_utf8_lossy(&answer));
+        assert!(answer.is_empty(), "closed without an answer: {:?}", String::from_utf8_lossy(&answer));
         assert_eq!(get(served.addr(), "/ready").status, 200);
     }
 }

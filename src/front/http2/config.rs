@@ -17,7 +17,7 @@ pub struct Config {
     pub prior_knowledge: bool,
     /// Requests that one connection may have at once.
     pub streams_max: u32,
-    /// Size of a request's headers, each with 32 bytes more than its text.
+    /// Size of a request's headers, each with 32 bytes more than its text; 0 is twice `limits.header_bytes_max`.
     pub header_list_bytes_max: ByteSize,
     /// Size of a frame that clients may send.
     pub frame_bytes_max: ByteSize,
@@ -45,7 +45,7 @@ impl Default for Config {
             enabled: true,
             prior_knowledge: true,
             streams_max: 100,
-            header_list_bytes_max: ByteSize::kib(24),
+            header_list_bytes_max: ByteSize(0),
             frame_bytes_max: ByteSize::kib(16),
             stream_window_bytes: ByteSize::kib(256),
             connection_window_bytes: ByteSize::mib(1),

@@ -88,7 +88,7 @@ impl Meter {
         if self.left == 0 {
             self.refill(Instant::now());
         }
-        self.left = self.left.checked_sub(1).ok_or(Flood { frame: name(kind) })?;
+        self.left = self.left.checked_sub(1).ok_or_else(|| Flood { frame: name(kind) })?;
         Ok(())
     }
 

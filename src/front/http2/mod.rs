@@ -112,7 +112,7 @@ where
     let mut http = http2::Builder::new(Streams(Arc::clone(&conn)));
     http.timer(TokioTimer::new())
         .max_concurrent_streams(config.streams_max)
-        .max_header_list_size(small(config.header_list_bytes_max.0))
+        .max_header_list_size(header_list_bytes_max(&conn))
         .max_frame_size(small(config.frame_bytes_max.0))
         .initial_stream_window_size(small(config.stream_window_bytes.0))
         .initial_connection_window_size(small(config.connection_window_bytes.0))
@@ -123,6 +123,13 @@ where
         .keep_alive_timeout(config.ping_timeout());
     let served = Box::pin(http.serve_connection(io, service));
     async move { drive(&conn, served).await }
+}
+
+fn header_list_bytes_max(conn: &Connection) -> u32 {
+    match conn.front.http2.config.header_list_bytes_max.0 {
+        0 => small(conn.front.limits.header_bytes_max.0.saturating_mul(2)),
+        size => small(size),
+    }
 }
 
 /// Sizes are in range, which is checked at the start.
