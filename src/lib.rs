@@ -39,8 +39,8 @@
 //! | [`server`] | builds every part once, in order; runs; drains. The only file that sees the whole |
 //! | [`runtime`] | from the host to numbers: cores, cgroup, descriptors |
 //! | `shutdown` | the words of a stop: signals in, latches out |
-//! | `listener` | sockets; a permit before each accept |
-//! | [`front`] | HTTP: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
+//! | `listener` | sockets; a permit before each accept; the handshake, and the choice of what is spoken |
+//! | [`front`] | HTTP/1.1 and HTTP/2: the ordered checks, bodies, streams, the table of refusals. Home of hyper |
 //! | `stdio` | the same messages over a pair of pipes |
 //! | [`tls`] | connections that nobody on the way can read: handshakes, certificates. Home of rustls |
 //! | [`identity`] | who calls: keys, tokens, what they may |
@@ -66,8 +66,8 @@
 //! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
 //! | mcp | audit, dispatch, shutdown, skill, tasks, telemetry | front, tool |
-//! | front, stdio | mcp, rate, shutdown, telemetry | dispatch, tool |
-//! | listener | front | the rest |
+//! | front, stdio | identity, mcp, rate, shutdown, telemetry | dispatch, tool |
+//! | listener | front, tls, telemetry | the rest |
 //! | load | | anything else of ours |
 //! | config | the `Config` of each part, runtime | what the parts do |
 //! | server, cli | everything | |
@@ -82,13 +82,13 @@
 //! | `pool-core`, `pool-extra` | `pool.threads` to `pool.threads_max` | run `Pool` tools |
 //! | `audit` | 1, when `audit.file` names one | writes the audit trail |
 //! | `admin` | 1 | `/health`, `/ready` and `/metrics`, whatever the others do |
-//! | `watch` | 1 | forty times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory |
+//! | `watch` | 1 | forty times a second: replaces pool threads that hang, reports polls that hold others up, looks at memory, and at files that may have changed |
 //!
 //! # What always holds
 //!
 //! - There is no task, no channel and no lock that all cores share in the way of a call that one message answers and
 //!   that runs `Inline`; but for what an operator asks for that is one thing by its meaning: the audit trail, and a rate
-//!   for a tool and all its callers.
+//!   for a tool and all its callers. (Over HTTP/2, where requests share a connection, each has a task of its own.)
 //! - Nothing is unbounded: every queue, map, buffer, body and wait has a limit with a name, and an answer for when it is
 //!   met.
 //! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.

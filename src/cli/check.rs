@@ -31,7 +31,7 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
                 // Nothing can be done about a standard error that is closed.
                 let _ = writeln!(io::stderr().lock(), "bigiron: warning: {warning}");
             }
-            for weak in loaded.tuning.auth.weak() {
+            for weak in loaded.weak() {
                 let _ = writeln!(io::stderr().lock(), "bigiron: weak: {weak}");
             }
             print(&report(&loaded))

@@ -36,10 +36,14 @@ pub struct Tuning {
     pub server: crate::server::Config,
     /// Threads that move bytes.
     pub runtime: crate::runtime::Config,
+    /// Whether connections are secure, and who must show a certificate.
+    pub tls: crate::tls::Config,
     /// Who may call at all.
     pub auth: crate::identity::Config,
     /// What the front door lets in, and for how long.
     pub limits: crate::front::limits::Config,
+    /// What one connection of HTTP/2 may do.
+    pub http2: crate::front::http2::Config,
     /// Who gets how much when there is not enough for all.
     pub fairness: crate::front::gate::Config,
     /// How often a caller may call.

@@ -30,12 +30,16 @@ const fn range(path: &'static str, least: u64, most: u64, why: Why) -> Range {
 }
 
 const TIME: Why = ("0 would cut everything off at once", "nobody waits longer than that");
+const WINDOW: Why = ("less makes bodies slow", "it is what a client can make bigiron hold");
+const RESETS: &str = "a flood of them is what this is against";
 const HARD_LIMIT: Why = ("less holds no ordinary message", "this is as much as one message may ever be");
 
 /// Numbers that are not here may be anything that their type can hold.
 pub(super) const RANGES: &[Range] = &[
     range("server.drain_grace_ms", 1, DAY_MS, TIME),
     range("runtime.io_threads", 0, 1024, ("", "more threads than cores only get in each other's way")),
+    range("tls.reload_s", 0, DAY_S, ("", "a renewed certificate must be served before the old one ends")),
+    range("tls.handshake_timeout_ms", 1, 60_000, TIME),
     range(
         "auth.jwks_refresh_s",
         1,
@@ -91,6 +95,37 @@ pub(super) const RANGES: &[Range] = &[
         ("real arguments nest a few levels", "deeper ones than 128 are made to overflow stacks"),
     ),
     range("limits.json_keys_max", 16, 1_000_000, ("real objects have a few members", "millions are made to burn CPU")),
+    range("http2.streams_max", 1, 10_000, ("0 would refuse every request", "each is a task with its memory")),
+    range("http2.header_list_bytes_max", 0, MIB, ("", "one is held for each connection")),
+    range(
+        "http2.frame_bytes_max",
+        16 * KIB,
+        (16 << 20) - 1,
+        ("the protocol has no smaller limit", "the protocol has no larger limit"),
+    ),
+    range("http2.stream_window_bytes", KIB, GIB, WINDOW),
+    range("http2.connection_window_bytes", 64 * KIB, GIB, WINDOW),
+    range("http2.send_buffer_bytes_max", KIB, 16 * MIB, ("less is slow", "it is held for each answer")),
+    range("http2.pending_resets_max", 1, 10_000, ("0 would end connections for one cancelled call", RESETS)),
+    range("http2.error_resets_max", 1, 10_000, ("0 would end connections for one mistake", RESETS)),
+    range(
+        "http2.control_frames_per_s_max",
+        100,
+        1_000_000,
+        ("honest clients send some for each answer that they take", "it would be no limit"),
+    ),
+    range(
+        "http2.ping_interval_s",
+        0,
+        DAY_S,
+        ("", "nothing between here and a client keeps a silent connection for a day"),
+    ),
+    range(
+        "http2.ping_timeout_s",
+        1,
+        DAY_S,
+        ("0 would end every connection at its first ping", "nobody waits longer than that"),
+    ),
     range(
         "rate_limit.keys_max",
         1024,

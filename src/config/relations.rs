@@ -14,7 +14,7 @@ use super::{
     ranges,
     resolved::Resolved,
 };
-use crate::{audit::Policy, front::gate::Weights, rate::real_ip::Trusted, runtime::Host};
+use crate::{audit::Policy, front::gate::Weights, rate::real_ip::Trusted, runtime::Host, tls::ClientCertificates};
 
 /// What the checks look at.
 pub(super) struct View<'a> {
@@ -33,6 +33,8 @@ const CHECKS: &[Check] = &[
     timeouts_fit_into_the_grace,
     listeners,
     auth,
+    tls,
+    http2,
     endpoint_path,
     allowed_hosts_and_origins,
     connections_have_descriptors,
@@ -104,11 +106,11 @@ fn listeners(view: &View<'_>, faults: &mut Faults) {
         |text: &str| address::listener(text).map(|address| !address::is_loopback(&address) && !view.insecure_no_auth);
     match open_to_others(&server.listen) {
         Err(wrong) => view.refuse(faults, "server.listen", wrong),
-        Ok(true) if !view.tuning.auth.is_on() => view.refuse(
+        Ok(true) if !asks_who_calls(view.tuning) => view.refuse(
             faults,
             "server.listen",
             "other hosts can reach this address, and there is no authentication: everybody who reaches it could \
-             call every tool. Set auth.keys_file or auth.issuer, listen on a loopback address (127.0.0.1 or [::1]), \
+             call every tool. Set auth.keys_file or auth.issuer, or tls.client_certificates = \"required\", listen on a loopback address (127.0.0.1 or [::1]), \
              or say --insecure-no-auth when this is meant",
         ),
         Ok(_) => {}
@@ -157,13 +159,51 @@ fn auth(view: &View<'_>, faults: &mut Faults) {
                         "names nobody, or an empty text; name one at least, or remove this so that all may call";
                     view.refuse(faults, &path, wrong);
                 }
-                Some(_) if !auth.is_on() => {
-                    let wrong = "nobody is asked who they are; set auth.keys_file or auth.issuer, or remove this";
+                Some(_) if !asks_who_calls(view.tuning) => {
+                    let wrong = "nobody is asked who they are; set auth.keys_file or auth.issuer, or \
+                                 tls.client_certificates = \"required\", or remove this";
                     view.refuse(faults, &path, wrong);
                 }
                 Some(_) => {}
             }
         }
+    }
+}
+
+/// Whether nobody calls without having been asked who he is.
+pub(super) fn asks_who_calls(tuning: &Tuning) -> bool {
+    tuning.auth.is_on() || tuning.tls.is_on() && tuning.tls.client_certificates == ClientCertificates::Required
+}
+
+/// The files that are named belong together; a handshake has no more time than a head.
+fn tls(view: &View<'_>, faults: &mut Faults) {
+    let tls = &view.tuning.tls;
+    if let Err(wrong) = tls.check() {
+        faults.push(Fault::new("", wrong));
+    }
+    if tls.is_on() && tls.handshake_timeout_ms > view.tuning.limits.header_timeout_ms {
+        let head = view.named("limits.header_timeout_ms");
+        view.refuse(
+            faults,
+            "tls.handshake_timeout_ms",
+            format!("more than {head}, which is the time for all that comes before a request; lower the first"),
+        );
+    }
+}
+
+/// The outer limits are not narrower than the inner ones, which are those that say clearly what is wrong.
+fn http2(view: &View<'_>, faults: &mut Faults) {
+    let (http2, limits) = (&view.tuning.http2, &view.tuning.limits);
+    if http2.header_list_bytes_max.0 != 0 && http2.header_list_bytes_max < limits.header_bytes_max {
+        let head = view.named("limits.header_bytes_max");
+        let wrong = format!("less than {head}, so that heads would be refused that are small enough; raise the first");
+        view.refuse(faults, "http2.header_list_bytes_max", wrong);
+    }
+    if http2.connection_window_bytes < http2.stream_window_bytes {
+        let one = view.named("http2.stream_window_bytes");
+        let wrong =
+            format!("less than {one}, and one body is never more than all; raise the first or lower the second");
+        view.refuse(faults, "http2.connection_window_bytes", wrong);
     }
 }
 

@@ -128,7 +128,7 @@ impl Admin {
         let headers = Headers::scan(&request.headers);
         said_once(&headers)?;
         self.hosts.check(&request.uri, request.version, &headers)?;
-        Origins::new(&[]).check(&headers, &self.hosts)?;
+        Origins::new(&[], "http://").check(&headers, &self.hosts)?;
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
             (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(!self.drain.is_started())),
@@ -158,10 +158,10 @@ impl Admin {
 }
 
 /// The body, within the limits of this listener.
-async fn whole(body: Incoming) -> Result<Bytes, Refusal> {
+async fn whole(mut body: Incoming) -> Result<Bytes, Refusal> {
     let limits = limits::Config { request_bytes_max: BODY_BYTES_MAX, ..limits::Config::default() };
     let length = checks::length(&body, &limits)?;
-    intake::read(body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await
+    intake::read(&mut body, length, &limits, &Bodies::new(BODY_BYTES_MAX.as_usize())).await
 }
 
 /// The endpoint names the setting that a body is over; here none is.

@@ -112,6 +112,20 @@ impl Pieces {
     }
 }
 
+impl Pieces {
+    /// The first `n` bytes, which are taken out; there are as many.
+    pub(crate) fn split_to(&mut self, mut n: usize) -> Self {
+        let mut front = Self { parts: [Bytes::new(), Bytes::new(), Bytes::new()] };
+        for (into, from) in front.parts.iter_mut().zip(&mut self.parts) {
+            let here = n.min(from.len());
+            *into = from.split_to(here);
+            n -= here;
+        }
+        self.settle();
+        front
+    }
+}
+
 impl From<Bytes> for Pieces {
     fn from(bytes: Bytes) -> Self {
         Self { parts: [bytes, Bytes::new(), Bytes::new()] }
@@ -149,6 +163,18 @@ impl Buf for Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_are_cut_anywhere() {
+        let whole = Pieces { parts: ["ab", "c", "def"].map(|p| Bytes::from_static(p.as_bytes())) };
+        for at in 0..=6 {
+            let mut back = Pieces { parts: whole.parts.clone() };
+            let front = back.split_to(at);
+            assert_eq!((front.remaining(), back.remaining()), (at, 6 - at));
+            let read = [front, back].map(|mut pieces| pieces.copy_to_bytes(pieces.remaining())).concat();
+            assert_eq!(read, b"abcdef", "{at}");
+        }
+    }
 
     #[test]
     fn pieces_read_as_one() {

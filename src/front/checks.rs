@@ -87,18 +87,23 @@ impl Hosts {
 
 /// The web pages that may call: those of the settings, and this server's own.
 #[derive(Debug)]
-pub(crate) struct Origins(Vec<String>);
+pub(crate) struct Origins {
+    allowed: Vec<String>,
+    /// What its own begins with.
+    scheme: &'static str,
+}
 
 impl Origins {
-    pub(crate) fn new(allowed: &[String]) -> Self {
-        Self(allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect())
+    /// `scheme` is that of this server: `http://` or `https://`.
+    pub(crate) fn new(allowed: &[String], scheme: &'static str) -> Self {
+        Self { allowed: allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect(), scheme }
     }
 
     pub(crate) fn check(&self, headers: &Headers<'_>, hosts: &Hosts) -> Result<(), Refusal> {
         let allowed = match headers.origin {
             Field::Absent => true, // not a browser
             Field::Repeated => false,
-            Field::Is(origin) => self.lists(origin) || is_own(origin, headers.host, hosts),
+            Field::Is(origin) => self.lists(origin) || self.is_own(origin, headers.host, hosts),
         };
         if allowed {
             return Ok(());
@@ -116,14 +121,15 @@ impl Origins {
     }
 
     fn lists(&self, origin: &[u8]) -> bool {
-        self.0.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin))
+        self.allowed.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin))
     }
-}
 
-/// Whether the origin is this server under the very name and port that it is addressed by.
-fn is_own(origin: &[u8], host: Field<'_>, hosts: &Hosts) -> bool {
-    let Field::Is(host) = host else { return false };
-    hosts.know(host) && origin.strip_prefix(b"http://").is_some_and(|own| own.eq_ignore_ascii_case(host))
+    /// Whether the origin is this server under the very name and port that it is addressed by.
+    fn is_own(&self, origin: &[u8], host: Field<'_>, hosts: &Hosts) -> bool {
+        let Field::Is(host) = host else { return false };
+        let own = origin.strip_prefix(self.scheme.as_bytes());
+        hosts.know(host) && own.is_some_and(|own| own.eq_ignore_ascii_case(host))
+    }
 }
 
 /// A DELETE ends a session, which only the older revisions have.
@@ -218,7 +224,7 @@ mod tests {
     #[test]
     fn origins_are_exact_or_our_own() {
         let hosts = Hosts::new("127.0.0.1", &[]);
-        let origins = Origins::new(&["https://allowed.example".into()]);
+        let origins = Origins::new(&["https://allowed.example".into()], "http://");
         let host = Field::Is(b"127.0.0.1:5000");
         for (origin, allowed) in [
             ("https://allowed.example", true),
@@ -234,7 +240,10 @@ mod tests {
             ("", false),
         ] {
             let origin_bytes = origin.as_bytes();
-            assert_eq!(origins.lists(origin_bytes) || is_own(origin_bytes, host, &hosts), allowed, "{origin}");
+            assert_eq!(origins.lists(origin_bytes) || origins.is_own(origin_bytes, host, &hosts), allowed, "{origin}");
         }
+        let secure = Origins::new(&[], "https://");
+        assert!(secure.is_own(b"https://127.0.0.1:5000", host, &hosts));
+        assert!(!secure.is_own(b"http://127.0.0.1:5000", host, &hosts));
     }
 }

@@ -1,48 +1,39 @@
-//! One connection: its bytes watched, its requests served one after the other, its end when it idles, stalls or the
-//! server drains.
+//! One connection, whatever is spoken on it: what is noted of it, and its end when it idles, stalls or the server drains.
+//! How requests are served on it is `http1`'s and `http2`'s business, and how its bytes are watched is `watched`'s.
 //!
 //! hyper's own header timer counts idle time too and makes a timer for each request. Here one timer serves the whole
 //! life of a connection: requests and bytes only note when they came, and the timer looks at the notes when it fires.
 
 use std::{
     future::{Future, poll_fn},
-    io,
     net::IpAddr,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
-use hyper::{
-    rt::{Read, ReadBufCursor, Write},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
-    net::TcpStream,
+    sync::Notify,
     time::{Instant as TimerInstant, sleep_until},
 };
 
-use crate::front::{Front, gate::Visit, pressure::Level, serve};
+use crate::{
+    front::{Front, gate::Visit, pressure::Level},
+    identity::Identity,
+};
 
-/// hyper's buffer for one connection; beyond it, a head is refused with 431 and no body.
-const BUFFER_BYTES_MAX: usize = 64 * 1024;
-/// Pieces of an answer up to this size are copied together: the kernel takes one piece (`send`) in less time than several
-/// (`writev`), and the difference is more than the copy.
-const TOGETHER_BYTES_MAX: usize = 1024;
-/// What hyper takes without being told.
-const HYPER_HEADERS_MAX: usize = 100;
 /// From the wish to end a connection to its end when no request is on it: a request may lie in the kernel, unread.
 const LAST_BYTES: Duration = Duration::from_millis(50);
+/// The same for one with streams (HTTP/2), whose client answers before it is over.
+const LAST_FRAMES: Duration = Duration::from_secs(1);
 /// A note that was not made.
-const NEVER: u64 = 0;
+pub(super) const NEVER: u64 = 0;
 
 /// What is known of one connection, shared by those who watch it and those who serve it.
 #[derive(Debug)]
@@ -57,8 +48,12 @@ pub(crate) struct Connection {
     // Nanoseconds since `opened`, plus one, or NEVER.
     head_began: AtomicU64,
     last_used: AtomicU64,
-    write_stalled: AtomicU64,
+    pub(super) write_stalled: AtomicU64,
     waker: Mutex<Option<Waker>>,
+    /// Told with `waker`, for those who wait beside the connection's task: streams, and what it begins with.
+    pub(super) woken: Notify,
+    /// Whose certificate was shown, when one was.
+    certified: OnceLock<Arc<Identity>>,
 }
 
 /// A request being served. Its end is noted on drop.
@@ -88,16 +83,35 @@ enum HangUp {
     At(Instant),
     /// hyper ends the connection after the request that it is at.
     Told,
+    /// The same for one with streams. From then on it is closed as soon as nothing is on it.
+    ToldUntil(Instant),
 }
 
 impl HangUp {
     fn is_due(self, now: Instant) -> bool {
-        matches!(self, Self::At(at) if now >= at)
+        matches!(self, Self::At(at) | Self::ToldUntil(at) if now >= at)
     }
 
     fn or_before(self, other: Instant) -> Instant {
-        if let Self::At(at) = self { at.min(other) } else { other }
+        if let Self::At(at) | Self::ToldUntil(at) = self { at.min(other) } else { other }
     }
+
+    /// Tells hyper, once, and goes on from there.
+    fn tell<S: Served>(self, served: Pin<&mut S>, now: Instant) -> Self {
+        if !matches!(self, Self::ToldUntil(_)) {
+            served.hang_up();
+        }
+        if S::HAS_STREAMS { Self::ToldUntil(now + LAST_FRAMES) } else { Self::Told }
+    }
+}
+
+/// What hyper makes of a connection.
+pub(super) trait Served: Future<Output = hyper::Result<()>> {
+    /// Whether it may have many requests at once, and none for a while without being over.
+    const HAS_STREAMS: bool;
+
+    /// Ends it after what it is at.
+    fn hang_up(self: Pin<&mut Self>);
 }
 
 impl Connection {
@@ -113,6 +127,47 @@ impl Connection {
             last_used: AtomicU64::new(1),
             write_stalled: AtomicU64::new(NEVER),
             waker: Mutex::default(),
+            woken: Notify::new(),
+            certified: OnceLock::new(),
+        }
+    }
+
+    /// Whose certificate was shown.
+    pub(crate) fn certified(&self) -> Option<&Arc<Identity>> {
+        self.certified.get()
+    }
+
+    /// Notes whose certificate was shown. Said once, before the first request.
+    pub(crate) fn certify(&self, identity: Identity) {
+        let _ = self.certified.set(Arc::new(identity));
+    }
+
+    /// Waits for what the connection begins with, as long as the server has time for it.
+    ///
+    /// # Errors
+    /// Why it is not waited for any longer.
+    pub(crate) async fn opening<T>(
+        &self,
+        opening: impl Future<Output = T>,
+        limit: Duration,
+    ) -> Result<T, &'static str> {
+        let mut opening = pin!(opening);
+        let mut end = pin!(sleep_until((self.opened + limit).into()));
+        loop {
+            let woken = self.woken.notified(); // first, so that nothing said between the look and the wait is missed
+            if self.front.router.drain.is_hanging_up() {
+                let last = (TimerInstant::now() + LAST_BYTES).min(end.deadline());
+                end.as_mut().reset(last);
+            }
+            if self.is_given_up() {
+                return Err("idle, and memory is short");
+            }
+            tokio::select! {
+                biased;
+                opened = &mut opening => return Ok(opened),
+                () = &mut end => return Err("it did not begin in time"),
+                () = woken => {}
+            }
         }
     }
 
@@ -122,6 +177,7 @@ impl Connection {
         if let Some(waker) = waker {
             waker.wake();
         }
+        self.woken.notify_waiters();
     }
 
     /// A request's head has come.
@@ -131,12 +187,19 @@ impl Connection {
         Busy { conn: Arc::clone(self) }
     }
 
+    /// Bytes have come, or the end: between two requests, they are the next one's head.
+    pub(super) fn note_read(&self, has_come: bool) {
+        if has_come && self.busy.load(Relaxed) == 0 && self.head_began.load(Relaxed) == NEVER {
+            self.head_began.store(self.note(), Relaxed);
+        }
+    }
+
     /// The present moment, to a tick of the kernel: what is measured by it are seconds, and requests note it often.
-    fn note(&self) -> u64 {
+    pub(super) fn note(&self) -> u64 {
         coarse_ns().saturating_sub(self.opened_coarse_ns) + 1
     }
 
-    fn moment(&self, note: u64) -> Instant {
+    pub(super) fn moment(&self, note: u64) -> Instant {
         self.opened + Duration::from_nanos(note - 1)
     }
 
@@ -146,12 +209,16 @@ impl Connection {
         (began != NEVER).then(|| self.moment(began) + self.front.limits.header_timeout())
     }
 
-    /// Whether nothing is on it while memory is so short that such connections are given up.
-    fn is_given_up(&self) -> bool {
-        self.front.pressure.level() >= Level::KeepAlive
-            && self.busy.load(Relaxed) == 0
+    /// Whether nothing is on it.
+    fn is_quiet(&self) -> bool {
+        self.busy.load(Relaxed) == 0
             && self.head_began.load(Relaxed) == NEVER
             && self.write_stalled.load(Relaxed) == NEVER
+    }
+
+    /// Whether nothing is on it while memory is so short that such connections are given up.
+    fn is_given_up(&self) -> bool {
+        self.front.pressure.level() >= Level::KeepAlive && self.is_quiet()
     }
 
     fn verdict(&self, now: Instant) -> Verdict {
@@ -185,31 +252,15 @@ fn coarse_ns() -> u64 {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn run(conn: Arc<Connection>, stream: TcpStream) {
-    let io = Watched { stream: TokioIo::new(stream), conn: Arc::clone(&conn) };
-    let service = {
-        let conn = Arc::clone(&conn);
-        service_fn(move |request| {
-            let conn = Arc::clone(&conn);
-            // Boxed: hyper keeps room for one in each connection, also idle, and moves it there for each request. So
-            // the room is there for those alone that are being served, and mostly the same warm one.
-            Box::pin(async move { Ok::<_, std::convert::Infallible>(serve(conn, request).await) })
-        })
-    };
-    let mut http = http1::Builder::new();
-    // The timer is set so that hyper can never lack one; the header timeout is ours (see the head of this file).
-    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(BUFFER_BYTES_MAX);
-    if conn.front.limits.headers_max != HYPER_HEADERS_MAX {
-        http.max_headers(conn.front.limits.headers_max); // any number that is set costs hyper an allocation a request
-    }
-    let mut connection = pin!(http.serve_connection(io, service));
+pub(super) async fn drive<S: Served>(conn: &Connection, served: S) {
+    let mut served = pin!(served);
     let first_look = conn.opened + conn.front.limits.idle_timeout();
     let mut timer = pin!(sleep_until(first_look.into()));
     let mut hang_up = HangUp::NotAsked;
     let ended = poll_fn(|cx| {
         conn.remember(cx.waker());
         loop {
-            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            if let Poll::Ready(result) = served.as_mut().poll(cx) {
                 return Poll::Ready(result.map_err(|error| error.to_string()));
             }
             if hang_up == HangUp::NotAsked && conn.front.router.drain.is_hanging_up() {
@@ -228,85 +279,26 @@ pub(crate) async fn run(conn: Arc<Connection>, stream: TcpStream) {
             }
             let now = Instant::now();
             if hang_up.is_due(now) {
-                hang_up = HangUp::Told;
-                connection.as_mut().graceful_shutdown();
+                if matches!(hang_up, HangUp::ToldUntil(_)) && conn.is_quiet() {
+                    return Poll::Ready(Err("closed: it was told to end, and nothing is on it".to_owned()));
+                }
+                hang_up = hang_up.tell(served.as_mut(), now);
             }
             match conn.verdict(now) {
-                Verdict::Close(reason) => return Poll::Ready(Err(format!("closed: {reason}"))),
+                // Who has streams is told first, since a request may be on its way.
+                Verdict::Close(_) if S::HAS_STREAMS && conn.is_quiet() && hang_up == HangUp::NotAsked => {
+                    hang_up = hang_up.tell(served.as_mut(), now);
+                    timer.as_mut().reset(hang_up.or_before(now + LAST_FRAMES).into());
+                }
+                Verdict::Close(reason) if !matches!(hang_up, HangUp::ToldUntil(_)) || !conn.is_quiet() => {
+                    return Poll::Ready(Err(format!("closed: {reason}")));
+                }
+                Verdict::Close(_) => timer.as_mut().reset(hang_up.or_before(now + LAST_FRAMES).into()),
                 Verdict::LookAgain(at) => timer.as_mut().reset(hang_up.or_before(at).into()),
             }
         }
     });
     if let Err(reason) = ended.await {
         tracing::debug!(peer = %conn.peer, reason, "a connection ended");
-    }
-}
-
-/// A socket that notes when a request begins to arrive and when a write does not get on.
-struct Watched {
-    stream: TokioIo<TcpStream>,
-    conn: Arc<Connection>,
-}
-
-impl Watched {
-    fn watch_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let stalled = &self.conn.write_stalled;
-        match (&written, stalled.load(Relaxed)) {
-            (Poll::Pending, NEVER) => stalled.store(self.conn.note(), Relaxed),
-            (Poll::Ready(_), since) if since != NEVER => stalled.store(NEVER, Relaxed),
-            _ => {}
-        }
-        written
-    }
-}
-
-impl Read for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let conn = &self.conn;
-        if read.is_ready() && conn.busy.load(Relaxed) == 0 && conn.head_began.load(Relaxed) == NEVER {
-            conn.head_began.store(conn.note(), Relaxed);
-        }
-        read
-    }
-}
-
-impl Write for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.watch_write(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let bytes: usize = bufs.iter().map(|piece| piece.len()).sum();
-        let written = if bytes <= TOGETHER_BYTES_MAX {
-            let mut together = [0; TOGETHER_BYTES_MAX];
-            let mut room = &mut together[..];
-            for piece in bufs {
-                let (place, rest) = room.split_at_mut(piece.len());
-                place.copy_from_slice(piece);
-                room = rest;
-            }
-            Pin::new(&mut self.stream).poll_write(cx, &together[..bytes])
-        } else {
-            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-        };
-        self.watch_write(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{CONNECTION, HeaderValue, WWW_AUTHENTICATE};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -56,6 +56,7 @@ const KINDS: [&str; 21] = [
 #[derive(Debug)]
 pub(crate) struct Doorkeeper {
     door: Door,
+    required_scopes: Vec<String>,
     scope: String,
     metadata: Bytes,
     metadata_url: String,
@@ -76,18 +77,18 @@ struct Looked {
 }
 
 impl Doorkeeper {
-    /// `None` where nobody is asked. `authority` and `path` are where this server listens, for who has not said how
-    /// clients know it.
+    /// `None` where nobody is asked. `origin` (such as `https://127.0.0.1:5000`) and `path` are where this server listens,
+    /// for who has not said how clients know it.
     ///
     /// # Errors
     /// What is wrong with the settings or the files that they name.
-    pub(crate) fn new(config: &Config, authority: &str, path: &str) -> Result<Option<Self>, String> {
+    pub(crate) fn new(config: &Config, origin: &str, path: &str) -> Result<Option<Self>, String> {
         if !config.is_on() {
             return Ok(None);
         }
         let door = Door::new(config)?;
         let url = |text: &&String| text.starts_with("https://") || text.starts_with("http://");
-        let resource = config.audience.iter().find(url).cloned().unwrap_or_else(|| format!("http://{authority}{path}"));
+        let resource = config.audience.iter().find(url).cloned().unwrap_or_else(|| format!("{origin}{path}"));
         let scope = config.required_scopes.join(" ");
         let mut metadata = json!({ "resource": resource, "bearer_methods_supported": ["header"] });
         if config.takes_tokens() {
@@ -101,6 +102,7 @@ impl Doorkeeper {
         let public = metadata_url[at..].split('?').next().unwrap_or_default().to_owned();
         Ok(Some(Self {
             door,
+            required_scopes: config.required_scopes.clone(),
             scope,
             metadata: metadata.to_string().into(),
             metadata_url,
@@ -111,11 +113,24 @@ impl Doorkeeper {
         }))
     }
 
-    /// Who sent these headers.
+    /// Who sent these headers, on a connection whose certificate was this one's. Who says by a header who he is, is that
+    /// one; who says nothing is whose the certificate is.
     ///
     /// # Errors
     /// The refusal, with its challenge.
-    pub(crate) fn who(&self, headers: &Headers<'_>) -> Result<Arc<Identity>, reply::Refused> {
+    pub(crate) fn who(
+        &self,
+        headers: &Headers<'_>,
+        certified: Option<&Arc<Identity>>,
+    ) -> Result<Arc<Identity>, reply::Refused> {
+        if let (Field::Absent, Some(identity)) = (headers.authorization, certified) {
+            let has = |scope: &&String| identity.has_scope(scope);
+            let missing: Vec<String> = self.required_scopes.iter().filter(|scope| !has(scope)).cloned().collect();
+            if !missing.is_empty() {
+                return Err(self.refuse(&identity::Refused::Scope { missing }));
+            }
+            return by_certificate(identity);
+        }
         let authorization = match headers.authorization {
             Field::Is(value) => Some(value),
             Field::Absent | Field::Repeated => None, // of two, none is believed
@@ -186,6 +201,19 @@ impl Doorkeeper {
     }
 }
 
+/// Whose the certificate of a connection is, for as long as it is good: a connection may outlive it.
+///
+/// # Errors
+/// It is over.
+pub(crate) fn by_certificate(identity: &Arc<Identity>) -> Result<Arc<Identity>, reply::Refused> {
+    if identity.expires_at().is_none_or(|end| SystemTime::now() < end) {
+        return Ok(Arc::clone(identity));
+    }
+    let message = "the client's certificate has ended since it was shown; connect again with a new one";
+    let refusal = Refusal { status: 403, ..Refusal::invalid_request(message) };
+    Err(reply::Refused::with(refusal, CONNECTION, "close"))
+}
+
 /// Where what is told of `resource` stands: its path after the well-known one (RFC 9728, section 3.1).
 fn metadata_url(resource: &str) -> String {
     let start = resource.find("://").map_or(0, |at| at + 3);
@@ -214,7 +242,7 @@ mod tests {
 
     #[test]
     fn nobody_is_asked_by_default() {
-        assert!(Doorkeeper::new(&Config::default(), "127.0.0.1:5000", "/mcp").expect("right").is_none());
+        assert!(Doorkeeper::new(&Config::default(), "http://127.0.0.1:5000", "/mcp").expect("right").is_none());
     }
 
     #[test]

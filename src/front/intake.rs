@@ -61,7 +61,7 @@ impl Drop for Held<'_> {
 
 /// The whole body. `length` is what Content-Length said, checked before.
 pub(crate) async fn read(
-    mut incoming: Incoming,
+    incoming: &mut Incoming,
     length: Option<usize>,
     limits: &Config,
     bodies: &Bodies,
@@ -73,7 +73,7 @@ pub(crate) async fn read(
     loop {
         let received = whole.len();
         let frame = poll_fn(|cx| {
-            if let Poll::Ready(frame) = Pin::new(&mut incoming).poll_frame(cx) {
+            if let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) {
                 return Poll::Ready(Ok(frame));
             }
             // Most bodies are there at once; only those that are not get a timer.

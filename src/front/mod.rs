@@ -11,6 +11,8 @@ pub(crate) mod doorkeeper;
 mod feed;
 pub mod gate;
 mod headers;
+pub(crate) mod http1;
+pub mod http2;
 pub(crate) mod intake;
 pub mod limits;
 pub(crate) mod pressure;
@@ -18,11 +20,12 @@ mod rates;
 mod reply;
 mod sender;
 mod stream;
+mod watched;
 
 use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, Version,
     body::Incoming,
     header::{self, HeaderValue},
     http::request::Parts,
@@ -57,6 +60,7 @@ pub(crate) struct Front {
     pub(crate) hosts: Hosts,
     pub(crate) origins: Origins,
     pub(crate) limits: limits::Config,
+    pub(crate) http2: http2::Shared,
     pub(crate) gate: Gate,
     pub(crate) fairness: gate::Weights,
     pub(crate) pressure: Pressure,
@@ -78,13 +82,13 @@ pub(crate) struct Front {
 /// Answers one request of a connection.
 pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
     let busy = conn.begin();
-    let (head, incoming) = request.into_parts();
+    let (head, mut incoming) = request.into_parts();
     let headers = Headers::scan(&head.headers);
     let front = &conn.front;
     let (cors, takes) = (front.origins.cors(&headers), headers.takes);
     let mut sender = Sender::of(&conn, &head.headers);
     let mut rate = Decision::Free;
-    let mut response = match front.answer(&conn, &head, &headers, &mut sender, &mut rate, incoming).await {
+    let mut response = match front.answer(&conn, &head, &headers, &mut sender, &mut rate, &mut incoming).await {
         Ok(Answered::Now(response)) => response,
         Ok(Answered::ByCall(mut call, place)) => {
             if call.wants_parts() {
@@ -100,6 +104,9 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
         Err(refused) => {
             front.refusals.count(refused.reason());
             front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason());
+            if head.version == Version::HTTP_2 {
+                Box::pin(http2::take_rest(incoming)).await;
+            }
             refused.into_response()
         }
     };
@@ -132,9 +139,19 @@ impl Front {
     }
 
     /// Learns who sends, when that is asked. Who is not let in is counted by address, so that guessing is slow.
-    fn identify(&self, headers: &Headers<'_>, sender: &mut Sender, rate: &mut Decision) -> Result<(), Refused> {
-        let Some(doorkeeper) = &self.doorkeeper else { return Ok(()) };
-        match doorkeeper.who(headers) {
+    fn identify(
+        &self,
+        conn: &Connection,
+        headers: &Headers<'_>,
+        sender: &mut Sender,
+        rate: &mut Decision,
+    ) -> Result<(), Refused> {
+        let who = match (&self.doorkeeper, conn.certified()) {
+            (None, None) => return Ok(()),
+            (Some(doorkeeper), certified) => doorkeeper.who(headers, certified),
+            (None, Some(certified)) => doorkeeper::by_certificate(certified),
+        };
+        match who {
             Ok(identity) => {
                 sender.identity = Some(identity);
                 Ok(())
@@ -180,7 +197,7 @@ impl Front {
         headers: &Headers<'_>,
         sender: &mut Sender,
         rate: &mut Decision,
-        incoming: Incoming,
+        incoming: &mut Incoming,
     ) -> Result<Answered, Refused> {
         // who may speak at all
         checks::head_size(&head.uri, headers, &self.limits)?; //                  414, 431
@@ -205,7 +222,7 @@ impl Front {
             return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
         }
         // who it is
-        self.identify(headers, sender, rate)?; //                                 401, 403, 429, 431
+        self.identify(conn, headers, sender, rate)?; //                           401, 403, 429, 431
         // how often
         if let Some(limiter) = &self.limiter {
             let passed;

@@ -15,7 +15,7 @@ use crate::{
     config::Loaded,
     dispatch::ServedTool,
     front::Front,
-    listener::Connections,
+    listener::{Connections, Secure},
     telemetry::{
         calls::{Cached, CallMeter, Ended, Phase},
         exposition::{Exposition, Labels},
@@ -28,16 +28,18 @@ pub(super) fn reader(
     loaded: &Loaded,
     front: &Arc<Front>,
     connections: &Arc<Connections>,
+    secure: Option<&Arc<Secure>>,
     invalidations: &Arc<AtomicU64>,
 ) -> Box<dyn Fn() -> Option<String> + Send + Sync> {
     let (front, connections) = (Arc::downgrade(front), Arc::downgrade(connections));
+    let secure = secure.map(Arc::clone);
     let (limits, invalidations) = (limits(loaded), Arc::clone(invalidations));
     let started_at_s = process::started_at_s();
     Box::new(move || {
         let front = front.upgrade()?;
         let connections = connections.upgrade()?;
         let invalidations = invalidations.load(Relaxed);
-        Some(Sources { front, connections, limits, invalidations, started_at_s }.text())
+        Some(Sources { front, connections, secure: secure.clone(), limits, invalidations, started_at_s }.text())
     })
 }
 
@@ -61,6 +63,7 @@ fn limits(loaded: &Loaded) -> Limits {
 struct Sources {
     front: Arc<Front>,
     connections: Arc<Connections>,
+    secure: Option<Arc<Secure>>,
     limits: Limits,
     invalidations: u64,
     started_at_s: Option<f64>,
@@ -71,6 +74,7 @@ impl Sources {
         let mut out = Exposition::new();
         self.process(&mut out);
         self.doors(&mut out);
+        self.secure(&mut out);
         self.identity(&mut out);
         self.rates(&mut out);
         self.audit(&mut out);
@@ -126,6 +130,22 @@ impl Sources {
         for (reason, count) in front.refusals.counts() {
             out.value(&Labels::new(&[("reason", reason)]), count);
         }
+    }
+
+    fn secure(&self, out: &mut Exposition) {
+        let http2 = &self.front.http2;
+        let help = "Connections of HTTP/2 that were closed for a flood of frames that do nothing";
+        out.counter("bigiron_http2_floods_total", help).only(http2.floods());
+        let help = "Streams of HTTP/2 that were reset because their client did not take the answer";
+        out.counter("bigiron_http2_untaken_total", help).only(http2.untaken());
+        let Some(secure) = &self.secure else { return };
+        out.counter("bigiron_tls_handshakes_total", "TLS handshakes that were done").only(secure.handshakes());
+        out.counter("bigiron_tls_handshake_failures_total", "TLS handshakes that failed, by what was wrong");
+        for (reason, count) in secure.failures() {
+            out.value(&Labels::new(&[("reason", reason)]), count);
+        }
+        let help = "When the certificate ends, in seconds since 1970";
+        out.gauge("bigiron_tls_certificate_expiry_timestamp_seconds", help).only(secure.not_after_s());
     }
 
     fn identity(&self, out: &mut Exposition) {

@@ -40,11 +40,12 @@ use crate::{
         checks::{Hosts, Origins},
         doorkeeper::Doorkeeper,
         gate::{Gate, Weights},
+        http2,
         intake::Bodies,
         pressure::Pressure,
     },
     identity::Fetcher,
-    listener::{self, Connections},
+    listener::{self, Connections, Secure},
     mcp::{
         catalogue::{Capabilities, Catalogue},
         encode::Encoder,
@@ -301,6 +302,7 @@ impl Builder {
             socket.local_addr().map_err(|e| StartError::host("cannot read an own address", e))
         };
         let addr = address(&socket)?;
+        let secure = secure(loaded)?.map(Arc::new);
         let admin_addr = admin_socket.as_ref().map(address).transpose()?;
 
         let drain = Arc::<Drain>::default();
@@ -310,7 +312,7 @@ impl Builder {
         let invalidations = Arc::<AtomicU64>::default();
         let started = admin_socket.map(|socket| {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
-            let metrics = metrics::reader(loaded, &front, &connections, &invalidations);
+            let metrics = metrics::reader(loaded, &front, &connections, secure.as_ref(), &invalidations);
             let server = Arc::downgrade(&front);
             let invalidate = Box::new(move |wish: &Invalidation| {
                 let front = server.upgrade()?;
@@ -324,10 +326,12 @@ impl Builder {
             admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
-        watch::start(&front, &connections).map_err(|e| StartError::host("cannot start the watching thread", e))?;
+        watch::start(&front, &connections, secure.as_ref())
+            .map_err(|e| StartError::host("cannot start the watching thread", e))?;
         let accept = listener::accept(
             socket,
             Arc::clone(&front),
+            secure.clone(),
             Arc::clone(&connections),
             loaded.resolved.connections_max,
             Arc::clone(&stop),
@@ -358,6 +362,7 @@ impl Builder {
             _io_threads,
             _admin: admin,
             front,
+            secure,
             connections,
             stop,
             accept_ended,
@@ -379,8 +384,9 @@ impl Builder {
         Ok(Front {
             path: tuning.server.path.clone(),
             hosts: Hosts::new(&addr_host(addr), &tuning.server.allowed_hosts),
-            origins: Origins::new(&tuning.server.allowed_origins),
+            origins: Origins::new(&tuning.server.allowed_origins, scheme(tuning)),
             limits: tuning.limits.clone(),
+            http2: http2::Shared::new(tuning.http2.clone()),
             gate: Gate::new(loaded.resolved.concurrent_requests_max),
             fairness: Weights::new(&tuning.fairness)
                 .map_err(|message| StartError::config(loaded.fault("fairness.weights", message)))?,
@@ -408,6 +414,12 @@ impl Builder {
         let hosted = self.hosted(&runtime)?;
         self.registry(loaded, &hosted)?;
         doorkeeper(loaded, loaded.listen)?;
+        if let Some(secure) = secure(loaded)? {
+            for warning in secure.warnings() {
+                // Nothing can be done about a standard error that is closed.
+                let _ = writeln!(io::stderr().lock(), "bigiron: warning: {warning}");
+            }
+        }
         fetcher(loaded)?;
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         Skills::new(self.skills).map_err(StartError::config)?;
@@ -559,6 +571,7 @@ impl Builder {
             Signals::listen().map_err(|e| StartError::host("cannot listen for signals", e))?
         };
         running.announce(loaded, root.as_deref());
+        running.reload_on_hangup().map_err(|e| StartError::host("cannot listen for signals", e))?;
         Ok(running.until_signal(signals))
     }
 
@@ -639,8 +652,20 @@ fn fetcher(loaded: &Loaded) -> Result<Option<Fetcher>, StartError> {
 /// Who tells who calls, when anybody is asked. `addr` is where it listens.
 fn doorkeeper(loaded: &Loaded, addr: SocketAddr) -> Result<Option<Doorkeeper>, StartError> {
     let tuning = &loaded.tuning;
-    Doorkeeper::new(&tuning.auth, &addr.to_string(), &tuning.server.path)
+    Doorkeeper::new(&tuning.auth, &format!("{}{addr}", scheme(tuning)), &tuning.server.path)
         .map_err(|message| StartError::config(loaded.fault("auth.keys_file", format!("[auth]: {message}"))))
+}
+
+/// What makes connections secure, when they are.
+fn secure(loaded: &Loaded) -> Result<Option<Secure>, StartError> {
+    let tuning = &loaded.tuning;
+    Secure::new(&tuning.tls, tuning.http2.enabled)
+        .map_err(|message| StartError::config(loaded.fault("tls.certificate", format!("[tls]: {message}"))))
+}
+
+/// What this server's URL begins with.
+fn scheme(tuning: &Tuning) -> &'static str {
+    if tuning.tls.is_on() { "https://" } else { "http://" }
 }
 
 /// What seals the state of rounds.

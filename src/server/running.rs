@@ -4,15 +4,16 @@ use std::{convert::Infallible, net::SocketAddr, process::ExitCode, sync::Arc, ti
 
 use tokio::{
     runtime::{Handle, Runtime},
+    signal::unix::{SignalKind, signal},
     sync::{Notify, oneshot},
     time::timeout,
 };
 
-use super::{end_audit, note};
+use super::{end_audit, note, scheme};
 use crate::{
     config::Loaded,
     front::Front,
-    listener::Connections,
+    listener::{Connections, Secure},
     mcp::router::Router,
     shutdown::{Drain, Signals},
 };
@@ -34,6 +35,7 @@ pub struct Running {
     /// Its drop ends the admin listener.
     pub(super) _admin: Option<oneshot::Sender<Infallible>>,
     pub(super) front: Arc<Front>,
+    pub(super) secure: Option<Arc<Secure>>,
     pub(super) connections: Arc<Connections>,
     pub(super) stop: Arc<Notify>,
     pub(super) accept_ended: Arc<Notify>,
@@ -152,10 +154,26 @@ impl Running {
         ExitCode::SUCCESS
     }
 
+    /// Has SIGHUP mean that the certificate's files are read again, as far as they have changed. Without TLS it keeps the
+    /// meaning that it has.
+    pub(super) fn reload_on_hangup(&self) -> std::io::Result<()> {
+        let Some(secure) = self.secure.clone() else { return Ok(()) };
+        let mut hangup = {
+            let _inside = self.io.enter();
+            signal(SignalKind::hangup())?
+        };
+        self.io.spawn(async move {
+            while hangup.recv().await.is_some() {
+                secure.reload_now();
+            }
+        });
+        Ok(())
+    }
+
     /// What a start says.
     pub(super) fn announce(&self, loaded: &Loaded, toolbox_root: Option<&str>) {
         let config = &loaded.tuning.server;
-        let url = format!("http://{}{}", self.addr, config.path);
+        let url = format!("{}{}{}", scheme(&loaded.tuning), self.addr, config.path);
         tracing::info!(url, tools = tool_names(&self.front.router), "serving MCP");
         if let Some(root) = toolbox_root {
             announce_root(root);
@@ -173,7 +191,10 @@ impl Running {
             concurrent_requests_max = resolved.concurrent_requests_max,
             "derived from this host and the settings; `check` says how"
         );
-        if loaded.insecure_no_auth && !loaded.tuning.auth.is_on() {
+        if let Some(secure) = &self.secure {
+            secure.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
+        if loaded.insecure_no_auth && !loaded.asks_who_calls() {
             tracing::warn!("no authentication: everybody who reaches the address can call every tool");
         }
     }

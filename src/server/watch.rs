@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     front::{Front, pressure::Level},
-    listener::Connections,
+    listener::{Connections, Secure},
     mcp::router::Router,
 };
 
@@ -19,9 +19,18 @@ const PAUSE: Duration = Duration::from_millis(25);
 const CACHE_GIVEN_UP: f64 = 0.25;
 
 /// Starts the thread for a front door. It ends some time after the last who serves by it.
-pub(super) fn start(front: &Arc<Front>, connections: &Arc<Connections>) -> std::io::Result<()> {
-    let (front, connections) = (Arc::downgrade(front), Arc::downgrade(connections));
-    spawn(move || look(&front, &connections))
+pub(super) fn start(
+    front: &Arc<Front>,
+    connections: &Arc<Connections>,
+    secure: Option<&Arc<Secure>>,
+) -> std::io::Result<()> {
+    let (front, connections, secure) = (Arc::downgrade(front), Arc::downgrade(connections), secure.map(Arc::clone));
+    spawn(move || {
+        if let Some(secure) = &secure {
+            secure.look_after(Instant::now());
+        }
+        look(&front, &connections)
+    })
 }
 
 /// The same for a server that has no front door: over pipes.

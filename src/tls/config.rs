@@ -115,6 +115,20 @@ impl Config {
         Ok(())
     }
 
+    /// What is allowed and yet weak, a sentence for each. Looks at the key's file.
+    pub fn weak(&self) -> Vec<String> {
+        use std::os::unix::fs::MetadataExt;
+        let mode = if self.is_on() { std::fs::metadata(&self.key).map_or(0, |found| found.mode()) } else { 0 };
+        if mode & 0o077 == 0 {
+            return Vec::new();
+        }
+        let (key, mode) = (&self.key, mode & 0o777);
+        vec![format!(
+            "tls.key: others than its owner can read {key} (mode {mode:03o}), and who can is able to pass for this \
+             server; chmod 600, unless its group is meant"
+        )]
+    }
+
     /// How often to look whether the files have changed; none says only when told.
     pub fn reload_every(&self) -> Option<Duration> {
         (self.is_on() && self.reload_s > 0).then(|| Duration::from_secs(self.reload_s))

@@ -40,6 +40,24 @@ pub enum Why {
 }
 
 impl Why {
+    /// Every word that [`Why::kind`] says.
+    pub const KINDS: [&'static str; 14] = [
+        "timeout",
+        "closed",
+        "plain_http",
+        "not_tls",
+        "version",
+        "nothing_in_common",
+        "protocol",
+        "certificate_missing",
+        "certificate_unknown",
+        "certificate_dates",
+        "certificate_refused",
+        "client_refused",
+        "broken",
+        "network",
+    ];
+
     /// A word of a fixed set, for metrics.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -82,7 +100,9 @@ impl Why {
             Error::PeerIncompatible(error) => match error {
                 PeerIncompatible::SupportedVersionsExtensionRequired
                 | PeerIncompatible::Tls12NotOffered
-                | PeerIncompatible::Tls12NotOfferedOrEnabled => Self::Version,
+                | PeerIncompatible::Tls12NotOfferedOrEnabled
+                // Asked for before the version is looked at, and nobody who speaks one of ours leaves it out.
+                | PeerIncompatible::SignatureAlgorithmsExtensionRequired => Self::Version,
                 error => Self::NothingInCommon(format!("{error:?}")),
             },
             Error::AlertReceived(AlertDescription::ProtocolVersion) => Self::Version,
@@ -121,5 +141,32 @@ impl fmt::Display for Why {
             Self::Broken(why) => write!(f, "the handshake broke: {why}"),
             Self::Network(why) => write!(f, "the network failed: {why}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_listed() {
+        let text = String::new;
+        let all = [
+            Why::Timeout,
+            Why::Closed,
+            Why::PlainHttp,
+            Why::NotTls,
+            Why::Version,
+            Why::NothingInCommon(text()),
+            Why::Protocol,
+            Why::CertificateMissing,
+            Why::CertificateUnknown,
+            Why::CertificateDates,
+            Why::CertificateRefused(text()),
+            Why::ClientRefused(text()),
+            Why::Broken(text()),
+            Why::Network(text()),
+        ];
+        assert_eq!(all.map(|why| why.kind()), Why::KINDS);
     }
 }

@@ -15,6 +15,7 @@ mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod hosted; // rmcp handlers as they are
+mod http2; // HTTP/2: the same promises, and floods of frames
 mod identity; // who calls, and what they may
 mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
@@ -25,3 +26,4 @@ mod stdio; // standard input and output
 mod streams; // changes, questions, lost connections, slow readers
 mod support; // what the others share
 mod tasks; // calls whose answer is fetched later
+mod tls; // secure connections, certificates of clients, renewal

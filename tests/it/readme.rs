@@ -43,7 +43,7 @@ fn its_settings_are_settings() {
     let text = fs::read_to_string(path).expect("the README");
     let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
     let mut settings =
-        blocks.filter(|block| !["[dependencies]", "[auth]"].iter().any(|other| block.starts_with(other)));
+        blocks.filter(|block| !["[dependencies]", "[auth]", "[tls]"].iter().any(|other| block.starts_with(other)));
     let (block, folder) = (settings.next().expect("a block"), tempfile::TempDir::new().expect("a folder"));
     let file = folder.path().join("tuning.toml");
     fs::write(&file, block).expect("written");
@@ -84,4 +84,26 @@ fn the_commands_of_who_may_call_work_in_turn() {
     assert_eq!(Client::connect(server.addr).post(&[], &initialize).status, 401);
     server.signal("TERM");
     assert!(server.wait().success());
+}
+
+/// The commands make a certificate that the settings above them take, and that curl trusts.
+#[test]
+fn the_way_to_secure_connections_works() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = fs::read_to_string(path).expect("the README");
+    let settings = text.split("```toml\n").find(|rest| rest.starts_with("[tls]")).expect("the settings");
+    let settings = settings.split("```").next().expect("an end");
+    let folder = tempfile::TempDir::new().expect("a folder");
+    fs::write(folder.path().join("tuning.toml"), settings).expect("written");
+    let commands = block("openssl");
+    let (make, call) = commands.split_at(commands.find("curl").expect("curl"));
+    let run = |command: &str| {
+        let ran = Command::new("bash").args(["-c", command]).current_dir(folder.path()).output();
+        let ran = ran.expect("bash, openssl and curl are there");
+        assert!(ran.status.success(), "{command}: {ran:?}");
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    };
+    run(make);
+    let server = Process::start_in(folder.path(), &[]);
+    assert!(run(&call.replace("5000", &server.addr.port().to_string())).contains("ready"));
 }

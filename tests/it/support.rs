@@ -77,7 +77,10 @@ impl Process {
         while addr.is_none() || admin_addr.is_none() {
             let line = log.recv_timeout(PATIENCE).expect("the start says where it serves");
             let line: Value = serde_json::from_str(&line).expect("a log line is JSON");
-            let host = |key: &str| line[key].as_str()?.strip_prefix("http://")?.split('/').next()?.parse().ok();
+            let host = |key: &str| {
+                let (_, rest) = line[key].as_str()?.split_once("://")?;
+                rest.split('/').next()?.parse().ok()
+            };
             addr = addr.or_else(|| host("url"));
             admin_addr = admin_addr.or_else(|| host("health"));
         }

@@ -17,7 +17,6 @@ const MIB: usize = 1 << 20;
 
 pub(super) const ROWS: &[Row] = &[
     row("H1", "TLS or random bytes on the plain port", &[Program, OwnTools], h1),
-    row("H2", "the preface of HTTP/2, which is off", &[Program, OwnTools], h2),
     row("H4", "two Host headers", &[Program, OwnTools], h4),
     row("H5", "a target that names another host than Host", &[Program, OwnTools], h5),
     row("H7", "Content-Length and chunked together", &[Program, OwnTools], h7),
@@ -59,10 +58,6 @@ fn h1(place: &Place) {
     for seed in [1, 0x5eed, 0xdead_beef] {
         place.case_of_bytes(&format!("random bytes of seed {seed}"), &noise(seed), End(&[400]));
     }
-}
-
-fn h2(place: &Place) {
-    place.case_of_bytes("the preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", End(&[0]));
 }
 
 fn h4(place: &Place) {

@@ -7,16 +7,16 @@ pub(super) const ALL: &str = "\
     J2 J3 J4 J5 J6 J7 J8 J9 J10 J13 J14 J15 J16 J17 J18 J19 J20 J21 J22 J23 J26 J28 J29 J30 J31 J32 J33 J34 J35 J36 J37 \
     J38 J39 J41 J42 J43 J44 J45 J46 J48 J51 J52";
 
-/// Rows whose subject is not there.
+/// Rows whose subject is not there, or that another module runs.
 pub(super) const ROWS: &[(&str, &str)] = &[
+    ("H2", "HTTP/2, on and off: see the module http2"),
     ("H29", "bodies are never decompressed: H28 shows that they are refused"),
-    ("H34", "HTTP/2 is not spoken: H2 shows that its preface ends the connection"),
+    ("H34", "floods of frames: see the module http2, with a process for each"),
     ("J36", "there is no endpoint for the new revision alone: both eras are served at one"),
 ];
 
 /// Parts of rows that are run otherwise.
 pub(super) const PARTS: &[(&str, &str)] = &[
-    ("H2", "HTTP/2 when it is on: it is not there"),
     ("H17", "10,000 connections are scaled to 50, and 10 s to half a second"),
     ("H20", "100 ms: the cancel is waited for, not timed, as in H21"),
     ("H36", "10,000 connections are scaled to 600, and 75 s to half a second"),

@@ -1,5 +1,9 @@
 //! Sockets that listen, and the connections that came from them: a permit before each accept, a list for the drain to
-//! wake.
+//! wake. What a connection begins with, and what is spoken on it then, is found out in `opening`; `secure` has what that
+//! needs for TLS.
+
+mod opening;
+mod secure;
 
 use std::{
     collections::HashMap,
@@ -17,10 +21,8 @@ use tokio::{
     time::timeout,
 };
 
-use crate::front::{
-    Front,
-    connection::{self, Connection},
-};
+pub(crate) use self::secure::Secure;
+use crate::front::{Front, connection::Connection};
 
 /// Connections that the kernel completes before we accept them. The kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -99,6 +101,7 @@ impl Connections {
 pub(crate) async fn accept(
     listener: StdListener,
     front: Arc<Front>,
+    secure: Option<Arc<Secure>>,
     connections: Arc<Connections>,
     connections_max: usize,
     stop: Arc<Notify>,
@@ -114,7 +117,7 @@ pub(crate) async fn accept(
             next = next(&listener, &permits) => next,
         };
         match accepted {
-            Ok(accepted) => take(accepted, &front, &connections, permit),
+            Ok(accepted) => take(accepted, &front, secure.as_ref(), &connections, permit),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -126,7 +129,7 @@ pub(crate) async fn accept(
     while let (Ok(permit), Ok(Ok(accepted))) =
         (Arc::clone(&permits).try_acquire_owned(), timeout(Duration::ZERO, listener.accept()).await)
     {
-        take(accepted, &front, &connections, permit);
+        take(accepted, &front, secure.as_ref(), &connections, permit);
     }
     Ok(())
 }
@@ -135,14 +138,19 @@ pub(crate) async fn accept(
 fn take(
     (stream, peer): (TcpStream, SocketAddr),
     front: &Arc<Front>,
+    secure: Option<&Arc<Secure>>,
     connections: &Arc<Connections>,
     permit: OwnedSemaphorePermit,
 ) {
     prepare(&stream, front);
     let connection = Arc::new(Connection::new(Arc::clone(front), peer.ip(), Instant::now()));
     let listed = connections.list(&connection, permit);
+    let secure = secure.map(Arc::clone);
     tokio::spawn(async move {
-        connection::run(connection, stream).await;
+        match secure {
+            None => opening::plain(connection, stream).await,
+            Some(secure) => Box::pin(opening::secure(connection, stream, &secure)).await,
+        }
         drop(listed);
     });
 }

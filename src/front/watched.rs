@@ -1,0 +1,166 @@
+//! A socket that is watched for its connection: whether a write gets on, and what is read. What is looked for in what is
+//! read differs by protocol, and is decided when the connection begins.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::front::{
+    connection::{Connection, NEVER},
+    http2::meter::Meter,
+};
+
+/// Pieces of an answer up to this size are copied together: the kernel takes one piece (`send`) in less time than several
+/// (`writev`), and the difference is more than the copy.
+const TOGETHER_BYTES_MAX: usize = 1024;
+/// What is read at once where it is looked at.
+const READ_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    /// What was read and is looked at. One for each thread, as nothing stays in it.
+    static SEEN: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+/// A socket that notes when a request begins to arrive and when a write does not get on.
+pub(super) struct Watched<S> {
+    stream: TokioIo<S>,
+    conn: Arc<Connection>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, conn: Arc<Connection>) -> Self {
+        Self { stream: TokioIo::new(stream), conn }
+    }
+}
+
+/// Notes that a write waits, or that it does not any more.
+fn note<T>(conn: &Connection, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    let stalled = &conn.write_stalled;
+    match (&written, stalled.load(Relaxed)) {
+        (Poll::Pending, NEVER) => stalled.store(conn.note(), Relaxed),
+        (Poll::Ready(_), since) if since != NEVER => stalled.store(NEVER, Relaxed),
+        _ => {}
+    }
+    written
+}
+
+impl<S: AsyncRead + Unpin> Read for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.conn.note_read(read.is_ready());
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Write for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        note(&self.conn, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let bytes: usize = bufs.iter().map(|piece| piece.len()).sum();
+        let written = if bytes <= TOGETHER_BYTES_MAX {
+            let mut together = [0; TOGETHER_BYTES_MAX];
+            let mut room = &mut together[..];
+            for piece in bufs {
+                let (place, rest) = room.split_at_mut(piece.len());
+                place.copy_from_slice(piece);
+                room = rest;
+            }
+            Pin::new(&mut self.stream).poll_write(cx, &together[..bytes])
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        };
+        note(&self.conn, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// A secure connection takes what is written into a buffer of its own, and waits for the client here.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_pending() { note(&self.conn, flushed) } else { flushed }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The same for a connection with streams, whose frames are counted.
+pub(super) struct Metered<S> {
+    watched: Watched<S>,
+    meter: Meter,
+}
+
+impl<S> Metered<S> {
+    pub(super) fn new(watched: Watched<S>, meter: Meter) -> Self {
+        Self { watched, meter }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Read for Metered<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let Self { watched, meter } = &mut *self;
+        SEEN.with_borrow_mut(|seen| {
+            let room = buf.remaining().min(READ_BYTES);
+            let mut own = ReadBuf::new(&mut seen[..room]);
+            ready!(Pin::new(watched.stream.inner_mut()).poll_read(cx, &mut own))?;
+            meter.read(own.filled()).map_err(|flood| watched.conn.front.http2.flooded(watched.conn.peer, flood))?;
+            buf.put_slice(own.filled());
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Write for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.watched).poll_write(cx, buf);
+        self.count(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.watched).poll_write_vectored(cx, bufs);
+        self.count(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.watched.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.watched).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.watched).poll_shutdown(cx)
+    }
+}
+
+impl<S> Metered<S> {
+    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.meter.wrote(*bytes);
+        }
+        written
+    }
+}
