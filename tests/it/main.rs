@@ -16,6 +16,7 @@ mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod hosted; // rmcp handlers as they are
 mod identity; // who calls, and what they may
+mod isolation; // a hundred callers at once, each with a name that no other sees
 mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
 mod readers; // slow, silent and many readers of streams
