@@ -17,6 +17,7 @@ mod faults; // bad input: the exact outcome of each, and that it hurts nobody el
 mod hosted; // rmcp handlers as they are
 mod identity; // who calls, and what they may
 mod isolation; // a hundred callers at once, each with a name that no other sees
+mod issuer; // a real issuer, and the official clients that log in there
 mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
 mod readers; // slow, silent and many readers of streams
