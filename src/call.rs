@@ -2,6 +2,7 @@
 //! ([`Reply`]). Values only; who makes a call and where it runs is said elsewhere.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -220,6 +221,18 @@ pub struct Ctx {
     pub(crate) changes: Option<Changes>,
     pub(crate) raw: Option<Box<Raw>>,
     pub(crate) deferred: Option<Arc<dyn Defers>>,
+    /// Which tools its caller may call today, where what it asks for came of one.
+    pub(crate) may_call: Option<MayCall>,
+}
+
+/// Whether somebody may call the tool of a name.
+#[derive(Clone)]
+pub(crate) struct MayCall(pub(crate) Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl fmt::Debug for MayCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MayCall")
+    }
 }
 
 /// The request as it came, for a hosted handler, which reads it in its own way. Made only for work that wants it.
@@ -248,6 +261,7 @@ impl Ctx {
             changes: None,
             raw: None,
             deferred: None,
+            may_call: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! the look at the files about once a second.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,10 +15,13 @@ use bytes::Bytes;
 use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 
 use crate::{
-    front::{headers::Headers, reply},
+    front::{Front, headers::Headers, reply, sender::Sender},
     identity::{self, Config, Door, Fetcher, Identity},
     mcp::{code::Refusal, head::Field},
 };
@@ -66,6 +70,8 @@ pub(crate) struct Doorkeeper {
     /// Told when a token names a key that is not there: the issuer may have a new one.
     wanted: Notify,
     looked: Mutex<Looked>,
+    /// Told when keys have changed: who has a stream open may have lost what opened it.
+    keys_changed: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -108,6 +114,7 @@ impl Doorkeeper {
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
             wanted: Notify::new(),
             looked: Mutex::new(Looked { at: Instant::now(), fault: None }),
+            keys_changed: watch::Sender::new(0),
         }))
     }
 
@@ -169,8 +176,10 @@ impl Doorkeeper {
             return;
         }
         looked.at = now;
+        let mut is_other = false;
         let fault = match self.door.reload_if_changed() {
             Ok(changed) => {
+                is_other = changed;
                 if changed {
                     tracing::info!("keys were read again: a file of [auth] has changed");
                 }
@@ -182,8 +191,52 @@ impl Doorkeeper {
             tracing::error!(fault, "a file of [auth] cannot be read again; what was known of it stays in force");
         }
         looked.fault = fault;
-        self.door.sweep(SystemTime::now());
+        let now = SystemTime::now();
+        self.door.sweep(now);
+        // Those of an issuer, when they are fetched anew or let go.
+        let fetched = self.door.keys().map_or(0, |keys| keys.current(now).generation());
+        self.keys_changed.send_if_modified(|before| {
+            is_other |= std::mem::replace(before, fetched) != fetched;
+            is_other
+        });
     }
+
+    /// Whether who sent this is let in still, as the one they were.
+    fn knows(&self, authorization: &[u8], identity: &Identity) -> bool {
+        self.door.who(Some(authorization), SystemTime::now()).is_ok_and(|now| *now == *identity)
+    }
+}
+
+/// Over when what opened a stream does not open it any more.
+pub(super) type TurnedAway = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Waits until who opens a stream with these headers is not let in any more, or may do something else than then. `None`
+/// where nobody is asked.
+pub(super) fn until_turned_away(front: &Arc<Front>, headers: &Headers<'_>, sender: &Sender) -> Option<TurnedAway> {
+    let (Some(doorkeeper), Some(identity)) = (&front.doorkeeper, &sender.identity) else { return None };
+    let Field::Is(authorization) = headers.authorization else { return None };
+    let (authorization, identity) = (Box::<[u8]>::from(authorization), Arc::clone(identity));
+    let mut changes = doorkeeper.keys_changed.subscribe();
+    let front = Arc::downgrade(front);
+    Some(Box::pin(async move {
+        loop {
+            match front.upgrade().as_deref().and_then(|front| front.doorkeeper.as_ref()) {
+                Some(doorkeeper) if doorkeeper.knows(&authorization, &identity) => {}
+                _ => return,
+            }
+            let end = identity.expires_at().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+            let ends = async {
+                match end {
+                    Some(rest) => sleep(rest.max(LOOK_PAUSE)).await, // clocks may differ: it is asked again until it is so
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = ends => {}
+            }
+        }
+    }))
 }
 
 /// Where what is told of `resource` stands: its path after the well-known one (RFC 9728, section 3.1).

@@ -65,7 +65,7 @@ impl Issuer {
         issuer
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -109,6 +109,25 @@ impl Issuer {
 
     pub(crate) fn token(&self, subject: &str) -> String {
         self.token_of(&Self::claims(subject))
+    }
+
+    pub(crate) fn token_with(&self, subject: &str, scope: &str) -> String {
+        let mut claims = Self::claims(subject);
+        claims["scope"] = scope.into();
+        self.token_of(&claims)
+    }
+
+    /// One that ends so soon.
+    pub(crate) fn token_for(&self, subject: &str, seconds: u64) -> String {
+        let mut claims = Self::claims(subject);
+        claims["exp"] = (now_s() + seconds).into();
+        self.token_of(&claims)
+    }
+
+    pub(crate) fn revoke(&self, key: &str) {
+        let file = self.file("keys.toml").display().to_string();
+        let ran = cli(self.folder.path(), &["key", "revoke", "--file", &file, &key[3..11]], "");
+        assert!(ran.status.success(), "{ran:?}");
     }
 }
 
@@ -440,8 +459,7 @@ fn a_revoked_key_is_none_though_results_are_kept() {
     let listed = String::from_utf8(listed.stdout).expect("text");
     assert!(listed.contains("  ann  created ") && listed.contains("scopes secrets"), "{listed}");
     assert!(!listed.contains(key.rsplit('_').next().expect("a secret")), "{listed}");
-    let ran = cli(issuer.folder.path(), &["key", "revoke", "--file", &file, &key[3..11]], "");
-    assert!(ran.status.success(), "{ran:?}");
+    issuer.revoke(&key);
     eventually("the key is refused", || call(&running, "who", &key).status == 401);
     assert_eq!(call(&running, "who", &stays).status, 200);
 }
