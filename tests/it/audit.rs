@@ -1,5 +1,5 @@
 //! The audit trail of a whole server: one line for each call and each refusal, whatever becomes of them and of the file.
-//! The rows I41, P9 and P24 of the fault table are here.
+//!
 
 use std::{
     collections::BTreeMap,
@@ -89,7 +89,6 @@ fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usiz
     expected.into_iter().map(|(word, count)| (word.to_owned(), count)).collect()
 }
 
-/// Row P24.
 #[test]
 fn each_call_and_each_refusal_is_one_line_and_the_counts_agree() {
     let served = serve(|tuning| tuning.limits.request_timeout_ms = 1_000);
@@ -203,7 +202,6 @@ fn many_callers_at_once_lose_no_line() {
     assert_eq!(counted(&served.stop(), "call", "outcome"), counts([("ok", done)]));
 }
 
-/// Row P9.
 #[test]
 fn a_trail_that_cannot_be_written_stops_calls_only_where_it_is_required() {
     for (policy, status) in [(Policy::Required, 503), (Policy::BestEffort, 200)] {
@@ -248,7 +246,6 @@ fn a_trail_that_was_moved_away_goes_on_in_a_new_file() {
     assert_eq!((of(&found, "start").len(), of(&found, "stop").len()), (1, 1));
 }
 
-/// Row I41.
 #[test]
 fn whatever_is_sent_a_line_is_one_line() {
     let served = serve(|tuning| tuning.audit.arguments = Arguments::Full);
@@ -276,7 +273,6 @@ fn whatever_is_sent_a_line_is_one_line() {
     assert!(!text.chars().any(|c| c != '\n' && (c.is_control() || matches!(c, '\u{2028}' | '\u{202e}'))));
 }
 
-/// The other half of row I36.
 #[test]
 fn the_address_is_the_peers_unless_a_trusted_proxy_says_otherwise() {
     for (trusted, address) in [(vec![], "127.0.0.1"), (vec!["127.0.0.1".to_owned()], "192.0.2.7")] {

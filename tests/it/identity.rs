@@ -1,5 +1,5 @@
 //! Who calls, and what they may: API keys and tokens at the door, what is bound to the caller, and tools that only some
-//! have. The rows I1 to I4, I6, I12, I13, I17, I19, I26, I27, I31 and I35 of the fault table are here.
+//! have.
 
 use std::{
     fs,
@@ -220,7 +220,7 @@ fn assert_401(answer: &Response, what: &str) {
     assert!(body["error"]["code"].is_i64() && body.get("result").is_none(), "{what}: {body}");
 }
 
-/// Row I1; and all that needs no credentials is there for all.
+/// All that needs no credentials is there for all.
 #[test]
 fn without_a_token_nothing_is_done_and_clients_learn_where_to_get_one() {
     let issuer = Issuer::new();
@@ -274,7 +274,6 @@ fn what_is_told_is_where_the_challenge_says() {
     assert_eq!(get(running.addr(), "/.well-known/oauth-protected-resource/other").status, 404);
 }
 
-/// Rows I2, I3, I4 and I6.
 #[test]
 fn tokens_that_are_not_right_are_refused() {
     let issuer = Issuer::new();
@@ -321,7 +320,6 @@ fn tokens_that_are_not_right_are_refused() {
     assert_eq!(call(&running, "who", &shared).status, 200);
 }
 
-/// Row I12.
 #[test]
 fn the_header_has_one_form() {
     let issuer = Issuer::new();
@@ -342,7 +340,6 @@ fn the_header_has_one_form() {
     }
 }
 
-/// Row I13.
 #[test]
 fn a_token_elsewhere_is_none() {
     let issuer = Issuer::new();
@@ -361,7 +358,6 @@ fn a_token_elsewhere_is_none() {
     assert_eq!(runs.load(Ordering::SeqCst), 0);
 }
 
-/// Row I17.
 #[test]
 fn a_tool_that_one_may_not_call_is_none() {
     let issuer = Issuer::new();
@@ -378,7 +374,7 @@ fn a_tool_that_one_may_not_call_is_none() {
     assert_eq!(runs.load(Ordering::SeqCst), 1, "it ran for who may");
 }
 
-/// Rows I19 and I31: who one is comes from the token alone, and what is kept for one is for nobody else.
+/// Who one is comes from the token alone, and what is kept for one is for nobody else.
 #[test]
 fn callers_are_told_apart_by_their_tokens_alone() {
     let issuer = Issuer::new();
@@ -419,7 +415,6 @@ fn in_session(running: &Running, verb: &str, id: &str, token: &str) -> Response 
     client.receive().expect("an answer")
 }
 
-/// Rows I26 and I27.
 #[test]
 fn a_session_is_its_callers_alone() {
     let issuer = Issuer::new();
@@ -447,7 +442,7 @@ fn a_session_is_its_callers_alone() {
     assert_eq!(in_session(&running, "DELETE", &id, &ann).status, 204);
 }
 
-/// Row I35: a key that is revoked, or has other scopes from now on, while the server runs and keeps results.
+/// A key that is revoked, or has other scopes from now on, while the server runs and keeps results.
 #[test]
 fn a_revoked_key_is_none_though_results_are_kept() {
     let issuer = Issuer::new();

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -194,7 +195,7 @@ impl<'a> One<'a> {
                 let found = &bytes[at..(at + MARK_CHARS).min(bytes.len())];
                 if found != self.name.as_bytes() {
                     self.world.foreign_names.fetch_add(1, Ordering::Relaxed);
-                    eprintln!("{} saw {:?}", self.name, String::from_utf8_lossy(found));
+                    say(&format!("{} saw {:?}", self.name, String::from_utf8_lossy(found)));
                 }
             }
         }
@@ -495,6 +496,11 @@ fn credentials(issuer: &Issuer) -> Vec<String> {
     (0..CALLERS).map(made).collect()
 }
 
+/// Past the capture of the test's output, so that the counts are always there to be read.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 fn everybody_calls(calls_each: usize) {
     let issuer = Issuer::new();
     let tokens = credentials(&issuer);
@@ -526,10 +532,10 @@ fn everybody_calls(calls_each: usize) {
     let counts = world.counts.into_inner();
     let all: usize = counts.values().sum();
     for (kind, calls) in &counts {
-        println!("{calls:7}  {kind}");
+        say(&format!("{calls:7}  {kind}"));
     }
     let (kept, shared) = (runs.kept.load(Ordering::Relaxed), runs.shared.load(Ordering::Relaxed));
-    println!("{all:7}  calls of {CALLERS} callers; tools with kept results ran {kept} and {shared} times");
+    say(&format!("{all:7}  calls of {CALLERS} callers; tools with kept results ran {kept} and {shared} times"));
     assert!(all >= CALLERS * calls_each, "{all}");
     assert_eq!(counts.len(), 17, "of each kind there were some");
     assert_eq!(world.foreign_names.load(Ordering::Relaxed), 0, "names that reached others");

@@ -14,6 +14,7 @@ mod clients; // the official clients
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
+mod guards; // what nobody gets past: names, pages, ids, paths, a false issuer, logs
 mod hosted; // rmcp handlers as they are
 mod identity; // who calls, and what they may
 mod isolation; // a hundred callers at once, each with a name that no other sees
@@ -25,5 +26,6 @@ mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
 mod streams; // changes, questions, lost connections, slow readers
+mod supplies; // what it is built from: crates, versions, where they come from
 mod support; // what the others share
 mod tasks; // calls whose answer is fetched later
