@@ -1,5 +1,4 @@
 //! The audit trail of a whole server: one line for each call and each refusal, whatever becomes of them and of the file.
-//!
 
 use std::{
     collections::BTreeMap,
