@@ -61,6 +61,7 @@ const KINDS: [&str; 21] = [
 pub(crate) struct Doorkeeper {
     door: Door,
     scope: String,
+    admin_scope: String,
     metadata: Bytes,
     metadata_url: String,
     /// The paths that it is served at: the root's, that of our endpoint, and the one that the URL has, which is another
@@ -108,6 +109,7 @@ impl Doorkeeper {
         Ok(Some(Self {
             door,
             scope,
+            admin_scope: config.admin_scope.clone(),
             metadata: metadata.to_string().into(),
             metadata_url,
             metadata_paths: [WELL_KNOWN.into(), format!("{WELL_KNOWN}{path}"), public],
@@ -131,8 +133,22 @@ impl Doorkeeper {
             if refused.may_pass_with_newer_keys() {
                 self.wanted.notify_one();
             }
-            self.refuse(&refused)
+            self.refuse(&refused, &self.scope)
         })
+    }
+
+    /// Whether who sent these headers may change something by the admin listener. A token is asked for there whoever can
+    /// reach it: on a host of many users, or behind a page in a browser, that is not the operator alone.
+    ///
+    /// # Errors
+    /// The refusal, with its challenge.
+    pub(crate) fn administers(&self, headers: &Headers<'_>) -> Result<(), reply::Refused> {
+        let identity = self.who(headers)?;
+        if identity.has_scope(&self.admin_scope) {
+            return Ok(());
+        }
+        let missing = vec![self.admin_scope.clone()];
+        Err(self.refuse(&identity::Refused::Scope { missing }, &self.admin_scope))
     }
 
     /// Keeps the issuer's keys as they are at the issuer, for as long as this is awaited.
@@ -142,13 +158,13 @@ impl Doorkeeper {
         }
     }
 
-    fn refuse(&self, refused: &identity::Refused) -> reply::Refused {
+    fn refuse(&self, refused: &identity::Refused, scope: &str) -> reply::Refused {
         let kind = KINDS.iter().position(|kind| *kind == refused.kind()).unwrap_or(KINDS.len() - 1);
         self.refused[kind].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(kind = refused.kind(), reason = refused.reason(), "not let in");
         let told = refused.for_client();
         let refusal = Refusal { status: refused.status(), ..Refusal::invalid_request(told.description) };
-        let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, &self.scope));
+        let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, scope));
         // It is printable ASCII, whatever the settings are.
         let challenge = challenge.unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
         reply::Refused::with_value(refusal, WWW_AUTHENTICATE, challenge)
@@ -169,11 +185,12 @@ impl Doorkeeper {
         self.door.remembered()
     }
 
-    /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens.
-    pub(crate) fn look_after(&self, now: Instant) {
+    /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens. True when
+    /// keys are others than before.
+    pub(crate) fn look_after(&self, now: Instant) -> bool {
         let mut looked = self.looked.lock();
         if now.saturating_duration_since(looked.at) < LOOK_PAUSE {
-            return;
+            return false;
         }
         looked.at = now;
         let mut is_other = false;
@@ -198,7 +215,7 @@ impl Doorkeeper {
         self.keys_changed.send_if_modified(|before| {
             is_other |= std::mem::replace(before, fetched) != fetched;
             is_other
-        });
+        })
     }
 
     /// Whether who sent this is let in still, as the one they were.

@@ -10,7 +10,7 @@ pub(crate) mod connection;
 pub(crate) mod doorkeeper;
 mod feed;
 pub mod gate;
-mod headers;
+pub(crate) mod headers;
 pub(crate) mod intake;
 pub mod limits;
 pub(crate) mod pressure;

@@ -40,6 +40,7 @@ use crate::{
         checks::{Hosts, Origins},
         doorkeeper::Doorkeeper,
         gate::{Gate, Weights},
+        headers::Headers,
         intake::Bodies,
         pressure::Pressure,
     },
@@ -321,7 +322,11 @@ impl Builder {
                 }
                 Some(forgot)
             });
-            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
+            let server = Arc::downgrade(&front);
+            let administers = Box::new(move |headers: &Headers<'_>| {
+                Some(server.upgrade()?.doorkeeper.as_ref()?.administers(headers))
+            });
+            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, administers, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections).map_err(|e| StartError::host("cannot start the watching thread", e))?;

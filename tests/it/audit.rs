@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::identity::Issuer;
 use crate::support::{
     Client, Session, call, eventually, get, metric, metrics, modern, modern_headers, post_bytes, start,
 };
@@ -243,6 +244,28 @@ fn a_trail_that_was_moved_away_goes_on_in_a_new_file() {
     found.extend(served.stop());
     assert_eq!(of(&found, "call").len(), 41);
     assert_eq!((of(&found, "start").len(), of(&found, "stop").len()), (1, 1));
+}
+
+/// Keys that are others from now on are in the trail, since they decide who may call.
+#[test]
+fn keys_that_were_read_again_leave_a_line() {
+    let issuer = Issuer::new();
+    let key = issuer.key_for("ann", &[]);
+    let served = serve(|tuning| issuer.tune(tuning));
+    let bearer = format!("Bearer {key}");
+    let mut headers = modern_headers("tools/call", "quick").to_vec();
+    headers.push(("Authorization", &bearer));
+    let request = modern(1, "tools/call", json!({ "name": "quick" }));
+    let mut client = Client::connect(served.running.addr());
+    assert_eq!(client.post(&headers, &request).status, 200);
+    issuer.revoke(&key);
+    eventually("the key is refused", || client.post(&headers, &request).status == 401);
+    let lines = served.stop();
+    assert_eq!(of(&lines, "reload").len(), 1, "{lines:#?}");
+    let subject = of(&lines, "call")[0]["caller"].as_str().unwrap_or_default();
+    assert!(subject.contains("3:ann;"), "{subject}");
+    assert!(of(&lines, "refusal").iter().all(|line| line["reason"] == "unauthorized"), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.to_string().contains(&key)));
 }
 
 #[test]

@@ -318,3 +318,32 @@ fn a_stream_is_open_for_as_long_as_its_token_is_good() {
     assert_eq!(soon_over.next(), None);
     eventually("only bob's is open", || metric(&running, "bigiron_streams") <= 1.0);
 }
+
+/// What one may have of sessions and tasks is counted by who it is: not by token, and not for anybody else.
+#[test]
+fn limits_of_a_caller_are_crossed_by_one_and_by_nobody_else() {
+    let issuer = Issuer::new();
+    let running = with_scopes(&issuer, |tuning| (tuning.sessions.per_caller_max, tuning.tasks.per_caller_max) = (2, 2));
+    let tokens = |subject: &str| [issuer.token_with(subject, "secrets"), issuer.token_with(subject, "secrets more")];
+    let (ann, bob) = (tokens("ann"), tokens("bob"));
+    let begin = |token: &str| ask(&running, token, "tools/call", "later", json!({ "name": "later" }), true).json();
+    let is_task = |answer: &Value| answer["result"]["resultType"] == "task";
+    for token in &ann {
+        open_session(&running, token, "2025-11-25");
+        assert!(is_task(&begin(token)));
+    }
+    let params =
+        json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
+    let initialize = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params });
+    for token in &ann {
+        let mut client = Client::connect(running.addr());
+        client.send(&session_bytes(token, "", "", &initialize));
+        let refused = client.receive().expect("an answer");
+        assert_eq!((refused.status, refused.code()), (429, Some(-31429)), "{refused:?}");
+        assert!(!is_task(&begin(token)), "a third task");
+    }
+    for token in &bob {
+        open_session(&running, token, "2025-11-25");
+        assert!(is_task(&begin(token)));
+    }
+}

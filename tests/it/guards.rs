@@ -533,6 +533,50 @@ fn who_one_is_comes_from_the_token_and_from_nothing_else() {
     assert_eq!(client.receive().expect("an answer").status, 404, "no path is anybody's");
 }
 
+/// Who can reach the admin listener can read there; to change something takes a key, on this host too.
+#[test]
+fn the_admin_listener_changes_nothing_without_a_key_for_it() {
+    let issuer = Issuer::new();
+    let (admin, other) = (issuer.key_for("operator", &["bigiron:admin"]), issuer.key_for("ann", &["read"]));
+    let (running, _) = as_built(|tuning| {
+        issuer.tune(tuning);
+        tuning.tools.insert(
+            "quick".into(),
+            Config { cache_ttl_s: Some(600), cache_not_read_only: Some(true), ..Config::default() },
+        );
+    });
+    let address = running.admin_addr().expect("an admin listener");
+    let post = |key: Option<&str>| {
+        let authorization = key.map_or_else(String::new, |key| format!("Authorization: Bearer {key}\r\n"));
+        let mut client = Client::connect(address);
+        let head = "POST /cache/invalidate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
+        client.send(format!("{head}{authorization}Content-Length: 12\r\n\r\n{{\"all\":true}}").as_bytes());
+        client.receive().expect("an answer")
+    };
+    let refused = post(None);
+    assert_eq!(refused.status, 401, "{refused:?}");
+    assert!(refused.header("www-authenticate").is_some_and(|told| told.starts_with("Bearer")), "{refused:?}");
+    let refused = post(Some(&other));
+    assert_eq!(refused.status, 403, "{refused:?}");
+    let challenge = refused.header("www-authenticate").unwrap_or_default().to_owned();
+    assert!(challenge.contains("scope=\"bigiron:admin\"") && challenge.contains("insufficient_scope"), "{challenge}");
+    assert_eq!(post(Some(&admin)).status, 200);
+    assert_eq!(get(address, "/metrics").status, 200, "what only reads asks nobody");
+    // From the shell, with the key in a file and never on the command line.
+    let file = issuer.file("admin.key");
+    let invalidate = |key: &str| {
+        fs::write(&file, format!("{key}\n")).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bigiron"));
+        command.args(["cache", "invalidate", "--all", "--admin", &address.to_string(), "--key-file"]).arg(&file);
+        let ran = command.output().expect("it runs");
+        (ran.status.code(), String::from_utf8_lossy(&ran.stderr).into_owned())
+    };
+    assert_eq!(invalidate(&admin).0, Some(0));
+    let (code, said) = invalidate(&other);
+    assert!(code == Some(1) && said.contains("--key-file") && !said.contains(&other), "{said}");
+    assert!(invalidate("two words").1.contains("no API key"), "and nothing was sent");
+}
+
 /// What `bigiron check` says with these settings.
 fn check(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bigiron"));

@@ -333,6 +333,9 @@ fn the_header_has_one_form() {
         ("lower case", &[("Authorization", format!("bearer {token}"))], 200),
         ("two spaces", &[("Authorization", format!("Bearer  {token}"))], 401),
         ("another scheme", &[("Authorization", "Basic YTpi".into())], 401),
+        ("a space in it", &[("Authorization", format!("Bearer {} {}", &token[..9], &token[9..]))], 401),
+        ("a space after it, which is none of the value", &[("Authorization", format!("Bearer {token} "))], 200),
+        ("a tab before it", &[("Authorization", format!("Bearer\t{token}"))], 401),
         ("nothing after it", &[("Authorization", "Bearer".into())], 401),
     ] {
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
