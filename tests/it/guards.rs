@@ -646,3 +646,38 @@ fn a_placeholder_for_a_secret_stops_the_start() {
     fs::write(folder.path().join("tuning.toml"), format!("[input]\nstate_keys = [\"{made}\"]\n")).expect("written");
     assert_eq!(check(folder.path(), &[]).0, Some(0));
 }
+
+/// A limit that is set holds to the byte: as much passes, and one more does not.
+#[test]
+fn each_limit_of_the_front_door_is_crossed_by_one() {
+    const BYTES: usize = 2048;
+    const HEADERS: usize = 20;
+    const DEPTH: usize = 12;
+    let server = Server::builder().tool("any", "Takes anything", Lane::Inline, |_: Value, _: Ctx| "done");
+    let running = start(server, |tuning| {
+        tuning.limits.request_bytes_max = bigiron::units::ByteSize::kib(BYTES as u64 / 1024);
+        tuning.limits.body_bytes_per_s_min = 0;
+        tuning.limits.headers_max = HEADERS;
+        tuning.limits.json_depth_max = DEPTH;
+    });
+    let call = |arguments: Value| modern(1, "tools/call", json!({ "name": "any", "arguments": arguments })).to_string();
+    let status = |more: &[(String, String)], body: &str| {
+        let mut headers = modern_headers("tools/call", "any").to_vec();
+        headers.extend(more.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let mut client = Client::connect(running.addr());
+        client.send(&post_bytes(&headers, body.as_bytes()));
+        client.receive().expect("an answer").status
+    };
+    let long = |bytes: usize| {
+        let body = call(json!({}));
+        format!("{body}{}", " ".repeat(bytes - body.len()))
+    };
+    assert_eq!((status(&[], &long(BYTES)), status(&[], &long(BYTES + 1))), (200, 413));
+    // Four that every request has, and three of the revision.
+    let many = |count: usize| (7..count).map(|n| (format!("X-{n}"), "x".to_owned())).collect::<Vec<_>>();
+    let body = call(json!({}));
+    assert_eq!((status(&many(HEADERS), &body), status(&many(HEADERS + 1), &body)), (200, 431));
+    // The arguments themselves are the first level.
+    let deep = |depth: usize| call(json!({ "x": (2..depth).fold(json!([]), |inner, _| json!([inner])) }));
+    assert_eq!((status(&[], &deep(DEPTH)), status(&[], &deep(DEPTH + 1))), (200, 400));
+}
