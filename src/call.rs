@@ -221,8 +221,6 @@ pub struct Ctx {
     pub(crate) changes: Option<Changes>,
     pub(crate) raw: Option<Box<Raw>>,
     pub(crate) deferred: Option<Arc<dyn Defers>>,
-    /// Which tools its caller may call today, where what it asks for came of one.
-    pub(crate) may_call: Option<MayCall>,
 }
 
 /// Whether somebody may call the tool of a name.
@@ -235,7 +233,8 @@ impl fmt::Debug for MayCall {
     }
 }
 
-/// The request as it came, for a hosted handler, which reads it in its own way. Made only for work that wants it.
+/// The request as it came, for a hosted handler, which reads it in its own way, and who made it. Made only for work that
+/// wants it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Raw {
     /// The revision that the request follows.
@@ -246,6 +245,9 @@ pub(crate) struct Raw {
     pub(crate) initialize: Option<Arc<Value>>,
     /// The HTTP request's head.
     pub(crate) parts: Option<http::request::Parts>,
+    /// Which tools its caller may call today, for what came of one before. Here, since a [`Ctx`] is moved about a lot and
+    /// few calls have this.
+    pub(crate) may_call: Option<MayCall>,
 }
 
 impl Ctx {
@@ -261,7 +263,6 @@ impl Ctx {
             changes: None,
             raw: None,
             deferred: None,
-            may_call: None,
         }
     }
 

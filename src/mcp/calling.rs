@@ -253,9 +253,6 @@ impl Router {
             ctx.deferred = Some(Arc::clone(&call) as _);
             deferral = Some(call);
         }
-        if method.starts_with("tasks/") {
-            ctx.may_call = tasking::may_call(&self.dispatch.tools(), head.identity);
-        }
         let id = OwnedId::from(id);
         if work.wants_raw {
             ctx.raw = Some(Box::new(Self::raw(&id, params.meta.whole.take(), era, scope.as_deref())));
@@ -263,6 +260,9 @@ impl Router {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
                 bound_to = BoundTo::Request(head.caller.clone(), method.into(), name.into(), arguments.clone());
             }
+        }
+        if method.starts_with("tasks/") {
+            ctx.raw.get_or_insert_default().may_call = tasking::may_call(&self.dispatch.tools(), head.identity);
         }
         // What is answered at once cannot be cancelled, nor meet another of its id.
         let in_flight = match &scope {
@@ -327,6 +327,7 @@ impl Router {
             meta: meta.unwrap_or_default(),
             initialize: session.and_then(Session::initialize).map(Arc::clone),
             parts: None,
+            may_call: None,
         }
     }
 }

@@ -185,7 +185,7 @@ async fn answer(tasks: &Tasks, method: &str, ctx: &Ctx, params: &Value) -> Resul
     let Some(id) = params.get("taskId").and_then(Value::as_str) else {
         return Err(CallError::InvalidParams("params.taskId is missing or not text".into()));
     };
-    if let Some(MayCall(may_call)) = &ctx.may_call {
+    if let Some(MayCall(may_call)) = ctx.raw.as_ref().and_then(|raw| raw.may_call.as_ref()) {
         let record = tasks.get(owner, id).await.map_err(|error| unavailable(&error))?;
         if record.and_then(|record| record.made_by).is_some_and(|tool| !may_call(&tool)) {
             return Ok(None);

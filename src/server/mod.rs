@@ -346,6 +346,9 @@ impl Builder {
             ended.notify_one();
         });
         runtime.spawn(sweep::sessions(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
+        if loaded.insecure_no_auth && !loaded.tuning.auth.is_on() {
+            runtime.spawn(sweep::say_that_all_may_call(sweep::REMINDER_PAUSE));
+        }
         if let Some(fetcher) = fetcher(loaded)? {
             let front = Arc::clone(&front);
             // Ends with the runtime.

@@ -173,9 +173,6 @@ impl Running {
             concurrent_requests_max = resolved.concurrent_requests_max,
             "derived from this host and the settings; `check` says how"
         );
-        if loaded.insecure_no_auth && !loaded.tuning.auth.is_on() {
-            tracing::warn!("no authentication: everybody who reaches the address can call every tool");
-        }
     }
 }
 
