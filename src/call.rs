@@ -2,6 +2,7 @@
 //! ([`Reply`]). Values only; who makes a call and where it runs is said elsewhere.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -222,7 +223,18 @@ pub struct Ctx {
     pub(crate) deferred: Option<Arc<dyn Defers>>,
 }
 
-/// The request as it came, for a hosted handler, which reads it in its own way. Made only for work that wants it.
+/// Whether somebody may call the tool of a name.
+#[derive(Clone)]
+pub(crate) struct MayCall(pub(crate) Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl fmt::Debug for MayCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MayCall")
+    }
+}
+
+/// The request as it came, for a hosted handler, which reads it in its own way, and who made it. Made only for work that
+/// wants it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Raw {
     /// The revision that the request follows.
@@ -233,6 +245,9 @@ pub(crate) struct Raw {
     pub(crate) initialize: Option<Arc<Value>>,
     /// The HTTP request's head.
     pub(crate) parts: Option<http::request::Parts>,
+    /// Which tools its caller may call today, for what came of one before. Here, since a [`Ctx`] is moved about a lot and
+    /// few calls have this.
+    pub(crate) may_call: Option<MayCall>,
 }
 
 impl Ctx {

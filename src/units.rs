@@ -116,6 +116,15 @@ impl JsonSchema for ByteSize {
 #[serde(transparent)]
 pub struct Secret(String);
 
+/// Whether this is what manuals print where a secret belongs, or a single byte again and again. Nobody who starts a server
+/// with it has made a secret.
+pub(crate) fn is_placeholder(secret: &[u8]) -> bool {
+    const KNOWN: [&str; 9] =
+        ["secret", "changeme", "change-me", "change_me", "placeholder", "example", "password", "default", "your-"];
+    let lower = String::from_utf8_lossy(secret).to_ascii_lowercase();
+    KNOWN.iter().any(|word| lower.contains(word)) || secret.iter().all(|byte| *byte == secret[0])
+}
+
 impl Secret {
     /// Hides `text`.
     pub fn new(text: impl Into<String>) -> Self {

@@ -1,8 +1,10 @@
 //! `bigiron cache invalidate`: asks a server that runs, by its admin listener, to serve no result any more that it kept.
 
 use std::{
+    fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -10,7 +12,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use crate::{config, front::admin::Invalidation};
+use crate::{config, front::admin::Invalidation, identity::TOKEN_BYTES_MAX};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What is read of an answer.
@@ -41,7 +43,7 @@ struct Invalidate {
 
     /// Results of this caller: the subject that calls are kept under
     ///
-    /// As long as bigiron has no authentication, every caller is "anonymous".
+    /// Without authentication, every caller is "anonymous".
     #[arg(long, value_name = "SUBJECT", group = "which", conflicts_with = "all")]
     caller: Option<String>,
 
@@ -52,6 +54,10 @@ struct Invalidate {
     /// The server's admin listener, which server.admin_listen sets, such as localhost:5001
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5001", value_parser = address)]
     admin: SocketAddr,
+
+    /// File with the API key or token to show, where [auth] is set; - reads standard input
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -66,7 +72,7 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     let Verb::Invalidate(wish) = arguments.verb;
     let body = Invalidation { tool: wish.tool, arguments: wish.arguments, caller: wish.caller, all: wish.all };
-    match ask(wish.admin, &body) {
+    match credentials(wish.key_file.as_deref()).and_then(|key| ask(wish.admin, key.as_deref(), &body)) {
         Ok(()) => super::print("forgotten\n"),
         Err(message) => {
             let _ = writeln!(io::stderr().lock(), "bigiron cache invalidate: {message}");
@@ -75,15 +81,34 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn ask(admin: SocketAddr, wish: &Invalidation) -> Result<(), String> {
+/// What is in the file, which is shown to nobody but the server.
+fn credentials(file: Option<&Path>) -> Result<Option<String>, String> {
+    let Some(file) = file else { return Ok(None) };
+    let mut text = String::new();
+    let limit = TOKEN_BYTES_MAX as u64 + 2;
+    let read = if file.as_os_str() == "-" {
+        io::stdin().lock().take(limit).read_to_string(&mut text)
+    } else {
+        File::open(file).and_then(|file| file.take(limit).read_to_string(&mut text))
+    };
+    read.map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+    let key = text.trim();
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("{} has no API key or token in it, alone on one line", file.display()));
+    }
+    Ok(Some(key.to_owned()))
+}
+
+fn ask(admin: SocketAddr, key: Option<&str>, wish: &Invalidation) -> Result<(), String> {
     let unreachable =
         |error: io::Error| format!("no admin listener answers on {admin}: {error}; --admin names another");
     let body = serde_json::to_string(wish).map_err(|error| error.to_string())?;
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT).map_err(unreachable)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(unreachable)?;
     let length = body.len();
+    let authorization = key.map_or_else(String::new, |key| format!("Authorization: Bearer {key}\r\n"));
     let request = format!(
-        "POST /cache/invalidate HTTP/1.1\r\nHost: {admin}\r\nContent-Type: application/json\r\n\
+        "POST /cache/invalidate HTTP/1.1\r\nHost: {admin}\r\n{authorization}Content-Type: application/json\r\n\
          Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).map_err(unreachable)?;
@@ -99,6 +124,13 @@ fn ask(admin: SocketAddr, wish: &Invalidation) -> Result<(), String> {
         return Err(format!(
             "{admin} is the MCP endpoint's address (server.listen); --admin wants that of the admin listener \
              (server.admin_listen, 127.0.0.1:5001 unless it was set otherwise)"
+        ));
+    }
+    let needs_key = ["HTTP/1.1 401", "HTTP/1.1 403"].iter().any(|refused| answer.starts_with(refused));
+    if needs_key && let Some(told) = told {
+        return Err(format!(
+            "{told}; --key-file names the file with a key of `bigiron key create --scope` and the scope that \
+             auth.admin_scope names"
         ));
     }
     Err(told.map_or_else(|| format!("{admin} is no admin listener of bigiron"), str::to_owned))

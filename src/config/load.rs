@@ -146,21 +146,6 @@ impl Loaded {
         relations::asks_who_calls(&self.tuning)
     }
 
-    /// What is allowed and yet weak, a sentence for each.
-    pub fn weak(&self) -> Vec<String> {
-        let mut weak = self.tuning.auth.weak();
-        weak.extend(self.tuning.tls.weak());
-        if !self.tuning.tls.is_on() && !address::is_loopback(&self.listen) {
-            weak.push(format!(
-                "server.listen = \"{}\" ({}): other hosts reach it, and [tls] is off: keys, tokens and answers can be \
-                 read on the way; set tls.certificate and tls.key, or have a proxy on this host do it",
-                self.tuning.server.listen,
-                self.origin("server.listen"),
-            ));
-        }
-        weak
-    }
-
     /// Every setting, in the order of the file, with where it came from and what it came to.
     pub fn settings(&self) -> Vec<Setting> {
         listing(&self.tuning, &self.origins, Some(&self.resolved))

@@ -42,10 +42,13 @@ pub(crate) struct Admin {
     pub(crate) drain: Arc<Drain>,
     /// All metrics as text, as long as there is a server.
     pub(crate) metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Whether who sent these headers may change something; none when nobody is asked who they are.
+    pub(crate) administers: Box<Administers>,
     /// Has kept results forgotten, as long as there is a server; or says what is wrong with the wish.
     pub(crate) invalidate: Box<Invalidate>,
 }
 
+type Administers = dyn Fn(&Headers<'_>) -> Option<Result<(), Refused>> + Send + Sync;
 type Invalidate = dyn Fn(&Invalidation) -> Option<Result<(), Refusal>> + Send + Sync;
 
 /// Which kept results are not to be served any more.
@@ -137,6 +140,7 @@ impl Admin {
                 None => Err(Refusal::overloaded(1, "the server has stopped").into()),
             },
             (&Method::POST, "/cache/invalidate") => {
+                (self.administers)(&headers).unwrap_or(Ok(()))?;
                 checks::content(&headers)?;
                 let body = whole(body).await.map_err(own_limit)?;
                 let wish = invalidation(&body)?;

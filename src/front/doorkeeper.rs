@@ -3,6 +3,7 @@
 //! the look at the files about once a second.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,10 +15,13 @@ use bytes::Bytes;
 use hyper::header::{CONNECTION, HeaderValue, WWW_AUTHENTICATE};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 
 use crate::{
-    front::{headers::Headers, reply},
+    front::{Front, headers::Headers, reply, sender::Sender},
     identity::{self, Config, Door, Fetcher, Identity},
     mcp::{code::Refusal, head::Field},
 };
@@ -58,6 +62,7 @@ pub(crate) struct Doorkeeper {
     door: Door,
     required_scopes: Vec<String>,
     scope: String,
+    admin_scope: String,
     metadata: Bytes,
     metadata_url: String,
     /// The paths that it is served at: the root's, that of our endpoint, and the one that the URL has, which is another
@@ -67,6 +72,8 @@ pub(crate) struct Doorkeeper {
     /// Told when a token names a key that is not there: the issuer may have a new one.
     wanted: Notify,
     looked: Mutex<Looked>,
+    /// Told when keys have changed: who has a stream open may have lost what opened it.
+    keys_changed: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -104,12 +111,14 @@ impl Doorkeeper {
             door,
             required_scopes: config.required_scopes.clone(),
             scope,
+            admin_scope: config.admin_scope.clone(),
             metadata: metadata.to_string().into(),
             metadata_url,
             metadata_paths: [WELL_KNOWN.into(), format!("{WELL_KNOWN}{path}"), public],
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
             wanted: Notify::new(),
             looked: Mutex::new(Looked { at: Instant::now(), fault: None }),
+            keys_changed: watch::Sender::new(0),
         }))
     }
 
@@ -127,7 +136,7 @@ impl Doorkeeper {
             let has = |scope: &&String| identity.has_scope(scope);
             let missing: Vec<String> = self.required_scopes.iter().filter(|scope| !has(scope)).cloned().collect();
             if !missing.is_empty() {
-                return Err(self.refuse(&identity::Refused::Scope { missing }));
+                return Err(self.refuse(&identity::Refused::Scope { missing }, &self.scope));
             }
             return by_certificate(identity);
         }
@@ -139,8 +148,22 @@ impl Doorkeeper {
             if refused.may_pass_with_newer_keys() {
                 self.wanted.notify_one();
             }
-            self.refuse(&refused)
+            self.refuse(&refused, &self.scope)
         })
+    }
+
+    /// Whether who sent these headers may change something by the admin listener. A token is asked for there whoever can
+    /// reach it: on a host of many users, or behind a page in a browser, that is not the operator alone.
+    ///
+    /// # Errors
+    /// The refusal, with its challenge.
+    pub(crate) fn administers(&self, headers: &Headers<'_>) -> Result<(), reply::Refused> {
+        let identity = self.who(headers, None)?;
+        if identity.has_scope(&self.admin_scope) {
+            return Ok(());
+        }
+        let missing = vec![self.admin_scope.clone()];
+        Err(self.refuse(&identity::Refused::Scope { missing }, &self.admin_scope))
     }
 
     /// Keeps the issuer's keys as they are at the issuer, for as long as this is awaited.
@@ -150,13 +173,13 @@ impl Doorkeeper {
         }
     }
 
-    fn refuse(&self, refused: &identity::Refused) -> reply::Refused {
+    fn refuse(&self, refused: &identity::Refused, scope: &str) -> reply::Refused {
         let kind = KINDS.iter().position(|kind| *kind == refused.kind()).unwrap_or(KINDS.len() - 1);
         self.refused[kind].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(kind = refused.kind(), reason = refused.reason(), "not let in");
         let told = refused.for_client();
         let refusal = Refusal { status: refused.status(), ..Refusal::invalid_request(told.description) };
-        let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, &self.scope));
+        let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, scope));
         // It is printable ASCII, whatever the settings are.
         let challenge = challenge.unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
         reply::Refused::with_value(refusal, WWW_AUTHENTICATE, challenge)
@@ -177,15 +200,18 @@ impl Doorkeeper {
         self.door.remembered()
     }
 
-    /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens.
-    pub(crate) fn look_after(&self, now: Instant) {
+    /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens. True when
+    /// keys are others than before.
+    pub(crate) fn look_after(&self, now: Instant) -> bool {
         let mut looked = self.looked.lock();
         if now.saturating_duration_since(looked.at) < LOOK_PAUSE {
-            return;
+            return false;
         }
         looked.at = now;
+        let mut is_other = false;
         let fault = match self.door.reload_if_changed() {
             Ok(changed) => {
+                is_other = changed;
                 if changed {
                     tracing::info!("keys were read again: a file of [auth] has changed");
                 }
@@ -197,8 +223,52 @@ impl Doorkeeper {
             tracing::error!(fault, "a file of [auth] cannot be read again; what was known of it stays in force");
         }
         looked.fault = fault;
-        self.door.sweep(SystemTime::now());
+        let now = SystemTime::now();
+        self.door.sweep(now);
+        // Those of an issuer, when they are fetched anew or let go.
+        let fetched = self.door.keys().map_or(0, |keys| keys.current(now).generation());
+        self.keys_changed.send_if_modified(|before| {
+            is_other |= std::mem::replace(before, fetched) != fetched;
+            is_other
+        })
     }
+
+    /// Whether who sent this is let in still, as the one they were.
+    fn knows(&self, authorization: &[u8], identity: &Identity) -> bool {
+        self.door.who(Some(authorization), SystemTime::now()).is_ok_and(|now| *now == *identity)
+    }
+}
+
+/// Over when what opened a stream does not open it any more.
+pub(super) type TurnedAway = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Waits until who opens a stream with these headers is not let in any more, or may do something else than then. `None`
+/// where nobody is asked.
+pub(super) fn until_turned_away(front: &Arc<Front>, headers: &Headers<'_>, sender: &Sender) -> Option<TurnedAway> {
+    let (Some(doorkeeper), Some(identity)) = (&front.doorkeeper, &sender.identity) else { return None };
+    let Field::Is(authorization) = headers.authorization else { return None };
+    let (authorization, identity) = (Box::<[u8]>::from(authorization), Arc::clone(identity));
+    let mut changes = doorkeeper.keys_changed.subscribe();
+    let front = Arc::downgrade(front);
+    Some(Box::pin(async move {
+        loop {
+            match front.upgrade().as_deref().and_then(|front| front.doorkeeper.as_ref()) {
+                Some(doorkeeper) if doorkeeper.knows(&authorization, &identity) => {}
+                _ => return,
+            }
+            let end = identity.expires_at().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+            let ends = async {
+                match end {
+                    Some(rest) => sleep(rest.max(LOOK_PAUSE)).await, // clocks may differ: it is asked again until it is so
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = ends => {}
+            }
+        }
+    }))
 }
 
 /// Whose the certificate of a connection is, for as long as it is good: a connection may outlive it.

@@ -17,6 +17,7 @@ use crate::{
         Front,
         body::Body,
         connection::Connection,
+        doorkeeper::TurnedAway,
         gate::StreamPlace,
         reply::{self, KEEP_ALIVE, push_event, push_event_with_id},
     },
@@ -28,13 +29,18 @@ const CHANGES_INTERVAL: Duration = Duration::from_millis(100);
 /// So much is sent at once.
 const EVENT_BYTES_SENT: usize = 16 * 1024;
 
-/// Opens the stream.
-pub(super) fn open(conn: &Arc<Connection>, feed: Feed) -> Result<Response<Body>, Refusal> {
+/// Opens the stream. It ends when `turned_away` does: who lost the key that opened it hears no more.
+pub(super) fn open(
+    conn: &Arc<Connection>,
+    feed: Feed,
+    turned_away: Option<TurnedAway>,
+) -> Result<Response<Body>, Refusal> {
     let place = StreamPlace::take(&conn.front)?;
     let at = Instant::now() + conn.front.limits.stream_keep_alive();
     let stream = FeedStream {
         front: Arc::clone(&conn.front),
         feed: Some(feed),
+        turned_away,
         begun: false,
         resting: false,
         timer: Box::pin(sleep_until(at)),
@@ -48,6 +54,7 @@ pub(crate) struct FeedStream {
     front: Arc<Front>,
     /// `None` when it is over.
     feed: Option<Feed>,
+    turned_away: Option<TurnedAway>,
     begun: bool,
     /// Changes wait, since some were sent just now.
     resting: bool,
@@ -59,6 +66,9 @@ pub(crate) struct FeedStream {
 impl FeedStream {
     /// The next bytes of the stream; `None` at its end.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.turned_away.as_mut().is_some_and(|turned_away| turned_away.as_mut().poll(cx).is_ready()) {
+            (self.feed, self.turned_away) = (None, None);
+        }
         let Some(feed) = &mut self.feed else { return Poll::Ready(None) };
         let mut bytes = Vec::new();
         if !self.begun {

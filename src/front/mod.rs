@@ -10,7 +10,7 @@ pub(crate) mod connection;
 pub(crate) mod doorkeeper;
 mod feed;
 pub mod gate;
-mod headers;
+pub(crate) mod headers;
 pub(crate) mod http1;
 pub mod http2;
 pub(crate) mod intake;
@@ -36,7 +36,7 @@ use crate::{
         body::Body,
         checks::{Hosts, Origins},
         connection::Connection,
-        doorkeeper::Doorkeeper,
+        doorkeeper::{Doorkeeper, until_turned_away},
         gate::{Gate, Place},
         headers::Headers,
         intake::Bodies,
@@ -235,7 +235,7 @@ impl Front {
                 checks::accept_events(headers)?; //                               406
                 let opened =
                     self.router.open_stream(&headers.head(sender, None), headers.last_event_id(), Instant::now());
-                return Ok(Answered::Now(feed::open(conn, opened?)?)); //          400, 404, 409, 503
+                return Ok(Answered::Now(feed::open(conn, opened?, until_turned_away(&conn.front, headers, sender))?)); //          400, 404, 409, 503
             }
             Method::DELETE if checks::may_have_session(headers) => {
                 let ended = self.router.end_session(&headers.head(sender, None), Instant::now())?; // 400, 404
@@ -275,7 +275,7 @@ impl Front {
             }
             Step::Feed(feed) => {
                 checks::accept_events(headers)?; //                               406
-                Answered::Now(feed::open(conn, feed)?) //                         503
+                Answered::Now(feed::open(conn, feed, until_turned_away(&conn.front, headers, sender))?) //                         503
             }
         })
     }

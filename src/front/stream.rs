@@ -151,7 +151,7 @@ impl CallStream {
     fn open(&mut self, spoken: Spoken) -> Option<Bytes> {
         let mut bytes = Vec::new();
         let session = self.voice.session.as_ref();
-        if let Some(log) = session.and_then(|s| s.live().open_stream(false, std::time::Instant::now())) {
+        if let Some(log) = self.voice.open_log() {
             let reader = log.attach();
             // Clients of older revisions take an event without data for a broken one.
             let has_id = session.is_some_and(|s| s.version() == LEGACY_VERSIONS[0]);

@@ -44,6 +44,8 @@ pub struct Config {
     pub groups_claim: String,
     /// Scopes that every caller needs.
     pub required_scopes: Vec<String>,
+    /// Scope with which one may have the admin listener change something.
+    pub admin_scope: String,
 }
 
 impl Default for Config {
@@ -63,6 +65,7 @@ impl Default for Config {
             scopes_claim: "scope".into(),
             groups_claim: "groups".into(),
             required_scopes: Vec::new(),
+            admin_scope: "bigiron:admin".into(),
         }
     }
 }
@@ -93,6 +96,9 @@ impl Config {
             if !is_scope(scope) {
                 return Err(format!("auth.required_scopes has {scope:?}, which is no scope: write each as one word"));
             }
+        }
+        if !is_scope(&self.admin_scope) {
+            return Err(format!("auth.admin_scope is {:?}, which is no scope: write it as one word", self.admin_scope));
         }
         if !self.required_scopes.is_empty() && !self.is_on() {
             return Err("auth.required_scopes is set, but nobody is asked who they are; set auth.keys_file or \
@@ -257,7 +263,8 @@ mod tests {
     #[test]
     fn what_does_not_agree_is_named() {
         type Change = fn(&mut Config);
-        let wrong: [(Change, &str); 19] = [
+        let wrong: [(Change, &str); 20] = [
+            (|c| c.admin_scope.clear(), "auth.admin_scope"),
             (|c| c.algorithms = vec!["NoNe".into()], "anybody can write tokens"),
             (|c| c.algorithms = vec!["RS257".into()], "RS256"),
             (|c| c.algorithms.clear(), "auth.algorithms is empty"),

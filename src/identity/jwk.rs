@@ -8,6 +8,7 @@ use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value};
 
 use super::{algorithm::Algorithm, json, refused::shown};
+use crate::units::is_placeholder;
 
 /// Size of a key set.
 pub const BYTES_MAX: usize = 1 << 20;
@@ -187,10 +188,8 @@ fn point(jwk: &Map<String, Value>, length: usize) -> Result<DecodingKey, String>
 
 /// Long enough for the algorithm, and not one that is printed in manuals.
 fn shared(jwk: &Map<String, Value>) -> Result<DecodingKey, String> {
-    const KNOWN: [&str; 3] = ["secret", "changeme", "placeholder"];
     let secret = bytes(jwk, "k", 32..=1024)?;
-    let lower = String::from_utf8_lossy(&secret).to_ascii_lowercase();
-    if KNOWN.iter().any(|word| lower.contains(word)) || secret.iter().all(|byte| *byte == secret[0]) {
+    if is_placeholder(&secret) {
         return Err("its secret is a placeholder; make one of 32 random bytes".into());
     }
     Ok(DecodingKey::from_secret(&secret))

@@ -23,11 +23,12 @@ use crate::{
         MODERN_VERSION,
         code::{self, Era, Refusal},
         encode::{self, OwnedId, Payload},
+        events::EventLog,
         head::{Head, Via, param_disagreement},
         router::{Answer, Handled, Request, Router, Step, invalid_log_level},
         seal,
         session::{InFlight, Session},
-        tasking::Deferral,
+        tasking::{self, Deferral},
         trail,
         wire::{self, Id, IdField, Params, Text},
     },
@@ -96,9 +97,20 @@ pub(crate) struct Voice {
     progress_token: Option<OwnedId>,
     /// Whose client can come back to the stream when its connection ends.
     pub(crate) session: Option<Arc<Session>>,
+    /// The tool that speaks.
+    tool: Option<Arc<ServedTool>>,
 }
 
 impl Voice {
+    /// Opens a stream of the session that keeps what is said.
+    pub(crate) fn open_log(&self) -> Option<Arc<EventLog>> {
+        let log = self.session.as_ref()?.live().open_stream(false, Instant::now())?;
+        if let Some(tool) = &self.tool {
+            log.note_tool(tool.tool.name());
+        }
+        Some(log)
+    }
+
     pub(crate) fn encode(&self, message: &Message) -> Vec<u8> {
         encode::notification(message, self.progress_token.as_ref())
     }
@@ -293,10 +305,10 @@ impl Router {
             }
         }
         let mut deferral = None;
-        if let (Some(tasks), Target::Tool(_), Lane::Async, true) =
+        if let (Some(tasks), Target::Tool(tool), Lane::Async, true) =
             (&self.tasks, &target, work.lane, client.contains(ClientCapabilities::TASKS) && era == Era::Modern)
         {
-            let call = Deferral::new(Arc::clone(tasks), ctx.caller().clone(), ctx.share);
+            let call = Deferral::new(Arc::clone(tasks), ctx.caller().clone(), ctx.share, Arc::clone(tool));
             ctx.deferred = Some(Arc::clone(&call) as _);
             deferral = Some(call);
         }
@@ -307,6 +319,9 @@ impl Router {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
                 bound_to = BoundTo::Request(head.caller.clone(), method.into(), name.into(), arguments.clone());
             }
+        }
+        if method.starts_with("tasks/") {
+            ctx.raw.get_or_insert_default().may_call = tasking::may_call(&self.dispatch.tools(), head.identity);
         }
         // What is answered at once cannot be cancelled, nor meet another of its id.
         let in_flight = match &scope {
@@ -364,6 +379,7 @@ impl Router {
             meta: meta.unwrap_or_default(),
             initialize: session.and_then(Session::initialize).map(Arc::clone),
             parts: None,
+            may_call: None,
         }
     }
 }
@@ -487,7 +503,8 @@ impl PendingCall {
     /// What the call will say before it is done, when its client may hear it.
     pub(crate) fn voice(&self) -> Option<Voice> {
         let outbox = self.ctx.outbox.clone()?;
-        Some(Voice { outbox, progress_token: self.progress_token.clone(), session: self.session.clone() })
+        let tool = if let Target::Tool(tool) = &self.target { Some(Arc::clone(tool)) } else { None };
+        Some(Voice { outbox, progress_token: self.progress_token.clone(), session: self.session.clone(), tool })
     }
 
     /// Gives a hosted handler the HTTP request's head.

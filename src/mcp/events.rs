@@ -5,7 +5,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -60,6 +60,8 @@ pub(crate) struct EventLog {
     bytes_max: usize,
     /// Nothing but its reader makes it of use: it is not a call's.
     is_standalone: bool,
+    /// The tool whose call it is, where it is a tool's.
+    tool: OnceLock<Box<str>>,
     state: Mutex<State>,
 }
 
@@ -84,7 +86,18 @@ impl State {
 
 impl EventLog {
     pub(crate) fn new(name: String, bytes_max: usize, kept: Arc<Kept>, is_standalone: bool) -> Self {
-        Self { name, kept, bytes_max, is_standalone, state: Mutex::new(State { first: 1, ..State::default() }) }
+        let state = Mutex::new(State { first: 1, ..State::default() });
+        Self { name, kept, bytes_max, is_standalone, tool: OnceLock::new(), state }
+    }
+
+    /// Says whose call it is.
+    pub(crate) fn note_tool(&self, name: &str) {
+        let _ = self.tool.set(name.into());
+    }
+
+    /// The tool whose call it is, where it is a tool's: who may not call it any more does not read it either.
+    pub(crate) fn tool(&self) -> Option<&str> {
+        self.tool.get().map(Box::as_ref)
     }
 
     /// The id of an event.

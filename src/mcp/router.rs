@@ -361,6 +361,10 @@ impl Router {
             field => {
                 let found = field.text().and_then(|id| session.live_if_any()?.find_stream(id, now));
                 let Some(found) = found else { return Ok(Feed::Nothing) };
+                let tools = self.dispatch.tools();
+                if found.0.tool().is_some_and(|tool| tools.for_caller(tool, head.identity).is_none()) {
+                    return Ok(Feed::Nothing);
+                }
                 found
             }
         };

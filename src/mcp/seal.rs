@@ -9,7 +9,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{call::Caller, input::Memory, mcp::code::Refusal, units::Secret};
+use crate::{
+    call::Caller,
+    input::Memory,
+    mcp::code::Refusal,
+    units::{Secret, is_placeholder},
+};
 
 /// `[input]`: questions to clients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -45,6 +50,12 @@ impl Sealer {
     /// # Errors
     /// A key that is too short, or one that stands twice.
     pub(crate) fn new(config: &Config) -> Result<Self, String> {
+        if config.state_keys.iter().any(|key| is_placeholder(key.expose().as_bytes())) {
+            return Err(
+                "input.state_keys has a placeholder and no secret; make one, for example with `openssl rand -hex 32`"
+                    .into(),
+            );
+        }
         let mut keys: Vec<Vec<u8>> = config.state_keys.iter().map(|key| key.expose().as_bytes().to_vec()).collect();
         if keys.is_empty() {
             let mut key = vec![0; 32];

@@ -15,9 +15,10 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    call::{Caller, Kind, Lane, Reply, Share},
-    dispatch::{Answered, Run, Served, Work},
+    call::{Caller, Ctx, Kind, Lane, MayCall, Reply, Share},
+    dispatch::{Answered, Run, Served, ServedTool, Snapshot, Work},
     error::CallError,
+    identity::Identity,
     input::{Defers, Parks, Waiting},
     mcp::code::{self, Era},
     tasks::{Handle, Link, Record, StoreError, Tasks},
@@ -40,14 +41,15 @@ pub(super) struct Deferral {
     tasks: Arc<Tasks>,
     caller: Caller,
     share: Share,
+    tool: Arc<ServedTool>,
     begun: OnceLock<(Bytes, Link)>,
     /// Who runs it has this; it is given up with the end.
     handle: Mutex<Option<Handle>>,
 }
 
 impl Deferral {
-    pub(super) fn new(tasks: Arc<Tasks>, caller: Caller, share: Share) -> Arc<Self> {
-        Arc::new(Self { tasks, caller, share, begun: OnceLock::new(), handle: Mutex::default() })
+    pub(super) fn new(tasks: Arc<Tasks>, caller: Caller, share: Share, tool: Arc<ServedTool>) -> Arc<Self> {
+        Arc::new(Self { tasks, caller, share, tool, begun: OnceLock::new(), handle: Mutex::default() })
     }
 
     /// Runs the call to its end, or to where it becomes a task: then it goes on by itself, and the answer is the task.
@@ -100,7 +102,9 @@ impl Defers for Deferral {
     fn begin(&self) -> Waiting<'_, ()> {
         Box::pin(async {
             let counts_for = self.caller.counts_for(self.share);
-            let created = self.tasks.create_for(self.caller.subject(), Some(counts_for), SystemTime::now()).await;
+            let made_by = Some(self.tool.tool.name().to_owned());
+            let created =
+                self.tasks.create_for(self.caller.subject(), Some(counts_for), made_by, SystemTime::now()).await;
             let (record, handle) = created.map_err(|error| match &error {
                 StoreError::CallerFull => {
                     let ttl_s = self.tasks.config().ttl_ms.div_ceil(1000);
@@ -150,11 +154,10 @@ pub(crate) fn methods(
         .map(|method| {
             let (tasks, hosted) = (Arc::clone(tasks), hosted.get(method).map(Arc::clone));
             let wants_raw = hosted.is_some();
-            let run = Run::Async(Arc::new(move |params: Value, ctx: crate::call::Ctx| {
+            let run = Run::Async(Arc::new(move |params: Value, ctx: Ctx| {
                 let (tasks, hosted) = (Arc::clone(&tasks), hosted.clone());
                 Box::pin(async move {
-                    let owner = ctx.caller().clone();
-                    match answer(&tasks, method, owner.subject(), &params).await? {
+                    match answer(&tasks, method, &ctx, &params).await? {
                         Some(reply) => Ok(reply),
                         None => match hosted.as_ref().map(|work| &work.run) {
                             Some(Run::Async(run)) => run(params, ctx).await,
@@ -168,11 +171,26 @@ pub(crate) fn methods(
         .collect()
 }
 
-/// `None` when there is no such task here.
-async fn answer(tasks: &Tasks, method: &str, owner: &str, params: &Value) -> Result<Option<Reply>, CallError> {
+/// By which a task is judged at each look at it, since what its caller may can have changed. `None` where all may call
+/// all.
+pub(super) fn may_call(tools: &Arc<Snapshot>, who: Option<&Identity>) -> Option<MayCall> {
+    let who = who.filter(|_| !tools.rights().is_open())?.clone();
+    let tools = Arc::clone(tools);
+    Some(MayCall(Arc::new(move |name| tools.for_caller(name, Some(&who)).is_some())))
+}
+
+/// `None` when there is no such task here, or it is of a tool that the caller may not call any more.
+async fn answer(tasks: &Tasks, method: &str, ctx: &Ctx, params: &Value) -> Result<Option<Reply>, CallError> {
+    let owner = ctx.caller().subject();
     let Some(id) = params.get("taskId").and_then(Value::as_str) else {
         return Err(CallError::InvalidParams("params.taskId is missing or not text".into()));
     };
+    if let Some(MayCall(may_call)) = ctx.raw.as_ref().and_then(|raw| raw.may_call.as_ref()) {
+        let record = tasks.get(owner, id).await.map_err(|error| unavailable(&error))?;
+        if record.and_then(|record| record.made_by).is_some_and(|tool| !may_call(&tool)) {
+            return Ok(None);
+        }
+    }
     let acknowledged = |record: Option<Record>| record.map(|_| Reply::of(Bytes::new()));
     match method {
         "tasks/get" => {

@@ -40,6 +40,7 @@ use crate::{
         checks::{Hosts, Origins},
         doorkeeper::Doorkeeper,
         gate::{Gate, Weights},
+        headers::Headers,
         http2,
         intake::Bodies,
         pressure::Pressure,
@@ -323,7 +324,11 @@ impl Builder {
                 }
                 Some(forgot)
             });
-            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, invalidate })
+            let server = Arc::downgrade(&front);
+            let administers = Box::new(move |headers: &Headers<'_>| {
+                Some(server.upgrade()?.doorkeeper.as_ref()?.administers(headers))
+            });
+            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, administers, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections, secure.as_ref())
@@ -345,6 +350,9 @@ impl Builder {
             ended.notify_one();
         });
         runtime.spawn(sweep::sessions(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
+        if loaded.insecure_no_auth && !loaded.asks_who_calls() {
+            runtime.spawn(sweep::say_that_all_may_call(sweep::REMINDER_PAUSE));
+        }
         if let Some(fetcher) = fetcher(loaded)? {
             let front = Arc::clone(&front);
             // Ends with the runtime.

@@ -194,9 +194,6 @@ impl Running {
         if let Some(secure) = &self.secure {
             secure.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
         }
-        if loaded.insecure_no_auth && !loaded.asks_who_calls() {
-            tracing::warn!("no authentication: everybody who reaches the address can call every tool");
-        }
     }
 }
 

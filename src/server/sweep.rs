@@ -1,4 +1,5 @@
-//! What is done again and again while a server runs: ending sessions that nobody uses, and tasks whose time is over.
+//! What is done again and again while a server runs: ending sessions that nobody uses, and tasks whose time is over; and
+//! saying that everybody may call.
 
 use std::{
     sync::Arc,
@@ -12,6 +13,9 @@ use crate::{front::Front, tasks::Tasks};
 /// Between two looks at the tasks: the most that one lives longer than it may, whatever transport they are made over.
 const TASKS_PAUSE: Duration = Duration::from_secs(5);
 
+/// Between two reminders of what an operator allowed and should not forget.
+pub(super) const REMINDER_PAUSE: Duration = Duration::from_secs(3600);
+
 /// Ends sessions that nobody uses, often enough that none lives an eighth longer than it may.
 pub(super) async fn sessions(front: Arc<Front>, idle_timeout_s: u64) {
     let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 60));
@@ -21,6 +25,14 @@ pub(super) async fn sessions(front: Arc<Front>, idle_timeout_s: u64) {
         if ended > 0 {
             tracing::debug!(ended, "idle sessions ended");
         }
+    }
+}
+
+/// Says at once and again after each pause that nobody is asked who they are, so that who comes to the log later learns of it too.
+pub(super) async fn say_that_all_may_call(pause: Duration) {
+    loop {
+        tracing::warn!("no authentication: everybody who reaches the address can call every tool");
+        sleep(pause).await;
     }
 }
 
@@ -40,6 +52,9 @@ pub(super) async fn tasks(tasks: Arc<Tasks>) {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use parking_lot::Mutex;
     use tokio::sync::Notify;
 
     use crate::{
@@ -72,6 +87,42 @@ mod tests {
             self.0.notify_one();
             panic!("a store that fails")
         }
+    }
+
+    /// What is logged while it lives, by the thread that made it.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn that_all_may_call_is_said_again_and_again() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let said = || String::from_utf8_lossy(&log.0.lock()).matches("no authentication").count();
+        let thrice = async {
+            while said() < 3 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(4 * TASKS_PAUSE, async {
+            tokio::select! {
+                () = say_that_all_may_call(Duration::from_millis(1)) => {}
+                () = thrice => {}
+            }
+        });
+        in_time.await.expect("said, and said again");
     }
 
     #[test]

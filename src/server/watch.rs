@@ -59,7 +59,10 @@ fn look(front: &Weak<Front>, connections: &Weak<Connections>) -> bool {
     let Some(front) = front.upgrade() else { return false };
     front.router.dispatch.look_after(Instant::now());
     if let Some(doorkeeper) = &front.doorkeeper {
-        doorkeeper.look_after(Instant::now());
+        let changed = doorkeeper.look_after(Instant::now());
+        if changed {
+            super::note(&front.router, "reload", "keys of [auth]");
+        }
     }
     let before = front.pressure.level();
     let level = front.pressure.look();

@@ -131,10 +131,11 @@ impl Tasks {
     /// # Errors
     /// What the store says, or that too many tasks run here.
     pub async fn create(self: &Arc<Self>, owner: &str, now: SystemTime) -> Result<(Record, Handle), StoreError> {
-        self.create_for(owner, None, now).await
+        self.create_for(owner, None, None, now).await
     }
 
-    /// The same, where who owns the task is not who it counts for: one owner can be many callers.
+    /// The same, where who owns the task is not who it counts for: one owner can be many callers. `made_by` is the tool
+    /// whose call it is, for who asks whether its owner may still call that.
     ///
     /// # Errors
     /// As [`Tasks::create`].
@@ -142,10 +143,11 @@ impl Tasks {
         self: &Arc<Self>,
         owner: &str,
         counts_for: Option<String>,
+        made_by: Option<String>,
         now: SystemTime,
     ) -> Result<(Record, Handle), StoreError> {
         let Config { ttl_ms, poll_interval_ms, timeout_ms, .. } = self.config;
-        let record = Record { counts_for, ..Record::new(new_id()?, owner, now, ttl_ms, poll_interval_ms) };
+        let record = Record { counts_for, made_by, ..Record::new(new_id()?, owner, now, ttl_ms, poll_interval_ms) };
         let live = Live::new(&record.id, record.created_at_ms.saturating_add(timeout_ms.min(ttl_ms)));
         // The handle is there before the record, so that a caller who leaves in between does not leave a record behind
         // that nobody ends.

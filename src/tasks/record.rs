@@ -98,6 +98,9 @@ pub struct Record {
     /// Who it counts for where a caller may have so many, when that is not the owner; see [`Record::counts_for`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts_for: Option<String>,
+    /// The tool whose call it is, so that who may not call it any more does not see what came of it either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<String>,
     /// Where it stands.
     pub status: Status,
     /// A line about that, for people.
@@ -136,6 +139,7 @@ impl Record {
             id,
             owner: owner.to_owned(),
             counts_for: None,
+            made_by: None,
             status: Status::Working,
             status_message: None,
             created_at_ms: now_ms,

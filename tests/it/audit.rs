@@ -1,5 +1,4 @@
 //! The audit trail of a whole server: one line for each call and each refusal, whatever becomes of them and of the file.
-//! The rows I41, P9 and P24 of the fault table are here.
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::identity::Issuer;
 use crate::support::{
     Client, Session, call, eventually, get, metric, metrics, modern, modern_headers, post_bytes, start,
 };
@@ -89,7 +89,6 @@ fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usiz
     expected.into_iter().map(|(word, count)| (word.to_owned(), count)).collect()
 }
 
-/// Row P24.
 #[test]
 fn each_call_and_each_refusal_is_one_line_and_the_counts_agree() {
     let served = serve(|tuning| tuning.limits.request_timeout_ms = 1_000);
@@ -203,7 +202,6 @@ fn many_callers_at_once_lose_no_line() {
     assert_eq!(counted(&served.stop(), "call", "outcome"), counts([("ok", done)]));
 }
 
-/// Row P9.
 #[test]
 fn a_trail_that_cannot_be_written_stops_calls_only_where_it_is_required() {
     for (policy, status) in [(Policy::Required, 503), (Policy::BestEffort, 200)] {
@@ -248,7 +246,28 @@ fn a_trail_that_was_moved_away_goes_on_in_a_new_file() {
     assert_eq!((of(&found, "start").len(), of(&found, "stop").len()), (1, 1));
 }
 
-/// Row I41.
+/// Keys that are others from now on are in the trail, since they decide who may call.
+#[test]
+fn keys_that_were_read_again_leave_a_line() {
+    let issuer = Issuer::new();
+    let key = issuer.key_for("ann", &[]);
+    let served = serve(|tuning| issuer.tune(tuning));
+    let bearer = format!("Bearer {key}");
+    let mut headers = modern_headers("tools/call", "quick").to_vec();
+    headers.push(("Authorization", &bearer));
+    let request = modern(1, "tools/call", json!({ "name": "quick" }));
+    let mut client = Client::connect(served.running.addr());
+    assert_eq!(client.post(&headers, &request).status, 200);
+    issuer.revoke(&key);
+    eventually("the key is refused", || client.post(&headers, &request).status == 401);
+    let lines = served.stop();
+    assert_eq!(of(&lines, "reload").len(), 1, "{lines:#?}");
+    let subject = of(&lines, "call")[0]["caller"].as_str().unwrap_or_default();
+    assert!(subject.contains("3:ann;"), "{subject}");
+    assert!(of(&lines, "refusal").iter().all(|line| line["reason"] == "unauthorized"), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.to_string().contains(&key)));
+}
+
 #[test]
 fn whatever_is_sent_a_line_is_one_line() {
     let served = serve(|tuning| tuning.audit.arguments = Arguments::Full);
@@ -276,7 +295,6 @@ fn whatever_is_sent_a_line_is_one_line() {
     assert!(!text.chars().any(|c| c != '\n' && (c.is_control() || matches!(c, '\u{2028}' | '\u{202e}'))));
 }
 
-/// The other half of row I36.
 #[test]
 fn the_address_is_the_peers_unless_a_trusted_proxy_says_otherwise() {
     for (trusted, address) in [(vec![], "127.0.0.1"), (vec!["127.0.0.1".to_owned()], "192.0.2.7")] {

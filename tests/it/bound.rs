@@ -2,7 +2,8 @@
 //! no handler sees.
 
 use bigiron::{
-    Changes, Ctx, Handler, Input, Server,
+    Changes, Ctx, Handler, Input, Lane, Server,
+    config::Tuning,
     error::CallError,
     rmcp::{
         ErrorData, RoleServer, ServerHandler,
@@ -13,12 +14,13 @@ use bigiron::{
         service::RequestContext,
     },
     server::Running,
+    tool::Config,
 };
 use serde_json::{Value, json};
 
 use crate::{
     identity::Issuer,
-    support::{Client, Response, eventually, meta, modern, modern_headers, post_bytes, start},
+    support::{Client, Response, Stream, eventually, meta, metric, modern, modern_headers, post_bytes, start},
 };
 
 fn serve(issuer: &Issuer) -> (Running, Changes) {
@@ -150,4 +152,198 @@ fn a_token_is_passed_on_to_nobody() {
     let (running, _) = serve(&issuer);
     let seen = ask(&running, &issuer.token("ann"), "tools/call", "headers", json!({ "name": "headers" }), false).text();
     assert!(seen.contains("mcp-name") && !seen.contains("authorization"), "{seen}");
+}
+
+/// Tools of which some ask for a scope: one becomes a task, one speaks in the middle and lets its client come back.
+fn with_scopes(issuer: &Issuer, tune: impl FnOnce(&mut Tuning)) -> Running {
+    if !issuer.file("keys.toml").exists() {
+        issuer.key_for("somebody", &[]);
+    }
+    let server = Server::builder()
+        .tasks()
+        .tool("open", "Is for all", Lane::Inline, |(): (), _| "open to all")
+        .async_tool("later", "Asks in the middle, as a task", |(): (), ctx: Ctx| async move {
+            ctx.become_task().await?;
+            ctx.ask("sure", Input::elicit("Sure?", json!({ "type": "object", "properties": {} }))).await?;
+            Ok::<_, CallError>("the secret")
+        })
+        .async_tool("aloud", "Speaks, lets the connection go, and speaks on", |(): (), ctx: Ctx| async move {
+            ctx.progress(1.0, None, "first");
+            ctx.release_connection();
+            ctx.progress(2.0, None, "the secret");
+            "the secret"
+        });
+    start(server, |tuning| {
+        issuer.tune(tuning);
+        for tool in ["later", "aloud"] {
+            let config = Config { scopes_any: Some(vec!["secrets".into()]), ..Config::default() };
+            tuning.tools.insert(tool.into(), config);
+        }
+        tune(tuning);
+    })
+}
+
+#[test]
+fn a_task_is_judged_by_what_its_caller_may_today() {
+    let issuer = Issuer::new();
+    let running = with_scopes(&issuer, |_| {});
+    let (more, less) = (issuer.token_with("ann", "secrets"), issuer.token_with("ann", "read"));
+    let begin = || {
+        let begun = ask(&running, &more, "tools/call", "later", json!({ "name": "later" }), true).json();
+        begun["result"]["taskId"].as_str().unwrap_or_else(|| panic!("no task: {begun}")).to_owned()
+    };
+    let get = |token: &str, id: &str| ask(&running, token, "tasks/get", id, json!({ "taskId": id }), true);
+    let id = begin();
+    eventually("it asks", || get(&more, &id).json()["result"]["status"] == "input_required");
+    let answers = json!({ "taskId": id, "inputResponses": { "sure": { "action": "accept", "content": {} } } });
+    let as_if_unknown = || {
+        let bare = json!({ "taskId": id });
+        for (method, params) in [("tasks/get", &bare), ("tasks/cancel", &bare), ("tasks/update", &answers)] {
+            let mut other = params.clone();
+            other["taskId"] = "unknown".into();
+            let hidden = ask(&running, &less, method, &id, params.clone(), true);
+            let unknown = ask(&running, &less, method, "unknown", other, true);
+            assert_eq!((hidden.status, &hidden.body), (unknown.status, &unknown.body), "{method}");
+            assert_eq!(hidden.code(), Some(-32602), "{method}");
+        }
+    };
+    as_if_unknown();
+    assert_eq!(get(&more, &id).json()["result"]["status"], "input_required", "nothing was done to it");
+    assert_eq!(ask(&running, &more, "tasks/update", &id, answers.clone(), true).status, 200);
+    eventually("it ends", || get(&more, &id).json()["result"]["status"] == "completed");
+    as_if_unknown();
+    let told = String::from_utf8_lossy(&get(&more, &id).body).into_owned();
+    assert!(told.contains("the secret"), "{told}");
+}
+
+/// One request in a session of `token`.
+fn session_bytes(token: &str, session: &str, head: &str, body: &Value) -> Vec<u8> {
+    let bearer = format!("Bearer {token}");
+    if head.is_empty() {
+        let mut headers = vec![("Authorization", bearer.as_str())];
+        if !session.is_empty() {
+            headers.push(("Mcp-Session-Id", session));
+        }
+        return post_bytes(&headers, body.to_string().as_bytes());
+    }
+    let usual = "Host: 127.0.0.1\r\nAccept: text/event-stream";
+    format!("GET /mcp HTTP/1.1\r\n{usual}\r\nAuthorization: {bearer}\r\nMcp-Session-Id: {session}\r\n{head}\r\n")
+        .into_bytes()
+}
+
+fn open_session(running: &Running, token: &str, version: &str) -> String {
+    let params =
+        json!({ "protocolVersion": version, "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
+    let initialize = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params });
+    let mut client = Client::connect(running.addr());
+    client.send(&session_bytes(token, "", "", &initialize));
+    let opened = client.receive().expect("an answer");
+    let id = opened.header("mcp-session-id").unwrap_or_else(|| panic!("no session: {opened:?}")).to_owned();
+    client.send(&session_bytes(token, &id, "", &json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })));
+    assert_eq!(client.receive().expect("an answer").status, 202);
+    id
+}
+
+#[test]
+fn what_one_may_not_call_any_more_is_not_told_again() {
+    let issuer = Issuer::new();
+    let running = with_scopes(&issuer, |_| {});
+    let (more, less) = (issuer.token_with("ann", "secrets"), issuer.token_with("ann", "read"));
+    let session = open_session(&running, &more, "2025-11-25");
+    let params = json!({ "name": "aloud", "_meta": { "progressToken": 1 } });
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+    let mut stream = Client::connect(running.addr()).open(&session_bytes(&more, &session, "", &call));
+    let mut ids = Vec::new();
+    while let Some(event) = stream.next() {
+        ids.extend(event.id);
+    }
+    let first = ids.first().unwrap_or_else(|| panic!("an event had an id")).clone();
+    let again = |token: &str| {
+        let head = format!("Last-Event-ID: {first}\r\n");
+        let mut stream = Client::connect(running.addr()).open(&session_bytes(token, &session, &head, &Value::Null));
+        let mut said = String::new();
+        while let Some(event) = stream.next() {
+            said.extend(event.message.map(|message| message.to_string()));
+        }
+        said
+    };
+    // The session is the same caller's, and what was said in it is not for fewer rights than it was said to.
+    assert_eq!(again(&less), "");
+    assert!(again(&more).contains("the secret"));
+    let call = |token: &str| {
+        let mut client = Client::connect(running.addr());
+        let call = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": { "name": "open" } });
+        client.send(&session_bytes(token, &session, "", &call));
+        client.receive().expect("an answer").text()
+    };
+    assert_eq!((call(&less), call(&more)), ("open to all".into(), "open to all".into()), "both have the session");
+}
+
+fn listen_as(running: &Running, token: &str) -> Stream {
+    let filter = json!({ "notifications": { "toolsListChanged": true } });
+    let mut stream = Client::connect(running.addr()).open(&bytes(token, "subscriptions/listen", "", filter, true));
+    assert_eq!(stream.message()["method"], "notifications/subscriptions/acknowledged");
+    stream
+}
+
+/// Streams that were open end, and none can be opened; of another's nothing ends.
+#[test]
+fn a_stream_is_open_for_as_long_as_its_key_is_good() {
+    let issuer = Issuer::new();
+    let (key, stays) = (issuer.key_for("ann", &[]), issuer.key_for("bob", &[]));
+    let running = with_scopes(&issuer, |_| {});
+    let session = open_session(&running, &key, "2025-11-25");
+    let events = session_bytes(&key, &session, "X-Nothing: 1\r\n", &Value::Null);
+    let mut of_session = Client::connect(running.addr()).open(&events);
+    assert_eq!(of_session.status, 200);
+    let (mut listening, _others) = (listen_as(&running, &key), listen_as(&running, &stays));
+    eventually("three are open", || metric(&running, "bigiron_streams") >= 3.0);
+    issuer.revoke(&key);
+    assert_eq!(listening.next(), None, "it ended, and said nothing");
+    while let Some(event) = of_session.next() {
+        assert_eq!(event.message, None, "it said nothing");
+    }
+    eventually("only bob's is open", || metric(&running, "bigiron_streams") <= 1.0);
+    let refused = Client::connect(running.addr()).open(&events);
+    assert_eq!(refused.status, 401);
+    assert_eq!(ask(&running, &stays, "tools/call", "open", json!({ "name": "open" }), false).text(), "open to all");
+}
+
+#[test]
+fn a_stream_is_open_for_as_long_as_its_token_is_good() {
+    let issuer = Issuer::new();
+    let running = with_scopes(&issuer, |tuning| tuning.auth.leeway_s = 0);
+    let mut soon_over = listen_as(&running, &issuer.token_for("ann", 2));
+    let _stays = listen_as(&running, &issuer.token("bob"));
+    assert_eq!(soon_over.next(), None);
+    eventually("only bob's is open", || metric(&running, "bigiron_streams") <= 1.0);
+}
+
+/// What one may have of sessions and tasks is counted by who it is: not by token, and not for anybody else.
+#[test]
+fn limits_of_a_caller_are_crossed_by_one_and_by_nobody_else() {
+    let issuer = Issuer::new();
+    let running = with_scopes(&issuer, |tuning| (tuning.sessions.per_caller_max, tuning.tasks.per_caller_max) = (2, 2));
+    let tokens = |subject: &str| [issuer.token_with(subject, "secrets"), issuer.token_with(subject, "secrets more")];
+    let (ann, bob) = (tokens("ann"), tokens("bob"));
+    let begin = |token: &str| ask(&running, token, "tools/call", "later", json!({ "name": "later" }), true).json();
+    let is_task = |answer: &Value| answer["result"]["resultType"] == "task";
+    for token in &ann {
+        open_session(&running, token, "2025-11-25");
+        assert!(is_task(&begin(token)));
+    }
+    let params =
+        json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
+    let initialize = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params });
+    for token in &ann {
+        let mut client = Client::connect(running.addr());
+        client.send(&session_bytes(token, "", "", &initialize));
+        let refused = client.receive().expect("an answer");
+        assert_eq!((refused.status, refused.code()), (429, Some(-31429)), "{refused:?}");
+        assert!(!is_task(&begin(token)), "a third task");
+    }
+    for token in &bob {
+        open_session(&running, token, "2025-11-25");
+        assert!(is_task(&begin(token)));
+    }
 }

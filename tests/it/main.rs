@@ -14,9 +14,12 @@ mod clients; // the official clients
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
+mod guards; // what nobody gets past: names, pages, ids, paths, a false issuer, logs
 mod hosted; // rmcp handlers as they are
 mod http2; // HTTP/2: the same promises, and floods of frames
 mod identity; // who calls, and what they may
+mod isolation; // a hundred callers at once, each with a name that no other sees
+mod issuer; // a real issuer, and the official clients that log in there
 mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
 mod readers; // slow, silent and many readers of streams
@@ -24,6 +27,7 @@ mod readme; // what the README tells people to type
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
 mod streams; // changes, questions, lost connections, slow readers
+mod supplies; // what it is built from: crates, versions, where they come from
 mod support; // what the others share
 mod tasks; // calls whose answer is fetched later
 mod tls; // secure connections, certificates of clients, renewal

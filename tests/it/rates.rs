@@ -1,5 +1,4 @@
-//! How often callers may call: who is told 429, with what, at which moment, and that nobody else notices. The rows I36 to
-//! I39 of the fault table are here.
+//! How often callers may call: who is told 429, with what, at which moment, and that nobody else notices.
 
 use std::net::Ipv4Addr;
 
@@ -60,7 +59,6 @@ fn number(response: &Response, header: &str) -> u64 {
     value.parse().unwrap_or_else(|_| panic!("{header} is no number: {value}"))
 }
 
-/// Row I39.
 #[test]
 fn over_the_limit_it_is_429_with_all_that_a_client_needs_and_others_go_on() {
     let running = server("5 per 1h, burst 5", |_| {});
@@ -209,7 +207,6 @@ fn each_message_of_a_batch_counts() {
     assert_eq!(metric(&running, "bigiron_refusals_total{reason=\"rate_limited\"}"), 2.0);
 }
 
-/// Row I36.
 #[test]
 fn an_untrusted_peer_is_itself_whatever_it_says_about_others() {
     for trusted in [vec![], vec!["10.0.0.0/8".to_owned(), "127.0.0.9".to_owned()]] {
@@ -226,7 +223,6 @@ fn an_untrusted_peer_is_itself_whatever_it_says_about_others() {
     }
 }
 
-/// Row I37.
 #[test]
 fn through_a_trusted_proxy_each_client_has_its_own_rate() {
     let running = server("3 per 1h", |tuning| tuning.server.trusted_proxies = vec!["127.0.0.9".into()]);
@@ -253,7 +249,7 @@ fn through_a_trusted_proxy_each_client_has_its_own_rate() {
     crate::support::eventually("nobody is left", || metric(&running, "bigiron_callers") <= 0.0);
 }
 
-/// Row I38, in small: a million keys are shown by the limiter's own tests.
+/// In small: a million keys are shown by the limiter's own tests.
 #[test]
 fn a_flood_of_addresses_fills_no_memory_and_frees_nobody() {
     let running = server("1 per 1h, block 1h", |tuning| {

@@ -1,5 +1,7 @@
 //! `bigiron check`: what a start with these settings would run with, as TOML, so that it can be read, compared and
-//! kept as a file.
+//! kept as a file. What is weak in them is said on standard error.
+
+mod weak;
 
 use std::{
     fmt::Write as _,
@@ -31,7 +33,10 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
                 // Nothing can be done about a standard error that is closed.
                 let _ = writeln!(io::stderr().lock(), "bigiron: warning: {warning}");
             }
-            for weak in loaded.weak() {
+            if let Some(expired) = weak::expired(&loaded.tuning, std::time::SystemTime::now()) {
+                let _ = writeln!(io::stderr().lock(), "bigiron: warning: {expired}");
+            }
+            for weak in weak::weak(&loaded) {
                 let _ = writeln!(io::stderr().lock(), "bigiron: weak: {weak}");
             }
             print(&report(&loaded))

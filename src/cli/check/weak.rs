@@ -1,0 +1,179 @@
+//! What is allowed and yet weak: settings with which a server starts, and of which an operator should have thought.
+
+use std::{net::IpAddr, time::SystemTime};
+
+use ipnet::IpNet;
+
+use crate::{
+    audit::Policy,
+    config::{Loaded, Tuning},
+    identity::keys::{self, Record},
+};
+
+/// Keys that are named; of more it is said how many.
+const KEYS_NAMED_MAX: usize = 5;
+/// Networks with fewer bits than these are no operator's own.
+const PROXY_BITS_MIN: (u8, u8) = (8, 32);
+
+/// A sentence for each.
+pub(super) fn weak(loaded: &Loaded) -> Vec<String> {
+    let tuning = &loaded.tuning;
+    let mut weak = tuning.auth.weak();
+    weak.extend(tuning.tls.weak());
+    weak.extend(listener(loaded));
+    weak.extend(keys_for_ever(tuning));
+    weak.extend(audit(loaded));
+    weak.extend(tuning.server.trusted_proxies.iter().filter_map(|network| proxies(network)));
+    weak.extend(tuning.server.allowed_origins.iter().filter_map(|origin| plain(origin)));
+    weak
+}
+
+/// What others can reach and nothing limits.
+fn listener(loaded: &Loaded) -> Vec<String> {
+    let tuning = &loaded.tuning;
+    let listen = &tuning.server.listen;
+    if is_of_this_host(listen) {
+        return Vec::new();
+    }
+    let mut weak = Vec::new();
+    if !loaded.asks_who_calls() {
+        weak.push(format!(
+            "server.listen is {listen:?} and nobody is asked who they are: whoever reaches it may call every tool; set \
+             auth.keys_file, auth.issuer, or tls.client_certificates to \"required\""
+        ));
+    }
+    if !tuning.tls.is_on() {
+        weak.push(format!(
+            "server.listen is {listen:?} and [tls] is off: keys, tokens and answers can be read on the way; set \
+             tls.certificate and tls.key, or have a proxy on this host do it"
+        ));
+    }
+    if !tuning.rate_limit.enabled {
+        weak.push(format!(
+            "rate_limit.enabled is false and server.listen is {listen:?}: nothing slows down who guesses or floods; set it \
+             to true"
+        ));
+    }
+    weak
+}
+
+/// Keys that are good until somebody thinks of revoking them.
+fn keys_for_ever(tuning: &Tuning) -> Option<String> {
+    if !tuning.auth.takes_keys() {
+        return None;
+    }
+    // What is wrong with the file is said elsewhere.
+    let endless: Vec<Record> =
+        keys::list(tuning.auth.keys_file.as_ref()).ok()?.into_iter().filter(|key| key.expires.is_none()).collect();
+    let named: Vec<&str> = endless.iter().take(KEYS_NAMED_MAX).map(|key| key.id.as_str()).collect();
+    let more = endless.len() - named.len();
+    let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!endless.is_empty()).then(|| {
+        format!(
+            "{} has keys without an end: {}{and_more}; make keys with `bigiron key create --expires 90d`",
+            tuning.auth.keys_file,
+            named.join(", ")
+        )
+    })
+}
+
+/// Callers are known, and what they do is not kept, or only perhaps.
+fn audit(loaded: &Loaded) -> Option<String> {
+    let tuning = &loaded.tuning;
+    if !loaded.asks_who_calls() {
+        return None;
+    }
+    if tuning.audit.file.is_empty() {
+        return Some("audit.file is empty: it is known who calls, and written down nowhere; name a file".into());
+    }
+    (tuning.audit.policy == Policy::BestEffort).then(|| {
+        "audit.policy is \"best-effort\": calls are served while their lines cannot be written; \"required\" refuses them"
+            .into()
+    })
+}
+
+/// A network that is believed about addresses, and that strangers are in.
+fn proxies(text: &str) -> Option<String> {
+    let network: IpNet = text.trim().parse().ok()?;
+    let (bits, least) = match network {
+        IpNet::V4(network) => (network.prefix_len(), PROXY_BITS_MIN.0),
+        IpNet::V6(network) => (network.prefix_len(), PROXY_BITS_MIN.1),
+    };
+    (bits < least).then(|| {
+        format!(
+            "server.trusted_proxies has {text:?}: whoever is in it can take any address in X-Forwarded-For, and so escape \
+             limits; name the proxies' own networks, each of {least} bits or more"
+        )
+    })
+}
+
+/// A page that anybody on the way can change.
+fn plain(origin: &str) -> Option<String> {
+    let host = origin.strip_prefix("http://")?;
+    let host = match host.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => host,
+        _ => host,
+    };
+    (!is_loopback(host)).then(|| {
+        format!("server.allowed_origins has {origin:?}: who is on the way can change that page; let it be https://")
+    })
+}
+
+fn is_of_this_host(listen: &str) -> bool {
+    listen.rsplit_once(':').is_some_and(|(host, _)| is_loopback(host))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
+}
+
+/// Keys that are in the file and open nothing any more are not weak, and are told, since somebody waits for them to work.
+pub(super) fn expired(tuning: &Tuning, now: SystemTime) -> Option<String> {
+    let keys = keys::list(tuning.auth.keys_file.as_ref()).ok().filter(|_| tuning.auth.takes_keys())?;
+    let over = |key: &&Record| key.expires.is_some_and(|expires| expires.time() <= now);
+    let count = keys.iter().filter(over).count();
+    (count > 0)
+        .then(|| format!("{} has {count} keys that have expired; `bigiron key list` shows them", tuning.auth.keys_file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_that_strangers_are_in_are_too_wide() {
+        for wide in ["0.0.0.0/0", "::/0", "0.0.0.0/1", "2000::/3", " 0.0.0.0/0 "] {
+            assert!(proxies(wide).is_some(), "{wide}");
+        }
+        for narrow in ["10.0.0.0/8", "192.0.2.1", "192.0.2.1/32", "2001:db8::/32", "::1", "fd00:1:2::/48"] {
+            assert_eq!(proxies(narrow), None, "{narrow}");
+        }
+    }
+
+    #[test]
+    fn pages_without_tls_are_told_unless_they_are_of_this_host() {
+        for weak in ["http://app.example", "http://app.example:8080", "http://10.0.0.1"] {
+            assert!(plain(weak).is_some(), "{weak}");
+        }
+        for fine in ["https://app.example", "http://localhost:3000", "http://127.0.0.1", "http://[::1]:3000"] {
+            assert_eq!(plain(fine), None, "{fine}");
+        }
+    }
+
+    #[test]
+    fn listeners_of_this_host_are_told_from_others() {
+        for (listen, own) in [
+            ("127.0.0.1:5000", true),
+            ("[::1]:5000", true),
+            ("localhost:5000", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("0.0.0.0:5000", false),
+            ("[::]:5000", false),
+            ("192.0.2.1:5000", false),
+        ] {
+            assert_eq!(is_of_this_host(listen), own, "{listen}");
+        }
+    }
+}
