@@ -102,6 +102,7 @@ pub mod audit;
 pub mod call;
 pub mod changes;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dispatch;
 pub mod error;
