@@ -26,7 +26,7 @@ use std::{
 };
 
 use redis::FromRedisValue;
-pub(crate) use redis::{Cmd, Pipeline, Script, ScriptInvocation, Value, cmd, pipe};
+pub(crate) use redis::{Cmd, Pipeline, Script, ScriptInvocation, cmd, pipe};
 use tokio::{
     sync::{Notify, Semaphore, oneshot, watch},
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
