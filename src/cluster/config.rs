@@ -262,15 +262,15 @@ mod tests {
     #[test]
     fn a_password_comes_from_a_file_of_its_owner() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), "s3cret\n").expect("written");
+        fs::write(file.path(), "s3cret\n").expect("written");
         let config = Config { password_file: file.path().display().to_string(), ..Config::default() };
-        let mode = |mode| std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).expect("set");
+        let mode = |mode| fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).expect("set");
         mode(0o600);
         assert_eq!(config.read_password().expect("read").expect("one").expose(), "s3cret");
         mode(0o644);
         assert!(config.read_password().expect_err("others read it").contains("chmod 600"));
         mode(0o600);
-        std::fs::write(file.path(), "\n").expect("written");
+        fs::write(file.path(), "\n").expect("written");
         assert!(config.read_password().expect_err("empty").contains("empty"));
         let none = Config { password_file: "/nowhere/at/all".into(), ..Config::default() };
         assert!(none.read_password().expect_err("no file").contains("/nowhere/at/all"));

@@ -1,5 +1,5 @@
 //! Who there is: each instance writes a heartbeat, looks at those of the others, and removes who has none any more. The
-//! clock is Redis' own. Everything that is written expires by itself, so nothing is left when all are gone at once; what
+//! clock is Redis' own. What changes is told at once, and found with the next heartbeat where that was not heard. Everything that is written expires by itself, so nothing is left when all are gone at once; what
 //! an empty Redis has lost is there again with the next heartbeat.
 
 use std::{
@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     keys::Keys,
-    link::{Link, LinkError, Refused, Script, cmd},
+    link::{Event, Link, LinkError, Refused, Script, Subscription, cmd},
     node::{Node, Status, is_id},
 };
 
@@ -161,6 +161,7 @@ impl Registry {
             me,
             status: Status::Starting,
             is_new: true,
+            is_news: true,
             is_told: false,
             seen,
             counts: Arc::clone(&counts),
@@ -191,6 +192,7 @@ impl Registry {
     }
 
     /// The same, to wait for a change.
+    #[cfg(test)]
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
@@ -208,6 +210,8 @@ struct Member {
     status: Status,
     /// No heartbeat was taken yet: the first one takes the name.
     is_new: bool,
+    /// The others are to look at once.
+    is_news: bool,
     /// That the keys or the name are another's was said.
     is_told: bool,
     seen: watch::Sender<Arc<View>>,
@@ -218,6 +222,7 @@ impl Member {
     async fn live(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut link = self.link.watch();
         let mut is_watched = true;
+        let mut news = self.link.subscribe(vec![self.named.keys.nodes()]);
         let mut done: Option<oneshot::Sender<()>> = None;
         loop {
             let next = Instant::now() + self.named.period;
@@ -229,6 +234,7 @@ impl Member {
                 order = orders.recv() => match order {
                     Some(Order::Status(status, told)) => {
                         self.status = status;
+                        self.is_news = true;
                         done = Some(told);
                     }
                     Some(Order::Leave(told)) => {
@@ -239,6 +245,7 @@ impl Member {
                     None => return,
                 },
                 () = sleep_until(next) => {}
+                () = others(&mut news, &self.named.id) => {}
                 // A Redis that is back may have forgotten everything.
                 changed = link.changed(), if is_watched => is_watched = changed.is_ok(),
             }
@@ -286,6 +293,9 @@ impl Member {
         let mut add = super::link::pipe();
         add.cmd("SADD").arg(&nodes).arg(&self.named.id).ignore().cmd("PEXPIRE").arg(&nodes).arg(expiry_ms).ignore();
         self.link.pipeline::<()>(&add).await?;
+        if std::mem::take(&mut self.is_news) {
+            let () = self.link.query(cmd("PUBLISH").arg(&nodes).arg(&self.named.id)).await?;
+        }
         let found = look(&self.link, &self.named.keys, Some(dead)).await?;
         self.counts.corrupt.fetch_add(found.corrupt, Relaxed);
         for id in &found.reaped {
@@ -333,11 +343,24 @@ impl Member {
             if others == 0 {
                 let _: u64 = self.link.script(UNCLAIM.key(keys.cluster()).arg(cluster)).await?;
             }
+            let () = self.link.query(cmd("PUBLISH").arg(keys.nodes()).arg(id)).await?;
             Ok::<_, LinkError>(())
         };
         match left.await {
             Ok(()) => tracing::debug!("out of the registry"),
             Err(error) => tracing::warn!(%error, "could not leave the registry; what is left there expires by itself"),
+        }
+    }
+}
+
+/// Returns when another node has news of itself, or may have had.
+async fn others(news: &mut Subscription, id: &str) {
+    loop {
+        match news.next().await {
+            Some(Event::Message(message)) if message.payload == id.as_bytes() => {}
+            Some(Event::Begun) => {}
+            Some(_) => return,
+            None => std::future::pending().await, // the runtime ends
         }
     }
 }

@@ -40,7 +40,7 @@ use self::{
 pub(crate) use self::{
     error::{LinkError, Refused},
     state::State,
-    subscribe::{Event, Message, Subscription},
+    subscribe::{Event, Subscription},
 };
 use super::config::Config;
 
@@ -174,11 +174,6 @@ impl Link {
 
     pub(crate) fn counts(&self) -> &Counts {
         &self.shared.counts
-    }
-
-    /// The time of a command.
-    pub(crate) fn command_timeout(&self) -> Duration {
-        self.shared.command
     }
 
     /// Waits until it is known whether Redis is there.

@@ -1,1 +1,29 @@
-//! With real Redis processes.
+//! With real Redis processes: the link in all that can happen to it, and what is shared over it.
+
+mod link;
+mod servers;
+mod shared;
+
+use self::servers::{PATIENCE, Redis, Sentinels, Six};
+use super::{
+    config::Config,
+    link::{Link, State},
+};
+
+fn config(url: &str) -> Config {
+    Config { redis: url.to_owned(), heartbeat_s: 1, ..Config::default() }
+}
+
+/// A link that is up.
+async fn linked(url: &str) -> Link {
+    let link = Link::start(&config(url)).expect("settings");
+    until(&link, |state| *state == State::Up).await;
+    link
+}
+
+/// Waits until the link is so.
+async fn until(link: &Link, is_so: impl FnMut(&State) -> bool) {
+    let mut state = link.watch();
+    let waited = tokio::time::timeout(PATIENCE, state.wait_for(is_so)).await;
+    drop(waited.expect("in time").expect("the link lives"));
+}
