@@ -37,17 +37,20 @@ impl Endpoint {
             None => (scheme.strip_prefix("redis").ok_or_else(|| said("this scheme is none of Redis'"))?, false),
         };
         if rest.contains('@') {
-            return Err(said("a user and a password do not belong here, where they are shown: they are set by \
-                             cluster.user, and cluster.password_file or BIGIRON_CLUSTER__PASSWORD"));
+            return Err(said(
+                "a user and a password do not belong here, where they are shown: they are set by \
+                             cluster.user, and cluster.password_file or BIGIRON_CLUSTER__PASSWORD",
+            ));
         }
         if rest.contains(['?', '#']) {
             return Err(said("neither ? nor # means anything here"));
         }
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
         let port = if scheme == "+sentinel" { SENTINEL_PORT } else { REDIS_PORT };
-        let hosts: Vec<_> = hosts.split(',').map(|host| parse_host(host, port)).collect::<Option<_>>().ok_or_else(|| {
-            said("a host is a name or an address, with or without a port, an IPv6 address in brackets")
-        })?;
+        let hosts: Vec<_> =
+            hosts.split(',').map(|host| parse_host(host, port)).collect::<Option<_>>().ok_or_else(|| {
+                said("a host is a name or an address, with or without a port, an IPv6 address in brackets")
+            })?;
         let db = |text: &str| match text {
             "" => Ok(0),
             number => number

@@ -95,8 +95,11 @@ impl Cluster {
         let run = keys::hex(&random());
         let id = match config.node_id.as_str() {
             "" => {
-                let host: String =
-                    host.chars().map(|c| if node::is_id(c.encode_utf8(&mut [0; 4])) { c } else { '-' }).take(40).collect();
+                let host: String = host
+                    .chars()
+                    .map(|c| if node::is_id(c.encode_utf8(&mut [0; 4])) { c } else { '-' })
+                    .take(40)
+                    .collect();
                 format!("{host}-{}", &run[..8])
             }
             id => id.to_owned(),

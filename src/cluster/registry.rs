@@ -331,25 +331,29 @@ impl Member {
     }
 
     async fn leave(&self) {
-        let left = async {
-            let Named { keys, id, run, cluster, .. } = &self.named;
-            let removed: u64 = self.link.script(LEAVE.key(keys.node(id)).arg(run)).await?;
-            if removed == 0 {
-                return Ok(());
-            }
-            let () = self.link.query(cmd("SREM").arg(keys.nodes()).arg(id)).await?;
-            // Who joins meanwhile claims the keys again with its next heartbeat.
-            let others: u64 = self.link.query(cmd("SCARD").arg(keys.nodes())).await?;
-            if others == 0 {
-                let _: u64 = self.link.script(UNCLAIM.key(keys.cluster()).arg(cluster)).await?;
-            }
-            let () = self.link.query(cmd("PUBLISH").arg(keys.nodes()).arg(id)).await?;
-            Ok::<_, LinkError>(())
-        };
-        match left.await {
+        let mut left = self.deregister().await;
+        if matches!(left, Err(LinkError::Unknown(_))) {
+            left = self.deregister().await; // doing it twice is as doing it once
+        }
+        match left {
             Ok(()) => tracing::debug!("out of the registry"),
             Err(error) => tracing::warn!(%error, "could not leave the registry; what is left there expires by itself"),
         }
+    }
+
+    async fn deregister(&self) -> Result<(), LinkError> {
+        let Named { keys, id, run, cluster, .. } = &self.named;
+        let removed: u64 = self.link.script(LEAVE.key(keys.node(id)).arg(run)).await?;
+        if removed == 0 {
+            return Ok(()); // it is another process's by now
+        }
+        let () = self.link.query(cmd("SREM").arg(keys.nodes()).arg(id)).await?;
+        // Who joins meanwhile claims the keys again with its next heartbeat.
+        let others: u64 = self.link.query(cmd("SCARD").arg(keys.nodes())).await?;
+        if others == 0 {
+            let _: u64 = self.link.script(UNCLAIM.key(keys.cluster()).arg(cluster)).await?;
+        }
+        self.link.query(cmd("PUBLISH").arg(keys.nodes()).arg(id)).await
     }
 }
 

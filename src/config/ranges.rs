@@ -152,7 +152,10 @@ pub(super) const RANGES: &[Range] = &[
         "cluster.heartbeat_s",
         1,
         300,
-        ("0 would write heartbeats without a pause", "an instance that died would be believed in for a quarter of an hour"),
+        (
+            "0 would write heartbeats without a pause",
+            "an instance that died would be believed in for a quarter of an hour",
+        ),
     ),
     range(
         "sessions.sessions_max",

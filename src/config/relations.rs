@@ -334,7 +334,8 @@ fn cluster(view: &View<'_>, faults: &mut Faults) {
     let (connect, heartbeat) = (cluster.connect_timeout_ms, cluster.heartbeat_s.saturating_mul(1000));
     if connect > heartbeat {
         let heartbeat = view.named("cluster.heartbeat_s");
-        let wrong = format!("more than {heartbeat}, so an instance could be taken for gone while it connects; lower it");
+        let wrong =
+            format!("more than {heartbeat}, so an instance could be taken for gone while it connects; lower it");
         view.refuse(faults, "cluster.connect_timeout_ms", wrong);
     }
 }

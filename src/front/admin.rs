@@ -134,7 +134,9 @@ impl Admin {
         Origins::new(&[]).check(&headers, &self.hosts)?;
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
-            (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(!self.drain.is_started(), self.cluster.as_ref().map(|cluster| cluster.word()))),
+            (&Method::GET | &Method::HEAD, "/ready") => {
+                Ok(reply::ready(!self.drain.is_started(), self.cluster.as_ref().map(|cluster| cluster.word())))
+            }
             (&Method::GET | &Method::HEAD, "/metrics") => match (self.metrics)() {
                 Some(text) => Ok(reply::text(text, exposition::CONTENT_TYPE)),
                 None => Err(Refusal::overloaded(1, "the server has stopped").into()),

@@ -239,9 +239,7 @@ impl Front {
             let (decision, passed) = match &self.cluster {
                 None => rates::admit(limiter, sender.who(), named.as_deref()),
                 // Boxed, so that only where it is asked there is room for it.
-                Some(cluster) => {
-                    Box::pin(rates::admit_shared(limiter, cluster, sender.who(), named.as_deref())).await
-                }
+                Some(cluster) => Box::pin(rates::admit_shared(limiter, cluster, sender.who(), named.as_deref())).await,
             };
             *rate = decision;
             passed?; //                                                           429

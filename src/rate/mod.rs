@@ -212,14 +212,12 @@ impl Claims {
         let states = states.iter().map(|&(whole_at, blocked_until)| State { whole_at, blocked_until });
         let after = self.0.iter().flatten().zip(states);
         if passed {
-            return after.fold(Decision::Free, |least, (claim, state)| {
-                least.tighter(Decision::allowed(claim, state, now_ns))
-            });
+            return after
+                .fold(Decision::Free, |least, (claim, state)| least.tighter(Decision::allowed(claim, state, now_ns)));
         }
         let refused = after.filter(|(claim, state)| claim.quota.charge(*state, now_ns).is_err());
-        let longest = refused.fold(None, |longest, (claim, state)| {
-            Decision::longer(longest, Decision::refused(claim, state, now_ns))
-        });
+        let longest = refused
+            .fold(None, |longest, (claim, state)| Decision::longer(longest, Decision::refused(claim, state, now_ns)));
         longest.unwrap_or(Decision::Free)
     }
 }

@@ -65,6 +65,11 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         out.value(&Labels::new(&[("outcome", outcome)]), count.load(Relaxed));
     }
     out.counter("bigiron_cluster_connects_total", "Attempts to connect to Redis").only(counts.connects.load(Relaxed));
+    out.counter(
+        "bigiron_cluster_messages_missed_total",
+        "Messages of other instances that came faster than they were read",
+    )
+    .only(counts.missed.load(Relaxed));
     out.counter("bigiron_cluster_rates_alone_total", "Rates that Redis did not decide").only(cluster.rates.alone());
     let Some(registry) = cluster.registry() else { return };
     out.gauge("bigiron_cluster_nodes", "Instances, this one among them").only(registry.view().nodes.len());

@@ -42,7 +42,9 @@ impl LinkError {
     pub(super) fn of(error: &RedisError) -> Self {
         let refused = |refused| Self::Refused(refused);
         match error.kind() {
-            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound if error.is_timeout() => Self::Unknown("no answer in time"),
+            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound if error.is_timeout() => {
+                Self::Unknown("no answer in time")
+            }
             ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => Self::Unknown("the connection broke"),
             ErrorKind::AuthenticationFailed => refused(Refused::Denied),
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Odd(plain(error)),

@@ -81,6 +81,8 @@ pub(crate) struct Counts {
     pub(crate) crowded: AtomicU64,
     /// Answers that said no.
     pub(crate) refused: AtomicU64,
+    /// Messages that a listener had no room for; it was told that there was a gap.
+    pub(crate) missed: AtomicU64,
     /// Attempts to connect.
     pub(crate) connects: AtomicU64,
 }

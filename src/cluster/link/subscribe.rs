@@ -3,7 +3,10 @@
 //! stands again: what it then looks up cannot be overtaken.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -65,7 +68,7 @@ impl Subscription {
         let (sender, events) = mpsc::channel(WAITING_MAX);
         let task = tokio::spawn(async move {
             let _held = held;
-            let mut out = Out { sender, begun: false, owes_gap: false };
+            let mut out = Out { sender, begun: false, owes_gap: false, missed: &shared.counts.missed };
             for turn in 0.. {
                 let next_attempt = Instant::now() + shared.pause();
                 match listen(&shared, &channels, turn, &mut out).await {
@@ -85,19 +88,21 @@ impl Subscription {
     }
 }
 
-struct Out {
+struct Out<'a> {
     sender: mpsc::Sender<Event>,
+    missed: &'a AtomicU64,
     begun: bool,
     owes_gap: bool,
 }
 
-impl Out {
+impl Out<'_> {
     /// Whether anybody listens. What has no room is a gap, told when there is room.
     fn send(&mut self, event: Event) -> bool {
         if self.owes_gap && event != Event::Gap && !self.send(Event::Gap) {
             return false;
         }
         if self.owes_gap && event != Event::Gap {
+            self.missed.fetch_add(1, Relaxed);
             return true; // still no room: this one is part of the gap
         }
         match self.sender.try_send(event) {
@@ -105,7 +110,8 @@ impl Out {
                 self.owes_gap = false;
                 true
             }
-            Err(TrySendError::Full(_)) => {
+            Err(TrySendError::Full(event)) => {
+                self.missed.fetch_add(u64::from(event != Event::Gap), Relaxed);
                 self.owes_gap = true;
                 true
             }
@@ -125,7 +131,7 @@ impl Out {
 }
 
 /// Listens until the connection breaks (an error) or nobody hears it any more.
-async fn listen(shared: &Shared, channels: &[String], turn: usize, out: &mut Out) -> Result<(), RedisError> {
+async fn listen(shared: &Shared, channels: &[String], turn: usize, out: &mut Out<'_>) -> Result<(), RedisError> {
     let late = || RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
     let (mut sink, mut messages) = shared.way.subscriber(turn).await?.split();
     timeout(shared.command, sink.subscribe(channels)).await.map_err(|_| late())??;

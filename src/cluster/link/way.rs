@@ -192,9 +192,8 @@ impl Way {
             builder = builder.set_client_to_redis_password(password.expose());
         }
         if self.endpoint.tls {
-            builder = builder
-                .set_client_to_redis_tls_mode(TlsMode::Secure)
-                .set_client_to_sentinel_tls_mode(TlsMode::Secure);
+            builder =
+                builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
             if let Some(certificates) = &self.certificates {
                 builder = builder
                     .set_client_to_redis_certificates(certificates.clone())
@@ -232,10 +231,9 @@ impl Way {
 async fn within<T>(limit: std::time::Duration, ask: impl Future<Output = RedisResult<T>>) -> Result<T, RedisError> {
     match timeout(limit, ask).await {
         Ok(answer) => answer,
-        Err(_) => Err(std::io::Error::new(
-            std::io::ErrorKind::TimedOut,
-            format!("no answer within {} ms", limit.as_millis()),
-        )
-        .into()),
+        Err(_) => {
+            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {} ms", limit.as_millis()))
+                .into())
+        }
     }
 }

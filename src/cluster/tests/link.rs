@@ -11,8 +11,7 @@ use crate::{
     units::Secret,
 };
 
-static ADD: LazyLock<Script> =
-    LazyLock::new(|| Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])"));
+static ADD: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])"));
 
 async fn set(link: &Link, key: &str, value: &str) -> Result<(), LinkError> {
     link.query(cmd("SET").arg(key).arg(value)).await
@@ -96,11 +95,9 @@ async fn a_redis_that_was_killed_is_away_until_it_is_back() {
     assert_eq!(add(&link, "n", 1).await, Err(LinkError::Away));
     assert!(link.is_away());
     redis.restart();
-    let back = Instant::now();
     until(&link, |state| *state == State::Up).await;
     assert_eq!(add(&link, "n", 1).await, Ok(1), "it was started empty, and is used again");
     assert_eq!(link.times_away(), 1);
-    eprintln!("used again {} ms after it answered", back.elapsed().as_millis());
 }
 
 #[tokio::test]
@@ -116,29 +113,22 @@ async fn a_connection_that_breaks_is_made_again_and_redis_is_not_away() {
 #[tokio::test]
 async fn a_redis_that_hangs_costs_a_command_its_time_and_soon_nothing() {
     let redis = Redis::start();
-    let link = linked(&redis.url()).await;
+    let link = up(Link::start(&hasty(&redis.url())).expect("settings")).await;
     redis.hang();
-    let began = Instant::now();
     assert!(matches!(set(&link, "a", "1").await, Err(LinkError::Unknown(_))), "it may have been done");
-    eprintln!("a command gave up after {} ms", began.elapsed().as_millis());
     until(&link, State::is_away).await;
-    eprintln!("away after {} ms", began.elapsed().as_millis());
-    let began = Instant::now();
     for _ in 0..1000 {
         assert_eq!(set(&link, "a", "1").await, Err(LinkError::Away));
     }
-    eprintln!("1000 commands failed in {} ms", began.elapsed().as_millis());
     redis.wake();
-    let back = Instant::now();
     until(&link, |state| *state == State::Up).await;
     set(&link, "a", "1").await.expect("set");
-    eprintln!("used again {} ms after it went on", back.elapsed().as_millis());
 }
 
 #[tokio::test]
 async fn only_so_many_commands_are_under_way() {
     let redis = Redis::start();
-    let few = Config { in_flight_max: 16, ..config(&redis.url()) };
+    let few = Config { in_flight_max: 16, ..hasty(&redis.url()) };
     let link = Link::start(&few).expect("settings");
     link.first_word(PATIENCE).await.expect("it is there");
     redis.hang();
@@ -156,7 +146,7 @@ async fn only_so_many_commands_are_under_way() {
 
 #[tokio::test]
 async fn a_full_redis_and_a_replica_refuse_and_are_not_away() {
-    let full = Redis::start_with(&["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]);
+    let full = Redis::start_with(&["--maxmemory", "100kb", "--maxmemory-policy", "noeviction"]);
     let link = linked(&full.url()).await;
     assert_eq!(set(&link, "a", "1").await, Err(LinkError::Refused(Refused::Full)));
     assert_eq!(add(&link, "a", 1).await, Err(LinkError::Refused(Refused::Full)), "within a script, too");
@@ -219,6 +209,9 @@ async fn a_listener_that_is_slow_is_told_so() {
     }
     let heard_by_redis = link.pipeline::<()>(&many).await;
     assert!(matches!(heard_by_redis, Ok(()) | Err(LinkError::Unknown(_))), "{heard_by_redis:?}");
+    while link.counts().missed.load(Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let (mut last, mut gaps) = (-1, 0);
     // One more, now and then, until the end has come through.
     while last != 10_000 {
@@ -245,11 +238,9 @@ async fn a_failover_of_the_sentinels_is_followed() {
     set(&link, "a", "1").await.expect("set");
     let old = all.servers[0].port;
     all.servers[0].kill();
-    let began = Instant::now();
     until(&link, State::is_away).await;
     until(&link, |state| *state == State::Up).await;
     eventually_set(&link, "b").await;
-    eprintln!("served by another master {} ms after the kill", began.elapsed().as_millis());
     let master = all.sentinels[0].cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
     let master: u16 = master.lines().nth(1).expect("a port").parse().expect("a port");
     assert_ne!(master, old);
@@ -257,7 +248,7 @@ async fn a_failover_of_the_sentinels_is_followed() {
     assert_eq!(now.cli(&["GET", "b"]), "x", "it was written where the master is");
     assert_eq!(heard(&mut listener).await, Event::Gap);
     now.cli(&["PUBLISH", "news", "after"]);
-    assert_eq!(message(&mut listener).await, (false, "after".into()));
+    assert_eq!(message(&mut listener).await.1, "after");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,8 +258,9 @@ async fn a_cluster_of_six_is_one_redis() {
     for n in 0..100 {
         set(&link, &format!("key-{n}"), &n.to_string()).await.expect("set");
     }
-    let held: Vec<u32> = six.0.iter().map(|server| server.cli(&["DBSIZE"]).parse().expect("a number")).collect();
-    assert_eq!(held.iter().sum::<u32>(), 200, "each key on a master and its replica: {held:?}");
+    let held = || six.0.iter().map(|server| server.cli(&["DBSIZE"]).parse().expect("a number")).collect::<Vec<u32>>();
+    servers::eventually("each key is on a master and its replica", || held().iter().sum::<u32>() == 200);
+    let held = held();
     assert!(held.iter().all(|count| *count > 0 && *count < 100), "{held:?}");
     for n in 0..100 {
         assert_eq!(get(&link, &format!("key-{n}")).await, Ok(Some(n.to_string())));

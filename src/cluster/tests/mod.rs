@@ -10,13 +10,22 @@ use super::{
     link::{Link, State},
 };
 
+/// Patient, so that a busy machine is no Redis that is away; with `hasty` as by default.
 fn config(url: &str) -> Config {
+    Config { command_timeout_ms: 5000, connect_timeout_ms: 10_000, ..hasty(url) }
+}
+
+fn hasty(url: &str) -> Config {
     Config { redis: url.to_owned(), heartbeat_s: 1, ..Config::default() }
 }
 
 /// A link that is up.
 async fn linked(url: &str) -> Link {
     let link = Link::start(&config(url)).expect("settings");
+    up(link).await
+}
+
+async fn up(link: Link) -> Link {
     until(&link, |state| *state == State::Up).await;
     link
 }

@@ -21,9 +21,8 @@ async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
 /// Waits until this instance sees exactly these.
 async fn sees(cluster: &Cluster, expected: &[(&str, Status)]) -> Vec<Node> {
     let mut view = cluster.registry().expect("it has joined").watch();
-    let seen = view.wait_for(|view| {
-        view.nodes.iter().map(|node| (node.id.as_str(), node.status)).eq(expected.iter().copied())
-    });
+    let seen = view
+        .wait_for(|view| view.nodes.iter().map(|node| (node.id.as_str(), node.status)).eq(expected.iter().copied()));
     let seen = tokio::time::timeout(PATIENCE, seen).await.expect("in time").expect("it takes part");
     seen.nodes.clone()
 }
@@ -68,7 +67,7 @@ async fn nodes_come_and_go_in_a_cluster() {
     assert!(outcome.passed && outcome.states_ns.len() == 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_falls_silent_is_removed_and_what_was_lost_is_written_again() {
     let mut redis = Redis::start();
     let a = joined(&config(&redis.url()), "a").await;
@@ -214,8 +213,18 @@ async fn a_connection_by_tls_is_to_whom_its_certificates_name() {
     std::fs::write(at("key.pem"), made.signing_key.serialize_pem()).expect("written");
     let tls_port = servers::free_port();
     let redis = Redis::start_with(&[
-        "--tls-port", &tls_port.to_string(), "--tls-cert-file", &at("cert.pem"), "--tls-key-file", &at("key.pem"),
-        "--tls-ca-cert-file", &at("cert.pem"), "--tls-auth-clients", "no", "--requirepass", "right",
+        "--tls-port",
+        &tls_port.to_string(),
+        "--tls-cert-file",
+        &at("cert.pem"),
+        "--tls-key-file",
+        &at("key.pem"),
+        "--tls-ca-cert-file",
+        &at("cert.pem"),
+        "--tls-auth-clients",
+        "no",
+        "--requirepass",
+        "right",
     ]);
     let secure = |host: &str, port: u16, ca_file: String| Config {
         password: Secret::new("right"),
