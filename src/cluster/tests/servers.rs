@@ -1,9 +1,10 @@
 //! Real `redis-server` processes on free ports, each with a folder of its own. They end when dropped.
 
+#![allow(dead_code)] // each of the two who include this file uses a part of it
+
 use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
     thread,
@@ -140,11 +141,6 @@ impl Redis {
         let text = self.cli(&["KEYS", &format!("{prefix}*")]);
         text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
-
-    #[allow(dead_code)] // of use to one of the two who include this file
-    pub(crate) fn folder(&self) -> PathBuf {
-        self.folder.path().to_owned()
-    }
 }
 
 impl Drop for Redis {
@@ -154,13 +150,11 @@ impl Drop for Redis {
 }
 
 /// A master, two replicas, three sentinels that agree on it.
-#[allow(dead_code)]
 pub(crate) struct Sentinels {
     pub(crate) servers: Vec<Redis>,
     pub(crate) sentinels: Vec<Redis>,
 }
 
-#[allow(dead_code)]
 impl Sentinels {
     pub(crate) fn start() -> Self {
         let master = Redis::start();
@@ -189,10 +183,8 @@ impl Sentinels {
 }
 
 /// Three masters with a replica each.
-#[allow(dead_code)]
 pub(crate) struct Six(pub(crate) Vec<Redis>);
 
-#[allow(dead_code)]
 impl Six {
     pub(crate) fn start() -> Self {
         let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
