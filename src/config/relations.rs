@@ -332,7 +332,7 @@ fn cluster(view: &View<'_>, faults: &mut Faults) {
         view.refuse(faults, "cluster.password", wrong);
     }
     let (connect, heartbeat) = (cluster.connect_timeout_ms, cluster.heartbeat_s.saturating_mul(1000));
-    if connect > heartbeat {
+    if cluster.is_on() && connect > heartbeat {
         let heartbeat = view.named("cluster.heartbeat_s");
         let wrong =
             format!("more than {heartbeat}, so an instance could be taken for gone while it connects; lower it");
