@@ -49,6 +49,7 @@
 //! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
 //! | [`audit`] | the audit trail: one line for each call and each refusal |
 //! | [`rate`] | how often a caller may: the rates, what is remembered of each caller, the address behind proxies |
+//! | [`cluster`] | what instances share: the link to Redis, who there is, rates over all of them |
 //! | [`skill`] | skills: what authors write, and what is served of it |
 //! | [`tasks`] | calls whose answer is fetched later, and where they are kept |
 //! | [`toolbox`] | the tools that ship with the binary, confined to one folder |
@@ -60,13 +61,13 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
-//! | audit, identity, rate, skill, tasks | | anything else of ours |
+//! | audit, cluster, identity, rate, skill, tasks | | anything else of ours |
 //! | telemetry | | anything else of ours |
 //! | tls | identity | anything else of ours |
 //! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
 //! | dispatch | tool, telemetry | mcp, front |
 //! | mcp | audit, dispatch, shutdown, skill, tasks, telemetry | front, tool |
-//! | front, stdio | identity, mcp, rate, shutdown, telemetry | dispatch, tool |
+//! | front, stdio | cluster, identity, mcp, rate, shutdown, telemetry | dispatch, tool |
 //! | listener | front, tls, telemetry | the rest |
 //! | load | | anything else of ours |
 //! | config | the `Config` of each part, runtime | what the parts do |
@@ -102,6 +103,7 @@ pub mod audit;
 pub mod call;
 pub mod changes;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dispatch;
 pub mod error;

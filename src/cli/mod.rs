@@ -5,6 +5,7 @@ mod bench;
 mod cache;
 mod check;
 mod key;
+mod nodes;
 mod schema;
 mod serve;
 mod token;
@@ -63,6 +64,9 @@ enum Verb {
     Bench(Box<bench::Arguments>),
     /// Change what a running server keeps of results
     Cache(cache::Arguments),
+    /// List the instances that share a Redis
+    #[command(after_help = AFTER_HELP)]
+    Nodes(nodes::Arguments),
     /// Make, list and revoke API keys
     Key(Box<key::Arguments>),
     /// Say why a token is accepted or refused
@@ -118,6 +122,7 @@ pub fn run(server: Builder) -> ExitCode {
         Verb::Check(arguments) => check::run(server, arguments),
         Verb::Bench(arguments) => bench::run(*arguments),
         Verb::Cache(arguments) => cache::run(arguments),
+        Verb::Nodes(arguments) => nodes::run(arguments),
         Verb::Key(arguments) => key::run(*arguments),
         Verb::Token(arguments) => token::run(*arguments),
         Verb::Schema => schema::run(),

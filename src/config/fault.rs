@@ -141,7 +141,7 @@ impl<'a> Text<'a> {
 
 /// Whether what is written here may be a secret, so that it is not shown.
 pub(super) fn holds_secret(written: &str) -> bool {
-    const SECRET_KEYS: [&str; 1] = ["state_keys"];
+    const SECRET_KEYS: [&str; 3] = ["state_keys", "password", "redis"];
     SECRET_KEYS.iter().any(|key| written.contains(key))
 }
 

@@ -262,7 +262,7 @@ mod tests {
             ("limit.request_timeout_ms", "there is no section [limit]; did you mean [limits]?"),
             ("limits.listen", "did you mean server.listen?"),
             ("limits.zzz", "[limits] has body_bytes_per_s_min, "),
-            ("qqq.zzz", "there is no section [qqq]; there are audit, auth, cache, fairness, http2, input, "),
+            ("qqq.zzz", "there is no section [qqq]; there are audit, auth, cache, cluster, fairness, http2, input, "),
             ("tools.read_file.timeout", "did you mean tools.read_file.timeout_ms?"),
             ("tools.a.b.timeout", "did you mean tools.a.b.timeout_ms?"),
         ] {

@@ -130,15 +130,25 @@ impl Loaded {
 
     /// What works and is hardly meant.
     pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
         let kept = self.tuning.tools.iter().find(|(_, tool)| tool.cache_ttl_s.is_some());
-        match kept {
-            Some((name, _)) if self.tuning.cache.bytes_max.0 == 0 => vec![format!(
+        if let Some((name, _)) = kept
+            && self.tuning.cache.bytes_max.0 == 0
+        {
+            warnings.push(format!(
                 "cache.bytes_max = 0 ({}): no result is kept, although tools.{name}.cache_ttl_s is set ({})",
                 self.origin("cache.bytes_max"),
                 self.origin(&format!("{TOOLS}.{name}.cache_ttl_s")),
-            )],
-            _ => Vec::new(),
+            ));
         }
+        if self.tuning.cluster.is_on() && self.tuning.cluster.allow_unprotected {
+            warnings.push(format!(
+                "cluster.allow_unprotected = true ({}): whoever is on the way to Redis may read and change what \
+                 instances share",
+                self.origin("cluster.allow_unprotected"),
+            ));
+        }
+        warnings
     }
 
     /// Whether everybody who calls is asked who he is.

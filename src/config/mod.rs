@@ -60,6 +60,8 @@ pub struct Tuning {
     pub pool: crate::dispatch::pool::Config,
     /// Results kept in memory.
     pub cache: crate::dispatch::cache::Config,
+    /// What instances share.
+    pub cluster: crate::cluster::Config,
     /// The tools that ship with bigiron.
     pub toolbox: crate::toolbox::Config,
     /// Who called what, when, and what came of it.

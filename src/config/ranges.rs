@@ -159,6 +159,40 @@ pub(super) const RANGES: &[Range] = &[
     range("tasks.poll_interval_ms", 1, DAY_MS, TIME),
     range("tasks.timeout_ms", 1, 30 * DAY_MS, TIME),
     range(
+        "cluster.command_timeout_ms",
+        10,
+        10_000,
+        ("an answer over a network takes some milliseconds", "calls wait as long for a Redis that hangs"),
+    ),
+    range(
+        "cluster.connect_timeout_ms",
+        10,
+        60_000,
+        ("a connection with TLS takes some milliseconds", "a Redis that is back would be found a minute later"),
+    ),
+    range(
+        "cluster.in_flight_max",
+        16,
+        1_000_000,
+        ("fewer commands would be refused while nothing is wrong", "each takes memory while Redis hangs"),
+    ),
+    range("cluster.failures_max", 1, 1000, ("0 would take Redis for away always", "it would never count as away")),
+    range(
+        "cluster.probe_ms",
+        1000,
+        60_000,
+        ("more than one attempt in a second is a storm when many instances make them", "nobody waits longer than that"),
+    ),
+    range(
+        "cluster.heartbeat_s",
+        1,
+        300,
+        (
+            "0 would write heartbeats without a pause",
+            "an instance that died would be believed in for a quarter of an hour",
+        ),
+    ),
+    range(
         "sessions.sessions_max",
         1,
         10_000_000,

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Tuning, address,
     fault::{Fault, Faults, shown},
+    layers::Origin,
     listing::Setting,
     ranges,
     resolved::Resolved,
@@ -46,6 +47,7 @@ const CHECKS: &[Check] = &[
     rates,
     audit,
     tasks_have_their_time,
+    cluster,
     pool_threads,
     cache_entry_fits_the_cache,
     toolbox_output_fits_a_result,
@@ -349,6 +351,32 @@ fn audit(view: &View<'_>, faults: &mut Faults) {
             "audit.queue_max",
             format!("less than {calls}, and with {policy} each running call holds a place; raise the first"),
         );
+    }
+}
+
+/// What instances share is shared with nobody else; and what is secret is told to nobody on the way.
+fn cluster(view: &View<'_>, faults: &mut Faults) {
+    let cluster = &view.tuning.cluster;
+    for (key, wrong) in cluster.faults() {
+        let path = format!("cluster.{key}");
+        match key {
+            // What stands there may hold a password.
+            "redis" => faults.push(Fault::new("", format!("{path}: {wrong}"))),
+            _ => view.refuse(faults, &path, wrong),
+        }
+    }
+    let from = view.settings.get("cluster.password").map(|setting| &setting.origin);
+    if matches!(from, Some(Origin::Set)) {
+        let wrong = "every user of this host can read a command line; set cluster.password_file, or the variable \
+                     BIGIRON_CLUSTER__PASSWORD";
+        view.refuse(faults, "cluster.password", wrong);
+    }
+    let (connect, heartbeat) = (cluster.connect_timeout_ms, cluster.heartbeat_s.saturating_mul(1000));
+    if cluster.is_on() && connect > heartbeat {
+        let heartbeat = view.named("cluster.heartbeat_s");
+        let wrong =
+            format!("more than {heartbeat}, so an instance could be taken for gone while it connects; lower it");
+        view.refuse(faults, "cluster.connect_timeout_ms", wrong);
     }
 }
 

@@ -474,6 +474,20 @@ fn secrets_are_not_shown_when_they_are_wrong() {
 }
 
 #[test]
+fn a_redis_that_is_not_protected_is_refused_or_warned_of() {
+    let load = |sets: &[&str]| Given { sets, ..Given::default() }.load();
+    let far = "cluster.redis=redis://192.0.2.1";
+    assert!(load(&[far]).expect_err("on another host").to_string().contains("rediss://"));
+    let meant = load(&[far, "cluster.allow_unprotected=true"]).expect("when it is meant");
+    assert!(meant.warnings().iter().any(|warning| warning.contains("cluster.allow_unprotected")), "and it is said");
+    let told = load(&["cluster.redis=redis://:hunter2@h"]).expect_err("a password").to_string();
+    assert!(told.contains("cluster.password_file") && !told.contains("hunter2"), "{told}");
+    assert!(load(&["cluster.password=hunter2"]).is_err(), "a command line is read by others");
+    let slow = load(&["cluster.redis=redis://[::1]", "cluster.connect_timeout_ms=6000"]).expect_err("too slow");
+    assert!(slow.to_string().contains("cluster.heartbeat_s = 5"), "{slow}");
+}
+
+#[test]
 fn a_small_host_starts_with_the_defaults() {
     let small = Host { memory_limit_bytes: Some(256 << 20), ..host() };
     let loaded = |sets: &[&str]| {

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    cluster::Cluster,
     front::{
         body::Body,
         checks::{self, Hosts, Origins, said_once},
@@ -44,6 +45,8 @@ pub(crate) struct Admin {
     pub(crate) metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
     /// Whether who sent these headers may change something; none when nobody is asked who they are.
     pub(crate) administers: Box<Administers>,
+    /// What instances share, where there are several.
+    pub(crate) cluster: Option<Arc<Cluster>>,
     /// Has kept results forgotten, as long as there is a server; or says what is wrong with the wish.
     pub(crate) invalidate: Box<Invalidate>,
 }
@@ -134,10 +137,19 @@ impl Admin {
         Origins::new(&[], "http://").check(&headers, &self.hosts)?;
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
-            (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(!self.drain.is_started())),
+            (&Method::GET | &Method::HEAD, "/ready") => {
+                Ok(reply::ready(!self.drain.is_started(), self.cluster.as_ref().map(|cluster| cluster.word())))
+            }
             (&Method::GET | &Method::HEAD, "/metrics") => match (self.metrics)() {
                 Some(text) => Ok(reply::text(text, exposition::CONTENT_TYPE)),
                 None => Err(Refusal::overloaded(1, "the server has stopped").into()),
+            },
+            (&Method::GET | &Method::HEAD, "/nodes") => match &self.cluster {
+                Some(cluster) => Ok(reply::text(format!("{}\n", cluster.nodes_json()), "application/json")),
+                None => {
+                    let message = "this instance is alone; cluster.redis makes several of them one server";
+                    Err(Refusal { status: 404, ..Refusal::invalid_request(message) }.into())
+                }
             },
             (&Method::POST, "/cache/invalidate") => {
                 (self.administers)(&headers).unwrap_or(Ok(()))?;
@@ -150,11 +162,11 @@ impl Admin {
                     None => Err(Refusal::overloaded(1, "the server has stopped").into()),
                 }
             }
-            (_, "/health" | "/ready" | "/metrics") => Err(no_such_method("GET, HEAD")),
+            (_, "/health" | "/ready" | "/metrics" | "/nodes") => Err(no_such_method("GET, HEAD")),
             (_, "/cache/invalidate") => Err(no_such_method("POST")),
             _ => {
-                let message = "nothing is served at this path of the admin listener; it has /health, /ready, /metrics, and \
-                               /cache/invalidate for POST";
+                let message = "nothing is served at this path of the admin listener; it has /health, /ready, /metrics, \
+                               /nodes, and /cache/invalidate for POST";
                 Err(Refusal { status: 404, ..Refusal::invalid_request(message) }.into())
             }
         }

@@ -32,6 +32,7 @@ use hyper::{
 };
 
 use crate::{
+    cluster::Cluster,
     front::{
         body::Body,
         checks::{Hosts, Origins},
@@ -41,7 +42,7 @@ use crate::{
         headers::Headers,
         intake::Bodies,
         pressure::{Level, Pressure},
-        rates::Charged,
+        rates::{Ahead, Charged},
         reply::Refused,
         sender::Sender,
     },
@@ -76,6 +77,8 @@ pub(crate) struct Front {
     pub(crate) limiter: Option<Limiter>,
     /// Whether successful answers say what is left of that.
     pub(crate) tells_rates: bool,
+    /// What instances share, where there are several.
+    pub(crate) cluster: Option<Arc<Cluster>>,
     pub(crate) router: Arc<Router>,
 }
 
@@ -178,13 +181,31 @@ impl Front {
         }
     }
 
+    /// Asks the rates of a tool that only the body names, where instances share them.
+    async fn ahead(&self, headers: &Headers<'_>, sender: &Sender, body: &[u8]) -> Option<Ahead> {
+        let (limiter, cluster) = (self.limiter.as_ref()?, self.cluster.as_ref()?);
+        if !limiter.has_tool_rules() || self.named(headers, sender).is_some() {
+            return None;
+        }
+        let tool = rates::tool_of(body)?;
+        self.router.dispatch.tools().for_caller(&tool, sender.identity.as_deref())?;
+        Box::pin(rates::charge_ahead(limiter, cluster, sender.who(), &tool)).await
+    }
+
     /// Hands a message on, with the rates that are to be asked about it.
-    fn message(&self, headers: &Headers<'_>, sender: &Sender, rate: &mut Decision, body: &[u8], now: Instant) -> Step {
+    fn message(
+        &self,
+        headers: &Headers<'_>,
+        sender: &Sender,
+        (rate, ahead): (&mut Decision, Option<Ahead>),
+        body: &[u8],
+        now: Instant,
+    ) -> Step {
         let Some(limiter) = &self.limiter else {
             return self.router.message(&headers.head(sender, None), None, body, now);
         };
         let named = self.named(headers, sender);
-        let charged = Charged::new(limiter, sender.who(), named.as_deref(), *rate, now);
+        let charged = Charged::new(limiter, sender.who(), named.as_deref(), *rate, now).with(ahead);
         let step = self.router.message(&headers.head(sender, Some(&charged)), None, body, now);
         *rate = charged.decision();
         step
@@ -209,7 +230,10 @@ impl Front {
             (_, path) if path == self.path => {}
             (&Method::GET | &Method::HEAD, "/health") => return Ok(Answered::Now(reply::alive())),
             (&Method::GET | &Method::HEAD, "/ready") => {
-                return Ok(Answered::Now(reply::ready(!self.router.drain.is_started())));
+                return Ok(Answered::Now(reply::ready(
+                    !self.router.drain.is_started(),
+                    self.cluster.as_ref().map(|cluster| cluster.word()),
+                )));
             }
             (&Method::GET | &Method::HEAD, path) => {
                 let told = self.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.metadata(path));
@@ -225,8 +249,13 @@ impl Front {
         self.identify(conn, headers, sender, rate)?; //                           401, 403, 429, 431
         // how often
         if let Some(limiter) = &self.limiter {
-            let passed;
-            (*rate, passed) = rates::admit(limiter, sender.who(), self.named(headers, sender).as_deref());
+            let named = self.named(headers, sender);
+            let (decision, passed) = match &self.cluster {
+                None => rates::admit(limiter, sender.who(), named.as_deref()),
+                // Boxed, so that only where it is asked there is room for it.
+                Some(cluster) => Box::pin(rates::admit_shared(limiter, cluster, sender.who(), named.as_deref())).await,
+            };
+            *rate = decision;
             passed?; //                                                           429
         }
         match head.method {
@@ -250,9 +279,13 @@ impl Front {
         self.gate.check(conn, sender)?; //                                        503
         // only now is the body read, and only when it is here does a call that waits take a place
         let body = intake::read(incoming, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503
+        let ahead = match &self.cluster {
+            None => None,
+            Some(_) => Box::pin(self.ahead(headers, sender, &body)).await,
+        };
         self.gate.check(conn, sender)?; //                                        503
         let now = Instant::now(); // deadlines count from here
-        Ok(match self.message(headers, sender, rate, &body, now) {
+        Ok(match self.message(headers, sender, (rate, ahead), &body, now) {
             // What is answered at once takes no place: no more of it can run at once than there are threads here.
             Step::Done(answer) => {
                 self.count(&answer);

@@ -1,16 +1,22 @@
 //! How often the sender of a request may: asked before the body is read as far as headers tell what is wanted, and once
-//! more for what only the body says. A rate is charged once for what both say.
+//! more for what only the body says. A rate is charged once for what both say. Where several instances count together,
+//! what they share is asked; of a batch only its first message is counted there, and the others here.
 
-use std::{cell::Cell, time::Instant};
+use std::{borrow::Cow, cell::Cell, time::Instant};
 
 use hyper::{
     HeaderMap,
     header::{HeaderName, HeaderValue},
 };
+use serde::Deserialize;
 
 use crate::{
+    cluster::{
+        Cluster,
+        rate::{Charge, Verdict},
+    },
     mcp::{code::Refusal, head::Rates},
-    rate::{Decision, Limiter, Who},
+    rate::{Claims, Decision, Limiter, Who},
 };
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -21,6 +27,81 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 pub(super) fn admit(limiter: &Limiter, who: Who<'_>, tool: Option<&str>) -> (Decision, Result<(), Refusal>) {
     let decision = limiter.decide(&limiter.claims(who, tool), Instant::now());
     (decision, passed(decision))
+}
+
+/// The same where several instances count together.
+pub(super) async fn admit_shared(
+    limiter: &Limiter,
+    cluster: &Cluster,
+    who: Who<'_>,
+    tool: Option<&str>,
+) -> (Decision, Result<(), Refusal>) {
+    match shared(&limiter.claims(who, tool), cluster).await {
+        Some(decided) => decided,
+        None => admit(limiter, who, tool),
+    }
+}
+
+/// What all instances together decide. None when this one is to decide by itself.
+async fn shared(claims: &Claims, cluster: &Cluster) -> Option<(Decision, Result<(), Refusal>)> {
+    let charges: Vec<_> = claims
+        .shared()
+        .map(|rule| Charge {
+            key: rule.key,
+            spacing_ns: rule.spacing_ns,
+            tolerance_ns: rule.tolerance_ns,
+            block_ns: rule.block_ns,
+        })
+        .collect();
+    if charges.is_empty() {
+        return Some((Decision::Free, Ok(())));
+    }
+    match cluster.rates.charge(&charges).await {
+        Verdict::Shared(outcome) => {
+            let decision = claims.decided(outcome.passed, outcome.now_ns, &outcome.states_ns);
+            Some((decision, passed(decision)))
+        }
+        Verdict::Local => None,
+        Verdict::Closed => {
+            let message = "how often you may call is not known at this moment, because what the instances of this \
+                           server share is away; try again in 1 s";
+            Some((Decision::Free, Err(Refusal::overloaded(1, message))))
+        }
+    }
+}
+
+/// The rates of a tool that no header named, asked before the message is handed on: what hands it on cannot wait.
+pub(super) struct Ahead {
+    tool: String,
+    decision: Decision,
+    passed: Result<(), Refusal>,
+}
+
+/// What of a body says which tool is called. What it says is decided elsewhere; a body that is none says nothing here.
+#[derive(Deserialize)]
+struct Named<'a> {
+    #[serde(borrow)]
+    method: Cow<'a, str>,
+    #[serde(borrow)]
+    params: Params<'a>,
+}
+
+#[derive(Deserialize)]
+struct Params<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+}
+
+/// The tool that a body calls.
+pub(super) fn tool_of(body: &[u8]) -> Option<Cow<'_, str>> {
+    let Named { method, params } = serde_json::from_slice(body).ok()?;
+    (method == "tools/call").then_some(params.name)
+}
+
+/// Charges for a tool that only the body names.
+pub(super) async fn charge_ahead(limiter: &Limiter, cluster: &Cluster, who: Who<'_>, tool: &str) -> Option<Ahead> {
+    let (decision, passed) = shared(&limiter.tool_claims(who, tool), cluster).await?;
+    Some(Ahead { tool: tool.to_owned(), decision, passed })
 }
 
 fn passed(decision: Decision) -> Result<(), Refusal> {
@@ -38,6 +119,8 @@ pub(super) struct Charged<'a> {
     who: Who<'a>,
     /// The tool that the headers named, until the body has named it too.
     named: Cell<Option<&'a str>>,
+    /// What came of the rates of a tool that the headers did not name, where others were asked.
+    ahead: Cell<Option<Ahead>>,
     decision: Cell<Decision>,
     now: Instant,
 }
@@ -51,7 +134,13 @@ impl<'a> Charged<'a> {
         before: Decision,
         now: Instant,
     ) -> Self {
-        Self { limiter, who, named: Cell::new(named), decision: Cell::new(before), now }
+        Self { limiter, who, named: Cell::new(named), ahead: Cell::new(None), decision: Cell::new(before), now }
+    }
+
+    /// With what was asked before.
+    pub(super) fn with(self, ahead: Option<Ahead>) -> Self {
+        self.ahead.set(ahead);
+        self
     }
 
     /// What came of all of it: the last refusal, or what leaves the least.
@@ -60,13 +149,17 @@ impl<'a> Charged<'a> {
     }
 
     fn note(&self, decision: Decision) -> Result<(), Refusal> {
+        self.keep(decision);
+        passed(decision)
+    }
+
+    fn keep(&self, decision: Decision) {
         self.decision.set(match (self.decision.get(), decision) {
             (before @ Decision::Refused { .. }, Decision::Free | Decision::Allowed { .. }) => before,
             (before, Decision::Free) => before,
             (_, refused @ Decision::Refused { .. }) => refused,
             (before, allowed) => before.tighter(allowed),
         });
-        passed(decision)
     }
 }
 
@@ -78,6 +171,10 @@ impl Rates for Charged<'_> {
     fn tool(&self, name: &str) -> Result<(), Refusal> {
         if self.named.take() == Some(name) {
             return Ok(()); // charged with the headers
+        }
+        if let Some(ahead) = self.ahead.take().filter(|ahead| ahead.tool == name) {
+            self.keep(ahead.decision);
+            return ahead.passed;
         }
         self.note(self.limiter.decide(&self.limiter.tool_claims(self.who, name), self.now))
     }

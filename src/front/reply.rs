@@ -157,11 +157,15 @@ pub(crate) fn alive() -> Response<Body> {
     status_page(StatusCode::OK, br#"{"status":"alive"}"#)
 }
 
-pub(crate) fn ready(is_ready: bool) -> Response<Body> {
-    if is_ready {
-        return status_page(StatusCode::OK, br#"{"status":"ready"}"#);
+/// `cluster` says whether what instances share is there, where there are several. It is said and no more: without it
+/// an instance still serves.
+pub(crate) fn ready(is_ready: bool, cluster: Option<&'static str>) -> Response<Body> {
+    match (is_ready, cluster) {
+        (true, None) => status_page(StatusCode::OK, br#"{"status":"ready"}"#),
+        (true, Some("up")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"up"}"#),
+        (true, Some(_)) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"away"}"#),
+        (false, _) => status_page(StatusCode::SERVICE_UNAVAILABLE, br#"{"status":"draining"}"#),
     }
-    status_page(StatusCode::SERVICE_UNAVAILABLE, br#"{"status":"draining"}"#)
 }
 
 fn status_page(status: StatusCode, json: &'static [u8]) -> Response<Body> {

@@ -16,10 +16,10 @@ pub(super) struct Quota {
     /// The number that clients are told.
     pub(super) limit: u32,
     /// The time that one call costs.
-    spacing_ns: u64,
+    pub(super) spacing_ns: u64,
     /// How far ahead of now a key may be and still pass.
-    tolerance_ns: u64,
-    block_ns: u64,
+    pub(super) tolerance_ns: u64,
+    pub(super) block_ns: u64,
 }
 
 /// What is remembered of one key.

@@ -6,6 +6,8 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
+use sha2::{Digest, Sha256};
+
 /// Whom a call counts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Who<'a> {
@@ -35,6 +37,13 @@ pub(super) struct Key {
     slot: u64,
     /// Finds the shard.
     pub(super) shard: u64,
+}
+
+impl Key {
+    /// As it is named to others.
+    pub(super) fn to_bytes(self) -> [u8; 16] {
+        (u128::from(self.slot) << 64 | u128::from(self.shard)).to_be_bytes()
+    }
 }
 
 impl Hash for Key {
@@ -67,23 +76,54 @@ impl Hasher for AsItIs {
     }
 }
 
-/// Makes keys, in a way that is another in each process.
+/// Makes keys.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
-    slot: RandomState,
-    shard: RandomState,
+pub(super) enum Keys {
+    /// In a way that is another in each process.
+    Own { slot: RandomState, shard: RandomState },
+    /// In one way in all processes, which costs a little more.
+    Shared,
 }
 
 impl Keys {
     pub(super) fn new() -> Self {
-        Self { slot: RandomState::new(), shard: RandomState::new() }
+        Self::Own { slot: RandomState::new(), shard: RandomState::new() }
     }
 
     /// The key under the rule of this name, for one who calls, or for all; for one tool, or for any.
     pub(super) fn key(&self, rule: &'static str, who: Option<Who<'_>>, tool: Option<&str>) -> Key {
         let counted = (rule, who.map(Who::counted), tool);
-        Key { slot: self.slot.hash_one(counted), shard: self.shard.hash_one(counted) }
+        match self {
+            Self::Own { slot, shard } => Key { slot: slot.hash_one(counted), shard: shard.hash_one(counted) },
+            Self::Shared => {
+                let (slot, shard) = digest(rule, counted.1, tool);
+                Key { slot, shard }
+            }
+        }
     }
+}
+
+/// The same in each process: each part with its kind and its length, so that no two things come to one.
+fn digest(rule: &str, who: Option<Who<'_>>, tool: Option<&str>) -> (u64, u64) {
+    let mut hash = Sha256::new();
+    let mut part = |kind: u8, bytes: &[u8]| {
+        hash.update([kind]);
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    part(b'r', rule.as_bytes());
+    match who {
+        Some(Who::Caller(name)) => part(b'c', name.as_bytes()),
+        Some(Who::Address(IpAddr::V4(address))) => part(b'4', &address.octets()),
+        Some(Who::Address(IpAddr::V6(address))) => part(b'6', &address.octets()),
+        None => {}
+    }
+    if let Some(tool) = tool {
+        part(b't', tool.as_bytes());
+    }
+    let digest = hash.finalize();
+    let half = |at: usize| digest[at..at + 8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    (half(0), half(8))
 }
 
 #[cfg(test)]
@@ -94,7 +134,14 @@ mod tests {
 
     #[test]
     fn what_counts_together_has_one_key_and_nothing_else_does() {
-        let keys = Keys::new();
+        told_apart(&Keys::new());
+        told_apart(&Keys::Shared);
+        let key = |keys: &Keys| keys.key("rule", None, None);
+        assert_ne!(key(&Keys::new()), key(&Keys::new()), "another process has other keys");
+        assert_eq!(key(&Keys::Shared), key(&Keys::Shared), "but where they are shared");
+    }
+
+    fn told_apart(keys: &Keys) {
         let address = |text: &str| Some(Who::Address(text.parse().expect(text)));
         let key = |who, tool| keys.key("rule", who, tool);
         assert_eq!(key(address("2001:db8::1"), None), key(address("2001:db8::ffff:0:0:2"), None), "one /64");
@@ -115,6 +162,5 @@ mod tests {
         ];
         let distinct: HashSet<_> = all.iter().map(|key| (key.slot, key.shard)).collect();
         assert_eq!(distinct.len(), all.len());
-        assert_ne!(Keys::new().key("rule", None, None), key(None, None), "another process has other keys");
     }
 }

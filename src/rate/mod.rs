@@ -183,9 +183,47 @@ struct Claim {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Claims([Option<Claim>; CLAIMS_MAX]);
 
-/// Where it is remembered what is left. One kind today; a store that several instances share is a second variant. It
-/// is asked with values only: for each rule a number, a key and a quota. Two things change with it: keys must then be
-/// made with a secret that the instances share, and `decide` will wait for a network, so that it becomes async.
+/// One rule as it is charged where several instances count together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// Whom and what it counts for: the same in every instance.
+    pub key: [u8; 16],
+    /// The time that one call costs.
+    pub spacing_ns: u64,
+    /// How far ahead of now a key may be and still pass.
+    pub tolerance_ns: u64,
+    /// How long nothing passes after one that was too many.
+    pub block_ns: u64,
+}
+
+impl Claims {
+    /// All of them, as they are charged elsewhere. Their keys are those of [`Limiter::with_shared_keys`].
+    pub fn shared(&self) -> impl Iterator<Item = Shared> + '_ {
+        self.0.iter().flatten().map(|Claim { key, quota, .. }| Shared {
+            key: key.to_bytes(),
+            spacing_ns: quota.spacing_ns,
+            tolerance_ns: quota.tolerance_ns,
+            block_ns: quota.block_ns,
+        })
+    }
+
+    /// What came of it elsewhere: `states` are when each is whole again and until when it is blocked, after it.
+    pub fn decided(&self, passed: bool, now_ns: u64, states: &[(u64, u64)]) -> Decision {
+        let states = states.iter().map(|&(whole_at, blocked_until)| State { whole_at, blocked_until });
+        let after = self.0.iter().flatten().zip(states);
+        if passed {
+            return after
+                .fold(Decision::Free, |least, (claim, state)| least.tighter(Decision::allowed(claim, state, now_ns)));
+        }
+        let refused = after.filter(|(claim, state)| claim.quota.charge(*state, now_ns).is_err());
+        let longest = refused
+            .fold(None, |longest, (claim, state)| Decision::longer(longest, Decision::refused(claim, state, now_ns)));
+        longest.unwrap_or(Decision::Free)
+    }
+}
+
+/// Where it is remembered what is left, in this process. Where several instances count together, it is what is asked
+/// while what they share is away.
 #[derive(Debug)]
 enum Store {
     Local(Local),
@@ -230,6 +268,12 @@ impl Limiter {
         config.enabled.then(|| Self::build(config, tools, self.keys.clone(), Arc::clone(&self.store), self.began))
     }
 
+    /// The same, with keys that every instance makes alike, so that they can count together.
+    #[must_use]
+    pub fn with_shared_keys(self) -> Self {
+        Self { keys: Keys::Shared, ..self }
+    }
+
     fn build<'a>(
         config: &Config,
         tools: impl IntoIterator<Item = (&'a str, ToolRules)>,
@@ -272,6 +316,11 @@ impl Limiter {
             claim(RuleId::Tool, quotas.for_all, None),
             claim(RuleId::ToolAndCaller, quotas.for_each, Some(who)),
         ])
+    }
+
+    /// Whether any tool has rules of its own.
+    pub fn has_tool_rules(&self) -> bool {
+        !self.tools.is_empty()
     }
 
     /// Charges all rules, or none when one refuses.

@@ -12,6 +12,7 @@ use std::{
 
 use super::process;
 use crate::{
+    cluster::Cluster,
     config::Loaded,
     dispatch::ServedTool,
     front::Front,
@@ -46,6 +47,43 @@ pub(super) fn reader(
 /// What may be divided by, each under the name of its setting.
 type Limits = [(&'static str, u64); 7];
 
+/// What instances share.
+fn shared(out: &mut Exposition, cluster: &Cluster) {
+    let link = &cluster.link;
+    out.gauge("bigiron_cluster_up", "1 while what instances share can be had, 0 while Redis is away")
+        .only(u8::from(!link.is_away()));
+    out.counter("bigiron_cluster_away_total", "Times that Redis went away").only(link.times_away());
+    out.gauge("bigiron_cluster_commands_in_flight", "Commands to Redis under way")
+        .only(link.in_flight(cluster.config.in_flight_max));
+    out.counter("bigiron_cluster_commands_total", "Commands to Redis, by what came of them");
+    let counts = link.counts();
+    for (outcome, count) in [
+        ("answered", &counts.answered),
+        ("refused", &counts.refused),
+        ("unknown", &counts.unknown),
+        ("away", &counts.away),
+        ("crowded", &counts.crowded),
+    ] {
+        out.value(&Labels::new(&[("outcome", outcome)]), count.load(Relaxed));
+    }
+    out.counter("bigiron_cluster_connects_total", "Attempts to connect to Redis").only(counts.connects.load(Relaxed));
+    out.counter(
+        "bigiron_cluster_messages_missed_total",
+        "Messages of other instances that came faster than they were read",
+    )
+    .only(counts.missed.load(Relaxed));
+    out.counter("bigiron_cluster_rates_alone_total", "Rates that Redis did not decide").only(cluster.rates.alone());
+    let Some(registry) = cluster.registry() else { return };
+    out.gauge("bigiron_cluster_nodes", "Instances, this one among them").only(registry.view().nodes.len());
+    let counts = registry.counts();
+    out.counter("bigiron_cluster_reaped_total", "Instances without heartbeats that this one removed")
+        .only(counts.reaped.load(Relaxed));
+    out.counter("bigiron_cluster_heartbeats_missed_total", "Heartbeats of this instance that were not taken")
+        .only(counts.missed.load(Relaxed));
+    out.counter("bigiron_cluster_corrupt_total", "Records of instances that could not be read")
+        .only(counts.corrupt.load(Relaxed));
+}
+
 fn limits(loaded: &Loaded) -> Limits {
     let (tuning, resolved) = (&loaded.tuning, &loaded.resolved);
     [
@@ -77,6 +115,9 @@ impl Sources {
         self.secure(&mut out);
         self.identity(&mut out);
         self.rates(&mut out);
+        if let Some(cluster) = &self.front.cluster {
+            shared(&mut out, cluster);
+        }
         self.audit(&mut out);
         self.pool(&mut out);
         let tools = self.front.router.dispatch.tools();

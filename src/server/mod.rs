@@ -29,6 +29,7 @@ use crate::{
     audit::Audit,
     call::TASKS_EXTENSION,
     changes::Changes,
+    cluster::{About, Cluster, JoinError, Status},
     config::{Loaded, Tuning},
     dispatch::{
         Dispatch,
@@ -308,7 +309,8 @@ impl Builder {
 
         let drain = Arc::<Drain>::default();
         let runtime = io_runtime(loaded.resolved.io_threads)?;
-        let front = Arc::new(self.front(loaded, addr, Arc::clone(&drain), &runtime)?);
+        let cluster = connect(loaded, addr, &runtime)?;
+        let front = Arc::new(self.front(loaded, addr, cluster.clone(), Arc::clone(&drain), &runtime)?);
         let (connections, stop) = (Arc::<Connections>::default(), Arc::<Notify>::default());
         let invalidations = Arc::<AtomicU64>::default();
         let started = admin_socket.map(|socket| {
@@ -328,7 +330,8 @@ impl Builder {
             let administers = Box::new(move |headers: &Headers<'_>| {
                 Some(server.upgrade()?.doorkeeper.as_ref()?.administers(headers))
             });
-            admin::start(socket, Admin { hosts, drain: Arc::clone(&drain), metrics, administers, invalidate })
+            let (drain, cluster) = (Arc::clone(&drain), cluster.clone());
+            admin::start(socket, Admin { hosts, drain, metrics, administers, cluster, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections, secure.as_ref())
@@ -349,6 +352,9 @@ impl Builder {
             }
             ended.notify_one();
         });
+        if let Some(cluster) = &cluster {
+            runtime.block_on(join(cluster, &front, loaded.resolved.concurrent_requests_max));
+        }
         runtime.spawn(sweep::sessions(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
         if loaded.insecure_no_auth && !loaded.asks_who_calls() {
             runtime.spawn(sweep::say_that_all_may_call(sweep::REMINDER_PAUSE));
@@ -385,6 +391,7 @@ impl Builder {
         self,
         loaded: &Loaded,
         addr: SocketAddr,
+        cluster: Option<Arc<Cluster>>,
         drain: Arc<Drain>,
         runtime: &Runtime,
     ) -> Result<Front, StartError> {
@@ -407,7 +414,11 @@ impl Builder {
             trusted: Trusted::new(&tuning.server.trusted_proxies)
                 .map_err(|message| StartError::config(loaded.fault("server.trusted_proxies", message)))?,
             doorkeeper: doorkeeper(loaded, addr)?,
-            limiter: limiter(tuning),
+            limiter: match &cluster {
+                None => limiter(tuning),
+                Some(_) => limiter(tuning).map(Limiter::with_shared_keys),
+            },
+            cluster,
             tells_rates: tuning.rate_limit.headers_on_success,
             router: self.router(loaded, &format!("{}:{}", runtime::host_name(), addr.port()), drain, runtime)?,
         })
@@ -648,6 +659,36 @@ fn end_audit(router: &Router) {
     {
         tracing::error!("{problem}");
     }
+}
+
+/// Connects to what instances share, when there are several. `addr` is where this one listens.
+fn connect(loaded: &Loaded, addr: SocketAddr, runtime: &Runtime) -> Result<Option<Arc<Cluster>>, StartError> {
+    let tuning = &loaded.tuning;
+    if !tuning.cluster.is_on() {
+        return Ok(None);
+    }
+    let base = match tuning.cluster.advertise.as_str() {
+        "" => format!("http://{addr}"),
+        advertise => advertise.to_owned(),
+    };
+    let address = format!("{base}{}", tuning.server.path);
+    let connected = runtime.block_on(Cluster::connect(&tuning.cluster, &runtime::host_name(), &address));
+    connected.map(Some).map_err(|error| match error {
+        JoinError::Setting(path, message) => StartError::config(loaded.fault(path, message)),
+        JoinError::Away(why) => StartError::host("Redis is away, and cluster.start = \"refuse\"", why),
+    })
+}
+
+/// Tells the other instances that this one is there, and then that it serves.
+async fn join(cluster: &Cluster, front: &Arc<Front>, max_load: usize) {
+    let front = Arc::downgrade(front);
+    cluster.join(Box::new(move || {
+        let front = front.upgrade()?;
+        let tools = front.router.dispatch.tools();
+        let tools = tools.ordered().iter().map(|served| served.tool.name().to_owned()).collect();
+        Some(About { load: front.gate.inside() as u64, max_load: max_load as u64, tools })
+    }));
+    cluster.status(Status::Running).await;
 }
 
 /// What gets the issuer's keys, where they are fetched.

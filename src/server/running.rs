@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{end_audit, note, scheme};
 use crate::{
+    cluster::Status,
     config::Loaded,
     front::Front,
     listener::{Connections, Secure},
@@ -107,6 +108,14 @@ impl Running {
     async fn drained(&self) {
         self.drain.start(); // /ready says so
         note(&self.front.router, "drain", "");
+        let Some(cluster) = &self.front.cluster else { return self.finished().await };
+        cluster.status(Status::Stopping).await;
+        self.finished().await;
+        cluster.leave().await;
+    }
+
+    /// Takes nothing new in, and finishes what is in flight.
+    async fn finished(&self) {
         tokio::time::sleep(LAST_REQUESTS).await;
         self.stop.notify_one(); // nothing new is accepted
         // A failure to end in time would only mean that a connection just accepted is not waited for.

@@ -11,6 +11,7 @@ mod cache; // what is kept, for whom, and that equal calls run once
 mod calls; // progress, logs, panics, cancelling, sessions
 mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
+mod cluster; // several processes at one Redis
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
@@ -24,6 +25,8 @@ mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
 mod readers; // slow, silent and many readers of streams
 mod readme; // what the README tells people to type
+#[path = "../../src/cluster/tests/servers.rs"]
+mod redis; // real Redis processes
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
 mod streams; // changes, questions, lost connections, slow readers

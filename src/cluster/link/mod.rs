@@ -1,0 +1,321 @@
+//! The connection to Redis, and the only place that knows how one is had. Whoever asks Redis something asks a [`Link`]:
+//! each command has a time, so many are under way at once and no more, and while Redis is away they fail at once and
+//! cost nothing. One task looks whether it is there; it tries once in a second at most, whatever fails.
+//!
+//! ```text
+//!            +--- broke: another at once ----+
+//!            v                               |
+//!       Connecting ---------> Up ------------+
+//!            |                |  no answer, several times in a row
+//!            v                v
+//!           Away <------------+      back to Up when one look succeeds
+//! ```
+
+mod error;
+mod state;
+mod subscribe;
+mod way;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use redis::FromRedisValue;
+pub(crate) use redis::{Cmd, Pipeline, Script, ScriptInvocation, cmd, pipe};
+use tokio::{
+    sync::{Notify, Semaphore, oneshot, watch},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+};
+
+use self::{
+    error::plain,
+    state::{Current, Switch},
+    way::Way,
+};
+pub(crate) use self::{
+    error::{LinkError, Refused},
+    state::State,
+    subscribe::{Event, Subscription},
+};
+use super::config::Config;
+
+/// Between two looks at a connection that is used or idle, so that a Redis that hangs is noticed whoever asks it.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// A handle on Redis; clones share one connection.
+#[derive(Clone)]
+pub(crate) struct Link {
+    shared: Arc<Shared>,
+    /// Ends the task when the last handle is gone.
+    _stop: Arc<oneshot::Sender<std::convert::Infallible>>,
+}
+
+struct Shared {
+    way: Way,
+    switch: Switch,
+    places: Semaphore,
+    command: Duration,
+    probe: Duration,
+    /// Something is odd with the connection: the task looks at once.
+    look: Notify,
+    /// It is to be replaced, although it answers.
+    is_stale: AtomicBool,
+    counts: Counts,
+}
+
+/// What came of commands, since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Answers of Redis, refusals among them.
+    pub(crate) answered: AtomicU64,
+    /// Commands without an answer in time, and those whose connection broke.
+    pub(crate) unknown: AtomicU64,
+    /// Commands that were not sent, because Redis was away.
+    pub(crate) away: AtomicU64,
+    /// Commands that were not sent, because too many were under way.
+    pub(crate) crowded: AtomicU64,
+    /// Answers that said no.
+    pub(crate) refused: AtomicU64,
+    /// Messages that a listener had no room for; it was told that there was a gap.
+    pub(crate) missed: AtomicU64,
+    /// Attempts to connect.
+    pub(crate) connects: AtomicU64,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("way", &self.shared.way).field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Begins to connect, in a task of the runtime that this is called in, and returns.
+    ///
+    /// # Errors
+    /// Settings are wrong, or a file that they name cannot be read. That Redis is away is no error.
+    pub(crate) fn start(config: &Config) -> Result<Self, String> {
+        let shared = Arc::new(Shared {
+            way: Way::new(config)?,
+            switch: Switch::new(config.failures_max),
+            places: Semaphore::new(config.in_flight_max),
+            command: config.command_timeout(),
+            probe: Duration::from_millis(config.probe_ms),
+            look: Notify::new(),
+            is_stale: AtomicBool::new(false),
+            counts: Counts::default(),
+        });
+        let (stop, stopped) = oneshot::channel();
+        let kept = Arc::clone(&shared);
+        tokio::spawn(async move {
+            tokio::select! {
+                never = keep(&kept) => match never {},
+                _ = stopped => {}
+            }
+        });
+        Ok(Self { shared, _stop: Arc::new(stop) })
+    }
+
+    /// Asks one command.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, LinkError> {
+        self.ask(Ask::Command(command)).await
+    }
+
+    /// Asks several commands in one go; in a cluster their keys are of one slot.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub(crate) async fn pipeline<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, LinkError> {
+        self.ask(Ask::Pipeline(commands)).await
+    }
+
+    /// Runs a script, by its hash; Redis is given the text when it does not know it.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub(crate) async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, LinkError> {
+        self.ask(Ask::Script(script)).await
+    }
+
+    /// Listens on these channels, and says when something may have been missed.
+    pub(crate) fn subscribe(&self, channels: Vec<String>) -> Subscription {
+        Subscription::start(Arc::clone(&self.shared), Arc::clone(&self._stop), channels)
+    }
+
+    /// Whether commands fail at once, because Redis does not answer.
+    pub(crate) fn is_away(&self) -> bool {
+        !self.shared.switch.is_up() && self.state().is_away()
+    }
+
+    /// Whether Redis is there.
+    pub(crate) fn state(&self) -> State {
+        self.shared.switch.state()
+    }
+
+    /// The same, to wait for a change.
+    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+        self.shared.switch.watch()
+    }
+
+    /// How often Redis went away.
+    pub(crate) fn times_away(&self) -> u64 {
+        self.shared.switch.times_away()
+    }
+
+    /// Commands under way.
+    pub(crate) fn in_flight(&self, in_flight_max: usize) -> usize {
+        in_flight_max.saturating_sub(self.shared.places.available_permits())
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
+    /// Waits until it is known whether Redis is there.
+    ///
+    /// # Errors
+    /// It is not: in words, why.
+    pub(crate) async fn first_word(&self, patience: Duration) -> Result<(), String> {
+        let mut state = self.watch();
+        let known = timeout(patience, state.wait_for(|state| *state != State::Connecting)).await;
+        match known {
+            Ok(Ok(state)) => match &*state {
+                State::Away(why) => Err(why.to_string()),
+                _ => Ok(()),
+            },
+            _ => Err(format!("no word of it within {} ms", patience.as_millis())),
+        }
+    }
+
+    async fn ask<T: FromRedisValue>(&self, ask: Ask<'_>) -> Result<T, LinkError> {
+        let Shared { switch, places, counts, .. } = &*self.shared;
+        let Ok(_place) = places.try_acquire() else {
+            counts.crowded.fetch_add(1, Relaxed);
+            return Err(LinkError::Crowded);
+        };
+        let until = Instant::now() + self.shared.command;
+        let current = switch.connection(until).await.inspect_err(|_| {
+            counts.away.fetch_add(1, Relaxed);
+        })?;
+        let mut connection = current.connection.clone();
+        let answer = timeout_at(until, async {
+            match ask {
+                Ask::Command(command) => command.query_async(&mut connection).await,
+                Ask::Pipeline(commands) => commands.query_async(&mut connection).await,
+                Ask::Script(script) => script.invoke_async(&mut connection).await,
+            }
+        });
+        let error = match answer.await {
+            Ok(Ok(value)) => {
+                switch.answered();
+                counts.answered.fetch_add(1, Relaxed);
+                return Ok(value);
+            }
+            Ok(Err(error)) => LinkError::of(&error),
+            Err(_) => LinkError::Unknown("no answer in time"),
+        };
+        self.shared.met(&error, &current);
+        Err(error)
+    }
+}
+
+enum Ask<'a> {
+    Command(&'a Cmd),
+    Pipeline(&'a Pipeline),
+    Script(&'a ScriptInvocation<'a>),
+}
+
+impl Shared {
+    /// Draws the conclusions from a failure.
+    fn met(&self, error: &LinkError, current: &Current) {
+        let count = match error {
+            LinkError::Unknown(_) => &self.counts.unknown,
+            LinkError::Refused(_) => &self.counts.refused,
+            _ => &self.counts.answered,
+        };
+        count.fetch_add(1, Relaxed);
+        if !error.is_of_redis_itself() {
+            self.switch.answered();
+            if *error == LinkError::Refused(Refused::ReadOnly) && self.way.is_sentinel() {
+                self.is_stale.store(true, Relaxed); // another is the master by now
+                self.look.notify_one();
+            }
+            return;
+        }
+        match error {
+            // One that broke says nothing about Redis: the task finds that out.
+            LinkError::Unknown("the connection broke") => self.look.notify_one(),
+            _ if self.switch.failed(current) => {
+                self.switch.away(&error.to_string(), self.probe);
+                self.look.notify_one();
+            }
+            _ => {}
+        }
+    }
+
+    /// From the beginning of one attempt to that of the next: instances do not try in step.
+    fn pause(&self) -> Duration {
+        let quarter = self.probe / 4;
+        let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+        self.probe + quarter.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+}
+
+/// Keeps a connection, for ever.
+async fn keep(shared: &Shared) -> std::convert::Infallible {
+    let mut next_attempt = Instant::now();
+    loop {
+        if Instant::now() < next_attempt {
+            if !shared.switch.state().is_away() {
+                shared.switch.away("the connection broke, and the one before was just made", shared.probe);
+            }
+            sleep_until(next_attempt).await;
+        }
+        next_attempt = Instant::now() + shared.pause();
+        shared.counts.connects.fetch_add(1, Relaxed);
+        match shared.way.connect().await {
+            Ok(connection) => {
+                shared.is_stale.store(false, Relaxed);
+                shared.switch.up(connection);
+                watch_over(shared).await;
+            }
+            Err(error) => shared.switch.away(&told(&error), shared.probe),
+        }
+    }
+}
+
+/// Returns when the connection is of no use any more.
+async fn watch_over(shared: &Shared) {
+    loop {
+        tokio::select! {
+            () = shared.look.notified() => {}
+            () = sleep(WATCH) => {}
+        }
+        let Ok(current) = shared.switch.connection(Instant::now()).await else { return }; // too many failures
+        if shared.is_stale.load(Relaxed) {
+            return shared.switch.connecting();
+        }
+        let Err(error) = shared.way.probe(&mut current.connection.clone()).await else { continue };
+        return match LinkError::of(&error) {
+            LinkError::Unknown("the connection broke") => shared.switch.connecting(),
+            _ => shared.switch.away(&told(&error), shared.probe),
+        };
+    }
+}
+
+/// Why Redis is away, in words that say what to do where something can be done.
+fn told(error: &redis::RedisError) -> String {
+    match LinkError::of(error) {
+        LinkError::Refused(Refused::Denied) => {
+            format!("{}; cluster.user and its password must be those of Redis", Refused::Denied)
+        }
+        _ => plain(error),
+    }
+}

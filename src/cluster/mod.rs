@@ -1,0 +1,192 @@
+//! What instances share, through one Redis: who there is (`registry`), and what has to hold across all of them. An
+//! instance that is alone has none of it: nothing here is made then, and nothing is asked.
+//!
+//! `link` is the only place that knows Redis. What it is asked for is written in the parts beside it, as scripts where
+//! two things have to happen together; the clock is Redis' own.
+
+pub(crate) mod config;
+mod endpoint;
+pub(crate) mod keys;
+pub(crate) mod link;
+mod node;
+pub(crate) mod rate;
+mod registry;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+pub use self::{
+    config::{Config, Start, WhileAway},
+    node::{Node, Status},
+};
+pub(crate) use self::{
+    endpoint::Endpoint,
+    keys::Keys,
+    registry::{About, Me, Registry, View},
+};
+use self::{
+    endpoint::Kind,
+    link::{Link, State},
+    rate::Rates,
+    registry::Named,
+};
+
+/// What one instance has of the others: the link, and what is shared over it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) config: Config,
+    pub(crate) link: Link,
+    pub(crate) keys: Keys,
+    pub(crate) rates: Rates,
+    named: Named,
+    registry: OnceLock<Registry>,
+}
+
+/// Why it could not be had.
+#[derive(Debug)]
+pub(crate) enum JoinError {
+    /// The setting of this name is wrong.
+    Setting(&'static str, String),
+    /// Redis is away, and the start is to be refused then.
+    Away(String),
+}
+
+impl Cluster {
+    /// Connects, in tasks of the runtime that this is called in. `host` and `address` name this instance where the
+    /// settings do not.
+    ///
+    /// # Errors
+    /// Settings are wrong, the keys are another deployment's, or Redis is away and that is to end the start.
+    pub(crate) async fn connect(config: &Config, host: &str, address: &str) -> Result<Arc<Self>, JoinError> {
+        let cluster = Self::open(config, host, address).map_err(|wrong| JoinError::Setting("cluster.redis", wrong))?;
+        let patience = config.connect_timeout() + config.command_timeout();
+        match (cluster.link.first_word(patience).await, config.start) {
+            (Ok(()), _) => {}
+            (Err(why), Start::Refuse) => return Err(JoinError::Away(why)),
+            (Err(_), Start::Degraded) => return Ok(Arc::new(cluster)),
+        }
+        let expiry = registry::expiry_of(cluster.named.period);
+        match registry::claim(&cluster.link, &cluster.named, expiry).await {
+            Ok(Err(owner)) => Err(JoinError::Setting(
+                "cluster.key_prefix",
+                format!(
+                    "the keys {}* in this Redis are those of another deployment, {owner:?} (here cluster.id is {:?}); \
+                     choose another cluster.key_prefix, or the same cluster.id when both are one",
+                    config.key_prefix, config.id
+                ),
+            )),
+            Err(error) if config.start == Start::Refuse => Err(JoinError::Away(error.to_string())),
+            _ => Ok(Arc::new(cluster)),
+        }
+    }
+
+    /// The same without waiting for Redis, and without a say on whose the keys are: to look at others.
+    pub(crate) fn open(config: &Config, host: &str, address: &str) -> Result<Self, String> {
+        let endpoint = Endpoint::parse(&config.redis)?;
+        let link = Link::start(config)?;
+        let keys = Keys::new(&config.key_prefix, endpoint.kind == Kind::Cluster);
+        let run = keys::hex(&random());
+        let id = match config.node_id.as_str() {
+            "" => {
+                let host: String = host
+                    .chars()
+                    .map(|c| if node::is_id(c.encode_utf8(&mut [0; 4])) { c } else { '-' })
+                    .take(40)
+                    .collect();
+                format!("{host}-{}", &run[..8])
+            }
+            id => id.to_owned(),
+        };
+        let named = Named {
+            keys: keys.clone(),
+            cluster: config.id.clone(),
+            id,
+            run,
+            address: address.to_owned(),
+            roles: config.roles.clone(),
+            period: Duration::from_secs(config.heartbeat_s),
+        };
+        let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
+        Ok(Self { config: config.clone(), link, keys, rates, named, registry: OnceLock::new() })
+    }
+
+    /// The name of this instance.
+    pub(crate) fn id(&self) -> &str {
+        &self.named.id
+    }
+
+    /// Enters the registry, as starting.
+    pub(crate) fn join(&self, me: Me) {
+        self.registry.get_or_init(|| Registry::start(self.link.clone(), self.named.clone(), me));
+    }
+
+    /// Who there is, once this one has joined.
+    pub(crate) fn registry(&self) -> Option<&Registry> {
+        self.registry.get()
+    }
+
+    /// Says where this instance stands.
+    pub(crate) async fn status(&self, status: Status) {
+        if let Some(registry) = self.registry() {
+            registry.status(status).await;
+        }
+    }
+
+    /// Leaves the registry; nothing of this instance stays.
+    pub(crate) async fn leave(&self) {
+        if let Some(registry) = self.registry() {
+            registry.leave().await;
+        }
+    }
+
+    /// Whether Redis is there, in a word.
+    pub(crate) fn word(&self) -> &'static str {
+        match self.link.state() {
+            State::Up | State::Connecting => "up",
+            State::Away(_) => "away",
+        }
+    }
+
+    /// All nodes as of the last look, as JSON.
+    pub(crate) fn nodes_json(&self) -> Value {
+        let view = self.registry().map(Registry::view);
+        let nodes = view.map_or_else(Vec::new, |view| aged(&view));
+        json!({ "self": self.id(), "cluster": self.word(), "nodes": nodes })
+    }
+}
+
+/// The nodes with the age of their heartbeats as of now.
+fn aged(view: &View) -> Vec<Node> {
+    let since = Instant::now().saturating_duration_since(view.at).as_millis() as u64;
+    let mut nodes = view.nodes.clone();
+    nodes.iter_mut().for_each(|node| node.heartbeat_age_ms += since);
+    nodes
+}
+
+/// The nodes that Redis knows of at this moment, for whoever is none of them.
+///
+/// # Errors
+/// In words, why Redis does not say.
+pub(crate) async fn nodes(config: &Config) -> Result<Vec<Node>, String> {
+    let cluster = Cluster::open(config, "", "")?;
+    cluster.link.first_word(config.connect_timeout() + config.command_timeout()).await?;
+    registry::look(&cluster.link, &cluster.keys, None).await.map(|found| found.nodes).map_err(|error| error.to_string())
+}
+
+fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        // Without a source of randomness the time and the process have to tell two starts apart.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        bytes[..12].copy_from_slice(&now.as_nanos().to_be_bytes()[4..]);
+        bytes[12..].copy_from_slice(&std::process::id().to_be_bytes());
+    }
+    bytes
+}

@@ -1,0 +1,273 @@
+use std::{
+    sync::{LazyLock, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use tokio::{task::JoinSet, time::timeout};
+
+use super::*;
+use crate::{
+    cluster::link::{Event, LinkError, Refused, Script, Subscription, cmd, pipe},
+    units::Secret,
+};
+
+static ADD: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])"));
+
+async fn set(link: &Link, key: &str, value: &str) -> Result<(), LinkError> {
+    link.query(cmd("SET").arg(key).arg(value)).await
+}
+
+async fn get(link: &Link, key: &str) -> Result<Option<String>, LinkError> {
+    link.query(cmd("GET").arg(key)).await
+}
+
+async fn add(link: &Link, key: &str, count: i64) -> Result<i64, LinkError> {
+    link.script(ADD.key(key).arg(count)).await
+}
+
+/// Asks until it is answered.
+async fn eventually_set(link: &Link, key: &str) {
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = set(link, key, "x").await {
+        assert!(Instant::now() < until, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn one_server_is_asked_by_commands_pipelines_and_scripts() {
+    let redis = Redis::start();
+    let link = linked(&redis.url()).await;
+    set(&link, "a", "1").await.expect("set");
+    assert_eq!(get(&link, "a").await, Ok(Some("1".into())));
+    let mut both = pipe();
+    both.cmd("INCR").arg("a").cmd("INCR").arg("a");
+    assert_eq!(link.pipeline::<(i64, i64)>(&both).await, Ok((2, 3)));
+    assert_eq!(add(&link, "a", 7).await, Ok(10));
+    redis.cli(&["SCRIPT", "FLUSH"]);
+    assert_eq!(add(&link, "a", 1).await, Ok(11), "a script that Redis has forgotten is given again");
+    // What Redis refuses and what it should not hold are told apart, and are no reason to take it for away.
+    redis.cli(&["RPUSH", "list", "x"]);
+    for _ in 0..5 {
+        assert_eq!(get(&link, "list").await, Err(LinkError::Refused(Refused::WrongType)));
+    }
+    assert_eq!(add(&link, "list", 1).await, Err(LinkError::Refused(Refused::WrongType)), "within a script, too");
+    set(&link, "text", "x").await.expect("set");
+    assert!(matches!(link.query::<u64>(cmd("GET").arg("text")).await, Err(LinkError::Odd(_))));
+    assert_eq!((link.state(), link.times_away()), (State::Up, 0));
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_and_not_tried_in_a_storm() {
+    let redis = Redis::with_password("right");
+    let began = Instant::now();
+    let wrong = Config { password: Secret::new("hunter2"), ..config(&redis.url()) };
+    let link = Link::start(&wrong).expect("settings");
+    let why = link.first_word(PATIENCE).await.expect_err("it is not let in");
+    assert!(why.contains("password is wrong") && !why.contains("hunter2"), "{why}");
+    let connects = &link.counts().connects;
+    while connects.load(Relaxed) < 3 {
+        assert!(began.elapsed() < PATIENCE, "it tries again");
+        assert_eq!(set(&link, "a", "1").await, Err(LinkError::Away), "meanwhile nobody waits");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let seconds = began.elapsed().as_secs();
+    assert!(connects.load(Relaxed) <= seconds + 1, "{connects:?} attempts in {seconds} s");
+    assert!(!format!("{link:?}").contains("hunter2"));
+    let right = Config { password: Secret::new("right"), ..config(&redis.url()) };
+    let link = Link::start(&right).expect("settings");
+    link.first_word(PATIENCE).await.expect("it is let in");
+    redis.cli(&["ACL", "SETUSER", "reader", "on", ">r", "~*", "+@read", "+@connection"]);
+    let reader = Config { user: "reader".into(), password: Secret::new("r"), ..config(&redis.url()) };
+    let link = Link::start(&reader).expect("settings");
+    link.first_word(PATIENCE).await.expect("it is let in");
+    assert_eq!(set(&link, "a", "1").await, Err(LinkError::Refused(Refused::Denied)), "NOPERM");
+    assert_eq!(get(&link, "a").await, Ok(None));
+}
+
+#[tokio::test]
+async fn a_redis_that_was_killed_is_away_until_it_is_back() {
+    let mut redis = Redis::start();
+    let link = linked(&redis.url()).await;
+    assert_eq!(add(&link, "n", 5).await, Ok(5));
+    redis.kill();
+    until(&link, State::is_away).await;
+    assert_eq!(add(&link, "n", 1).await, Err(LinkError::Away));
+    assert!(link.is_away());
+    redis.restart();
+    until(&link, |state| *state == State::Up).await;
+    assert_eq!(add(&link, "n", 1).await, Ok(1), "it was started empty, and is used again");
+    assert_eq!(link.times_away(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_made_again_and_redis_is_not_away() {
+    let redis = Redis::start();
+    let link = linked(&redis.url()).await;
+    tokio::time::sleep(Duration::from_millis(1300)).await; // the next attempt is due
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    eventually_set(&link, "a").await;
+    assert_eq!(link.times_away(), 0);
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_costs_a_command_its_time_and_soon_nothing() {
+    let redis = Redis::start();
+    let link = up(Link::start(&hasty(&redis.url())).expect("settings")).await;
+    redis.hang();
+    assert!(matches!(set(&link, "a", "1").await, Err(LinkError::Unknown(_))), "it may have been done");
+    until(&link, State::is_away).await;
+    for _ in 0..1000 {
+        assert_eq!(set(&link, "a", "1").await, Err(LinkError::Away));
+    }
+    redis.wake();
+    until(&link, |state| *state == State::Up).await;
+    set(&link, "a", "1").await.expect("set");
+}
+
+#[tokio::test]
+async fn only_so_many_commands_are_under_way() {
+    let redis = Redis::start();
+    let few = Config { in_flight_max: 16, ..hasty(&redis.url()) };
+    let link = Link::start(&few).expect("settings");
+    link.first_word(PATIENCE).await.expect("it is there");
+    redis.hang();
+    let mut commands = JoinSet::new();
+    for _ in 0..50 {
+        let link = link.clone();
+        commands.spawn(async move { set(&link, "a", "1").await });
+    }
+    let outcomes = commands.join_all().await;
+    redis.wake();
+    let crowded = outcomes.iter().filter(|outcome| **outcome == Err(LinkError::Crowded)).count();
+    assert_eq!(crowded, 34, "{outcomes:?}");
+    assert_eq!(link.in_flight(16), 0, "each place is given back");
+}
+
+#[tokio::test]
+async fn a_full_redis_and_a_replica_refuse_and_are_not_away() {
+    let full = Redis::start_with(&["--maxmemory", "100kb", "--maxmemory-policy", "noeviction"]);
+    let link = linked(&full.url()).await;
+    assert_eq!(set(&link, "a", "1").await, Err(LinkError::Refused(Refused::Full)));
+    assert_eq!(add(&link, "a", 1).await, Err(LinkError::Refused(Refused::Full)), "within a script, too");
+    let master = Redis::start();
+    let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+    let replica_link = linked(&replica.url()).await;
+    assert_eq!(set(&replica_link, "a", "1").await, Err(LinkError::Refused(Refused::ReadOnly)));
+    assert_eq!(get(&replica_link, "a").await, Ok(None));
+    assert_eq!((link.times_away(), replica_link.times_away()), (0, 0));
+}
+
+async fn heard(listener: &mut Subscription) -> Event {
+    timeout(PATIENCE, listener.next()).await.expect("in time").expect("the runtime lives")
+}
+
+/// The text of the next message; what comes before it is no message.
+async fn message(listener: &mut Subscription) -> (bool, String) {
+    let mut had_gap = false;
+    loop {
+        match heard(listener).await {
+            Event::Message(message) => {
+                return (had_gap, String::from_utf8(message.payload).expect("text"));
+            }
+            Event::Gap => had_gap = true,
+            Event::Begun => panic!("it begins once"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_listener_hears_all_or_is_told_that_it_did_not() {
+    let mut redis = Redis::start();
+    let link = linked(&redis.url()).await;
+    let mut listener = link.subscribe(vec!["news".into(), "other".into()]);
+    assert_eq!(heard(&mut listener).await, Event::Begun);
+    for text in ["one", "two"] {
+        redis.cli(&["PUBLISH", "news", text]);
+        assert_eq!(message(&mut listener).await, (false, text.into()));
+    }
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert_eq!(heard(&mut listener).await, Event::Gap, "told once it listens again");
+    redis.cli(&["PUBLISH", "other", "three"]);
+    assert_eq!(message(&mut listener).await, (false, "three".into()));
+    redis.kill();
+    redis.restart();
+    assert_eq!(heard(&mut listener).await, Event::Gap);
+    redis.cli(&["PUBLISH", "news", "four"]);
+    assert_eq!(message(&mut listener).await, (false, "four".into()));
+}
+
+#[tokio::test]
+async fn a_listener_that_is_slow_is_told_so() {
+    let redis = Redis::start();
+    let link = linked(&redis.url()).await;
+    let mut listener = link.subscribe(vec!["news".into()]);
+    assert_eq!(heard(&mut listener).await, Event::Begun);
+    let mut many = pipe();
+    for n in 0..10_000 {
+        many.cmd("PUBLISH").arg("news").arg(n).ignore();
+    }
+    let heard_by_redis = link.pipeline::<()>(&many).await;
+    assert!(matches!(heard_by_redis, Ok(()) | Err(LinkError::Unknown(_))), "{heard_by_redis:?}");
+    while link.counts().missed.load(Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (mut last, mut gaps) = (-1, 0);
+    // One more, now and then, until the end has come through.
+    while last != 10_000 {
+        match timeout(Duration::from_millis(200), listener.next()).await {
+            Ok(Some(Event::Gap)) => gaps += 1,
+            Ok(Some(Event::Message(message))) => {
+                let number: i64 = String::from_utf8(message.payload).expect("text").parse().expect("a number");
+                assert!(number == last + 1 || gaps > 0 || number == 10_000, "{last}, {number}");
+                last = number;
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => drop(redis.cli(&["PUBLISH", "news", "10000"])),
+        }
+    }
+    assert!(gaps > 0, "more than fit were sent at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_of_the_sentinels_is_followed() {
+    let mut all = Sentinels::start();
+    let link = linked(&all.url()).await;
+    let mut listener = link.subscribe(vec!["news".into()]);
+    assert_eq!(heard(&mut listener).await, Event::Begun);
+    set(&link, "a", "1").await.expect("set");
+    let old = all.servers[0].port;
+    all.servers[0].kill();
+    until(&link, State::is_away).await;
+    until(&link, |state| *state == State::Up).await;
+    eventually_set(&link, "b").await;
+    let master = all.sentinels[0].cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+    let master: u16 = master.lines().nth(1).expect("a port").parse().expect("a port");
+    assert_ne!(master, old);
+    let now = all.servers.iter().find(|server| server.port == master).expect("one of ours");
+    assert_eq!(now.cli(&["GET", "b"]), "x", "it was written where the master is");
+    assert_eq!(heard(&mut listener).await, Event::Gap);
+    now.cli(&["PUBLISH", "news", "after"]);
+    assert_eq!(message(&mut listener).await.1, "after");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_six_is_one_redis() {
+    let six = Six::start();
+    let link = linked(&six.url()).await;
+    for n in 0..100 {
+        set(&link, &format!("key-{n}"), &n.to_string()).await.expect("set");
+    }
+    let held = || six.0.iter().map(|server| server.cli(&["DBSIZE"]).parse().expect("a number")).collect::<Vec<u32>>();
+    servers::eventually("each key is on a master and its replica", || held().iter().sum::<u32>() == 200);
+    let held = held();
+    assert!(held.iter().all(|count| *count > 0 && *count < 100), "{held:?}");
+    for n in 0..100 {
+        assert_eq!(get(&link, &format!("key-{n}")).await, Ok(Some(n.to_string())));
+        assert_eq!(add(&link, &format!("count-{n}"), n).await, Ok(n), "a script, wherever its key is");
+    }
+    let mut listener = link.subscribe(vec!["news".into()]);
+    assert_eq!(heard(&mut listener).await, Event::Begun);
+    six.0[5].cli(&["PUBLISH", "news", "from elsewhere"]);
+    assert_eq!(message(&mut listener).await, (false, "from elsewhere".into()));
+}
