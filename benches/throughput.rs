@@ -212,7 +212,7 @@ impl Contestant {
         }
         let server = rig.start(kind, row, answer)?;
         let (expected, answer) = if kind.is_plain() {
-            (Expected::fixed(answer.to_vec()), answer.to_vec())
+            (Expected::fixed(row.status(), answer.to_vec()), answer.to_vec())
         } else {
             probe(row, server.address).map_err(|error| format!("{}: {error}", kind.name()))?
         };

@@ -63,8 +63,8 @@ impl Kind {
 
     pub(crate) fn takes_part_in(self, row: Row) -> bool {
         match self {
-            Self::RmcpJson => !row.has_session() && !row.needs_tools(),
-            Self::RmcpSessions => !row.needs_tools(),
+            Self::RmcpJson => !row.has_session() && !row.needs_tools() && !row.is_refused(),
+            Self::RmcpSessions => !row.needs_tools() && !row.is_refused(),
             Self::Bigiron | Self::BareHyper | Self::BareHyperFixed => true,
         }
     }
@@ -92,8 +92,8 @@ impl Rig {
         let address = free_address()?;
         let command = match kind {
             Kind::Bigiron if row.needs_tools() => self.tools_command(address)?,
-            Kind::Bigiron => self.bigiron_command(address),
-            Kind::BareHyper | Kind::BareHyperFixed => self.bare_command(kind, address, answer)?,
+            Kind::Bigiron => self.bigiron_command(address, row),
+            Kind::BareHyper | Kind::BareHyperFixed => self.bare_command(kind, row, address, answer)?,
             Kind::RmcpJson | Kind::RmcpSessions => self.rmcp_command(kind, address),
         };
         let log = self.folder.join(format!("{}.log", kind.short_name()));
@@ -101,10 +101,11 @@ impl Rig {
             .map_err(|error| format!("{}: {error}", kind.name()).into())
     }
 
-    fn bigiron_command(&self, address: SocketAddr) -> Command {
+    fn bigiron_command(&self, address: SocketAddr, row: Row) -> Command {
         let mut command = Command::new(&self.bigiron);
         command.args(["serve", "--listen", &address.to_string()]);
         command.args(["--set", "server.admin_listen=", "--set", "log.level=error"]);
+        command.args(row.settings().iter().flat_map(|set| ["--set", set]));
         // Away from any tuning.toml: the built-in defaults are what is measured.
         command.current_dir(&self.folder);
         command
@@ -116,11 +117,11 @@ impl Rig {
         Ok(command)
     }
 
-    fn bare_command(&self, kind: Kind, address: SocketAddr, answer: &[u8]) -> Result<Command> {
+    fn bare_command(&self, kind: Kind, row: Row, address: SocketAddr, answer: &[u8]) -> Result<Command> {
         let body = self.folder.join("answer.json");
         fs::write(&body, answer)?;
         let mut command = self.peer_command("bare-hyper", address);
-        command.arg("--body").arg(body);
+        command.arg("--body").arg(body).args(bare_arguments(row));
         if kind == Kind::BareHyperFixed {
             command.arg("--no-parse");
         }
@@ -140,6 +141,15 @@ impl Rig {
         command.args(["--threads", &self.peer_threads.to_string(), "--listen", &address.to_string()]);
         command
     }
+}
+
+/// What bare hyper has to be told to answer as bigiron does, besides the bytes.
+pub(crate) fn bare_arguments(row: Row) -> Vec<String> {
+    let mut arguments = vec!["--status".to_owned(), row.status().to_string()];
+    if row == Row::RefusedSize {
+        arguments.push("--unread".to_owned());
+    }
+    arguments
 }
 
 /// Builds the package beside this folder and says where its programs are. The first time takes minutes.
