@@ -26,6 +26,9 @@ use support::{
     tools,
 };
 
+#[global_allocator]
+static ALLOCATOR: tools::allocator::Allocator = tools::allocator::Allocator;
+
 /// The rows that are drawn when none is named.
 const ROWS: [Row; 7] =
     [Row::ModernEcho, Row::Cached10KB, Row::LegacyEcho, Row::ToolsList100, Row::Pool, Row::Progress, Row::RefusedRate];

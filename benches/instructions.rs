@@ -34,6 +34,9 @@ use support::{
     tools,
 };
 
+#[global_allocator]
+static ALLOCATOR: tools::allocator::Allocator = tools::allocator::Allocator;
+
 /// Calls before counting, so that everything is there that grows once.
 const WARM_UP: usize = 200;
 const COUNTED: usize = 500;

@@ -28,8 +28,11 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+#[path = "../../../support/allocations.rs"]
+mod allocations;
+
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocations::Counting<mimalloc::MiMalloc> = allocations::Counting(mimalloc::MiMalloc);
 
 #[derive(Parser)]
 struct Args {
@@ -62,6 +65,7 @@ struct Plan {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    allocations::count_if_asked()?;
     let args = Args::parse();
     let body = Bytes::from(std::fs::read(&args.body)?);
     let plan = Plan { body, parse: !args.no_parse, status: args.status, unread: args.unread };
