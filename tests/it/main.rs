@@ -14,6 +14,7 @@ mod clients; // the official clients
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
+mod flavor; // I/O threads with a runtime each
 mod hosted; // rmcp handlers as they are
 mod identity; // who calls, and what they may
 mod pool; // full, hung, abandoned
