@@ -42,7 +42,7 @@ struct Args {
     #[arg(long, value_delimiter = ',')]
     rows: Vec<Row>,
     /// Seconds of load for each.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// Said by `cargo bench`.
     #[arg(long, hide = true)]

@@ -18,12 +18,18 @@ use crate::support::{Result, tools};
 
 /// Names the file for the samples; the process that has it samples itself.
 const SAVED: &str = "FLAMEGRAPH_SAMPLES";
-/// Not a divisor of anything that the server does at intervals.
+/// Asked for; the kernel's clock tick decides how many there are, on many hosts 100. Not a divisor of anything that the
+/// server does at intervals.
 const SAMPLES_PER_S: i32 = 997;
 /// Threads that have a part in calls: their names begin so.
 const THREADS: [&str; 2] = ["io", "pool"];
-/// Lines in the table for each row.
-const SHARES_MAX: usize = 16;
+/// From here on a thread of the runtime works.
+const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::run";
+/// Lines in the table for each row, of blocks and of functions.
+const SHARES_MAX: usize = 12;
+/// Functions that do nothing but enter the kernel.
+const SYSTEM_CALLS: [&str; 9] =
+    ["writev", "write", "recv", "read", "epoll_wait", "epoll_ctl", "accept4", "syscall", "setsockopt"];
 
 /// Asks the server that the command starts for samples, which it writes when it ends.
 pub(crate) fn ask(command: &mut Command, saved: &Path) {
@@ -100,6 +106,10 @@ fn stack(names: &str) -> String {
             shown.push(name);
         }
     }
+    // How a thread of the runtime comes to its work is the same in every stack.
+    if let Some(at) = shown.iter().rposition(|name| name.as_str() == WORKER) {
+        shown.drain(..at);
+    }
     let thread = thread.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
     [&[thread.to_owned()], shown.as_slice()].concat().join(";")
 }
@@ -130,8 +140,34 @@ fn short(name: &str) -> String {
             _ => {}
         }
     }
+    if !out.contains("::") {
+        return c_name(&out).to_owned();
+    }
     let parts = out.split("::").filter(|part| !part.is_empty() && !part.starts_with('{'));
     parts.collect::<Vec<_>>().join("::")
+}
+
+/// The name of a function of the C library as the manual has it, whichever variant of it this processor got.
+fn c_name(name: &str) -> &str {
+    let name = name.strip_prefix("__GI_").unwrap_or(name).trim_start_matches('_');
+    let name = name.strip_prefix("libc_").unwrap_or(name);
+    ["memcpy", "memmove", "memcmp", "memset", "memchr"]
+        .into_iter()
+        .find(|plain| name.starts_with(plain))
+        .unwrap_or(name)
+}
+
+/// What a function belongs to: a system call, a part of this program, or a library.
+fn block(function: &str) -> String {
+    if SYSTEM_CALLS.contains(&function) {
+        return format!("system call {function}");
+    }
+    match function.split_once("::") {
+        Some(("bigiron", rest)) => format!("bigiron::{}", rest.split("::").next().unwrap_or_default()),
+        Some((name, _)) => name.to_owned(),
+        None if function.starts_with("mi_") => "mimalloc".to_owned(),
+        None => "C library".to_owned(),
+    }
 }
 
 /// Where the angle bracket that was opened before is closed.
@@ -150,19 +186,16 @@ fn closing(text: &str) -> usize {
     text.len()
 }
 
-/// Which parts of each row's time which function had for itself.
-pub(crate) struct Shares(BTreeMap<String, Vec<(String, f64)>>);
+/// Which share of each row's time each block had for itself, and each function.
+pub(crate) struct Shares(BTreeMap<String, Vec<String>>);
 
 impl Shares {
     /// What an earlier run wrote, for the rows that this one does not draw.
     pub(crate) fn read(file: &Path) -> Self {
-        let mut rows: BTreeMap<String, Vec<(String, f64)>> = BTreeMap::new();
+        let mut rows: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in fs::read_to_string(file).unwrap_or_default().lines().skip(1) {
-            let fields: Vec<&str> = line.split('\t').collect();
-            if let [row, share, name] = fields[..]
-                && let Ok(share) = share.parse()
-            {
-                rows.entry(row.to_owned()).or_default().push((name.to_owned(), share));
+            if let Some((row, rest)) = line.split_once('\t') {
+                rows.entry(row.to_owned()).or_default().push(rest.to_owned());
             }
         }
         Self(rows)
@@ -170,30 +203,38 @@ impl Shares {
 
     /// Reckons a row anew. Returns how many samples there were.
     pub(crate) fn take(&mut self, row: &str, stacks: &Stacks) -> Result<u64> {
-        let mut own: HashMap<&str, u64> = HashMap::new();
-        for (stack, count) in stacks {
-            *own.entry(stack.rsplit(';').next().unwrap_or(stack)).or_default() += count;
-        }
         let all: u64 = stacks.values().sum();
         if all == 0 {
             return Err(format!("{row}: no samples").into());
         }
-        #[allow(clippy::cast_precision_loss)] // some thousands
-        let mut shares: Vec<(String, f64)> =
-            own.into_iter().map(|(name, count)| (name.to_owned(), count as f64 * 100.0 / all as f64)).collect();
-        shares.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        shares.truncate(SHARES_MAX);
-        self.0.insert(row.to_owned(), shares);
+        let (mut blocks, mut functions) = (HashMap::<String, u64>::new(), HashMap::<String, u64>::new());
+        for (stack, count) in stacks {
+            let function = stack.rsplit(';').next().unwrap_or(stack);
+            *blocks.entry(block(function)).or_default() += count;
+            *functions.entry(function.to_owned()).or_default() += count;
+        }
+        let mut lines = largest("block", blocks, all);
+        lines.extend(largest("function", functions, all));
+        self.0.insert(row.to_owned(), lines);
         Ok(all)
     }
 
     pub(crate) fn write(&self, file: &Path) -> Result<()> {
-        let mut text = "row\tpercent of the CPU time\tfunction, itself\n".to_owned();
-        for (row, shares) in &self.0 {
-            for (name, share) in shares {
-                let _ = writeln!(text, "{row}\t{share:.1}\t{name}");
+        let mut text = "row\twhat\tpercent\tname\n".to_owned();
+        for (row, lines) in &self.0 {
+            for line in lines {
+                let _ = writeln!(text, "{row}\t{line}");
             }
         }
         Ok(fs::write(file, text)?)
     }
+}
+
+#[allow(clippy::cast_precision_loss)] // some thousands
+fn largest(what: &str, counts: HashMap<String, u64>, all: u64) -> Vec<String> {
+    let mut counts: Vec<(String, u64)> = counts.into_iter().collect();
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    counts.truncate(SHARES_MAX);
+    let line = |(name, count): (String, u64)| format!("{what}\t{:.1}\t{name}", count as f64 * 100.0 / all as f64);
+    counts.into_iter().map(line).collect()
 }
