@@ -101,8 +101,7 @@ fn stack(names: &str) -> String {
     let (thread, names) = names.split_once(';').unwrap_or((names, ""));
     let mut shown: Vec<String> = Vec::new();
     for name in names.split(';').map(short) {
-        let is_std = ["core::", "std::", "alloc::"].iter().any(|start| name.starts_with(start));
-        if !name.is_empty() && !is_std && shown.last() != Some(&name) {
+        if !name.is_empty() && !is_std(&name) && shown.last() != Some(&name) {
             shown.push(name);
         }
     }
@@ -112,6 +111,12 @@ fn stack(names: &str) -> String {
     }
     let thread = thread.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
     [&[thread.to_owned()], shown.as_slice()].concat().join(";")
+}
+
+/// Also what it does for any type, which then has a letter for a name, and for slices.
+fn is_std(name: &str) -> bool {
+    let Some((first, _)) = name.split_once("::") else { return false };
+    ["core", "std", "alloc"].contains(&first) || first.starts_with(['[', '(']) || first.trim_end_matches(':').len() == 1
 }
 
 /// A name without what differs from build to build or is too long to show: type parameters, closures, the trait that a
