@@ -30,7 +30,7 @@ train() { # options of bigiron bench
 train --tool echo
 train --tool echo --mode legacy
 train --tool echo --connections 1
-train --tool burn --arguments '{"ms":0}'
+train --tool burn --arguments '{"ms":1}'
 "$profdata" merge -o "$home/merged.profdata" "$home/counts"
 # The counting program is built with other flags than the last one, so nothing of it is taken over.
 build "-Cprofile-use=$home/merged.profdata"
