@@ -17,13 +17,16 @@ pub(super) struct Door {
     pub(super) ended: Notify,
 }
 
+/// What keeps a thread that has a runtime of its own: its drop ends the thread.
+pub(super) type Life = oneshot::Sender<Infallible>;
+
 /// Accepts on every socket, as the flavor says. Returns the doors, and what ends the threads that were made for it.
 pub(super) fn open<F>(
     sockets: Vec<TcpListener>,
     flavor: Flavor,
     shared: &Runtime,
     accept: impl Fn(TcpListener, Arc<Notify>) -> F,
-) -> io::Result<(Vec<Arc<Door>>, Vec<oneshot::Sender<Infallible>>)>
+) -> io::Result<(Vec<Arc<Door>>, Vec<Life>)>
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
@@ -48,10 +51,7 @@ async fn watched(accepting: impl Future<Output = io::Result<()>>, door: Arc<Door
 }
 
 /// A thread with a runtime of its own, for as long as what is returned lives.
-fn own_thread(
-    number: usize,
-    accepting: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<oneshot::Sender<Infallible>> {
+fn own_thread(number: usize, accepting: impl Future<Output = ()> + Send + 'static) -> io::Result<Life> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (life, ended) = oneshot::channel();
     thread::Builder::new().name(format!("io-{number}")).spawn(move || {

@@ -8,7 +8,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{doors::Door, end_audit, note};
+use super::{
+    doors::{Door, Life},
+    end_audit, note,
+};
 use crate::{
     config::Loaded,
     front::Front,
@@ -47,12 +50,11 @@ pub struct Running {
 #[derive(Debug)]
 pub(super) struct IoThreads {
     shared: Option<Runtime>,
-    /// Their drop ends the threads that have a runtime of their own.
-    _own: Vec<oneshot::Sender<Infallible>>,
+    _own: Vec<Life>,
 }
 
 impl IoThreads {
-    pub(super) fn new(shared: Runtime, own: Vec<oneshot::Sender<Infallible>>) -> Self {
+    pub(super) fn new(shared: Runtime, own: Vec<Life>) -> Self {
         Self { shared: Some(shared), _own: own }
     }
 }
