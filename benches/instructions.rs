@@ -30,9 +30,12 @@ use support::{
     process::free_address,
     reply::Reply,
     requests::{Request, Row, connect, open_session, probe},
-    servers::build_peers,
+    servers::{bare_arguments, build_peers},
     tools,
 };
+
+#[global_allocator]
+static ALLOCATOR: tools::allocator::Allocator = tools::allocator::Allocator;
 
 /// Calls before counting, so that everything is there that grows once.
 const WARM_UP: usize = 200;
@@ -163,8 +166,8 @@ impl Lab<'_> {
         let address = free_address()?;
         let mut arguments = vec![std::env::current_exe()?.display().to_string()];
         arguments.extend(tools::arguments(address));
-        for set in ["runtime.io_threads=1", "pool.threads=1"] {
-            arguments.extend(["--set".to_owned(), set.to_owned()]);
+        for set in ["runtime.io_threads=1", "pool.threads=1"].iter().chain(self.row.settings()) {
+            arguments.extend(["--set".to_owned(), (*set).to_owned()]);
         }
         let (profile, answer) = self.count("bigiron", &arguments, address, false)?;
         if self.row.is_kept() && profile.has_called(SERIALISES) {
@@ -182,6 +185,7 @@ impl Lab<'_> {
         let listen = address.to_string();
         let mut arguments = vec![program, "--threads".into(), "1".into(), "--listen".into(), listen];
         arguments.extend(["--body".to_owned(), body]);
+        arguments.extend(bare_arguments(self.row));
         if fixed {
             arguments.push("--no-parse".to_owned());
         }
@@ -210,36 +214,40 @@ impl Lab<'_> {
         let session = if self.row.has_session() && !plain { open_session(&mut stream, address)? } else { None };
         let named = if plain { Some("00000000-0000-0000-0000-000000000000") } else { session.as_deref() };
         let mut request = self.row.request(address, named);
-        let mut reply = Reply::new();
-        call(&mut stream, &mut request, &mut reply, WARM_UP)?;
+        self.call(&mut stream, &mut request, address, WARM_UP)?;
         server.count(true)?;
-        call(&mut stream, &mut request, &mut reply, COUNTED)?;
+        self.call(&mut stream, &mut request, address, COUNTED)?;
         server.count(false)?;
         drop(stream);
         server.stop()?;
         Ok((Profile::read(&file)?, answer))
     }
-}
 
-fn call(stream: &mut TcpStream, request: &mut Request, reply: &mut Reply, times: usize) -> Result<()> {
-    for _ in 0..times {
-        request.next_id();
-        stream.write_all(&request.bytes)?;
-        reply.clear();
-        loop {
-            let bytes = stream.read(reply.room()?)?;
-            if bytes == 0 {
-                return Err("the server ended the connection".into());
+    fn call(&self, stream: &mut TcpStream, request: &mut Request, address: SocketAddr, times: usize) -> Result<()> {
+        let mut reply = Reply::new();
+        for _ in 0..times {
+            request.next_id();
+            stream.write_all(&request.bytes)?;
+            reply.clear();
+            loop {
+                let bytes = stream.read(reply.room()?)?;
+                if bytes == 0 {
+                    return Err("the server ended the connection".into());
+                }
+                if reply.received(bytes)? {
+                    break;
+                }
             }
-            if reply.received(bytes)? {
-                break;
+            if reply.status() != self.row.status() {
+                return Err(format!("a wrong answer:\n{}", reply.text()).into());
+            }
+            if reply.closes() {
+                *stream = connect(address)?;
+                stream.set_read_timeout(Some(START_TIMEOUT))?;
             }
         }
-        if reply.status() != 200 {
-            return Err(format!("a wrong answer:\n{}", reply.text()).into());
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A server under callgrind; it ends with its owner.

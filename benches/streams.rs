@@ -42,6 +42,10 @@ use support::{
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: support::tools::allocator::Allocator = support::tools::allocator::Allocator;
+
 /// What a call whose client does not read says at once, and then each time that a pause is over.
 const FLOOD_LINES: usize = 40;
 const LINE_BYTES: usize = 8 * 1024;

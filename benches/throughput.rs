@@ -1,4 +1,4 @@
-//! How many calls a core answers: bigiron beside bare hyper (the limit) and stock rmcp (the peer), in one run.
+//! How many calls a core answers: bigiron beside bare hyper (the limit), stock rmcp and tower-mcp (the peers), in one run.
 //!
 //! `cargo bench --bench throughput` builds the peers, then for each row starts every server on one core, loads
 //! them in turn from another core, window by window, and prints a table; all windows go to `throughput.json` in
@@ -13,19 +13,34 @@
 
 mod support;
 
-use std::{fs, path::Path, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    io::Read,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
 use serde_json::json;
 use support::{
     Result,
+    allocations::{Counting, count_if_asked},
+    generator::Generator,
     process::{Server, allowed_cores, pin},
     requests::{Expected, Row, probe},
     servers::{Kind, Rig, build_peers},
     table::{self, Cell},
+    tools::allocator::Allocator,
     window::{Load, Window},
 };
 
+#[global_allocator]
+static ALLOCATOR: Counting<Allocator> = Counting(Allocator);
+
+/// For how long allocations are counted.
+const COUNTED: Duration = Duration::from_millis(400);
 /// Tries at one window before its round goes without it.
 const TRIES_MAX: usize = 3;
 
@@ -44,6 +59,10 @@ struct Args {
     /// Rows to run; all without it.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<Row>,
+    /// Another server to measure, such as `node=node echo.mjs {port}`: its name and how to start it on loopback, at
+    /// `/mcp`, with a tool `echo` that sends `message` back.
+    #[arg(long, value_parser = other)]
+    other: Vec<(&'static str, String)>,
     /// Servers to leave out.
     #[arg(long, value_delimiter = ',')]
     skip: Vec<Kind>,
@@ -65,6 +84,10 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = count_if_asked() {
+        println!("throughput: allocations cannot be told: {error}");
+        return ExitCode::FAILURE;
+    }
     if let Some(code) = support::tools::serve_if_asked() {
         return code;
     }
@@ -95,7 +118,8 @@ impl Args {
 
     fn kinds(&self, row: Row) -> Vec<Kind> {
         let wanted = |kind: &Kind| kind.takes_part_in(row) && !self.skip.contains(kind);
-        Kind::ALL.into_iter().filter(wanted).collect()
+        let others = self.other.iter().map(|(name, _)| Kind::Other(name));
+        Kind::ALL.into_iter().chain(others).filter(wanted).collect()
     }
 
     fn rows(&self) -> &[Row] {
@@ -128,6 +152,7 @@ fn run(args: &Args) -> Result<bool> {
         bigiron,
         peers: peers.unwrap_or_default(),
         peer_threads: args.peer_threads,
+        others: args.other.clone(),
         folder: target.join("throughput"),
         server_core,
         generator_core,
@@ -175,7 +200,14 @@ fn run_row(args: &Args, row: Row, rig: &Rig) -> Result<Vec<Cell>> {
         }
         contestants.push(contestant);
     }
-    contestants.sort_by_key(|contestant| Kind::ALL.iter().position(|kind| *kind == contestant.cell.kind));
+    // As they were named, which for those that are not known beforehand is last.
+    let place = |contestant: &Contestant| Kind::ALL.iter().position(|kind| *kind == contestant.cell.kind);
+    contestants.sort_by_key(|contestant| place(contestant).unwrap_or(Kind::ALL.len()));
+    if args.bench {
+        for contestant in &mut contestants {
+            contestant.count_allocations(row, rig)?;
+        }
+    }
 
     // As many rounds again, when windows are lost to other load.
     let wanted = usize::from(args.windows);
@@ -212,11 +244,30 @@ impl Contestant {
         }
         let server = rig.start(kind, row, answer)?;
         let (expected, answer) = if kind.is_plain() {
-            (Expected::fixed(answer.to_vec()), answer.to_vec())
+            (Expected::fixed(row.status(), answer.to_vec()), answer.to_vec())
         } else {
             probe(row, server.address).map_err(|error| format!("{}: {error}", kind.name()))?
         };
         Ok(Self { server, expected, answer, cell: Cell::new(kind) })
+    }
+
+    /// In a process of its own, so that what is timed does not count.
+    fn count_allocations(&mut self, row: Row, rig: &Rig) -> Result<()> {
+        let kind = self.cell.kind;
+        let Some((server, told_at)) = rig.start_counting(kind, row, &self.answer)? else { return Ok(()) };
+        // Its own answers, which name the address that it listens on or not.
+        let expected = match kind {
+            _ if kind.is_plain() => Expected::fixed(row.status(), self.answer.clone()),
+            _ => probe(row, server.address).map_err(|error| format!("{}: {error}", kind.name()))?.0,
+        };
+        let mut generator = Generator::start(row, server.address, 1, &expected, kind.is_plain())?;
+        generator.drive(COUNTED / 4)?;
+        let before = told(told_at)?;
+        let driven = generator.drive(COUNTED)?;
+        let allocations = told(told_at)? - before;
+        generator.finish()?;
+        self.cell.allocations = Some(allocations as f64 / driven.calls as f64);
+        Ok(())
     }
 
     /// Its turn in a round: the first window that counts, of a few tries.
@@ -248,6 +299,19 @@ impl Contestant {
         self.cell.rounds.push(None);
         Ok(())
     }
+}
+
+/// What a server says that it has allocated so far.
+fn told(at: SocketAddr) -> Result<u64> {
+    let mut text = String::new();
+    TcpStream::connect(at)?.read_to_string(&mut text)?;
+    Ok(text.parse()?)
+}
+
+fn other(text: &str) -> std::result::Result<(&'static str, String), String> {
+    let (name, command) =
+        text.split_once('=').ok_or("NAME=COMMAND is wanted, for instance node='node echo.mjs {port}'")?;
+    Ok((String::leak(name.to_owned()), command.to_owned()))
 }
 
 fn seconds(text: &str) -> std::result::Result<Duration, String> {

@@ -79,7 +79,7 @@
 //!
 //! | threads | how many | what they do |
 //! |---|---|---|
-//! | `io` | `runtime.io_threads` | move bytes, parse, answer lists, run `Inline` and `Async` tools |
+//! | `io` | `runtime.io_threads`; one more with `runtime.flavor` = `current_thread` | move bytes, parse, answer lists, run `Inline` and `Async` tools |
 //! | `pool-core`, `pool-extra` | `pool.threads` to `pool.threads_max` | run `Pool` tools |
 //! | `audit` | 1, when `audit.file` names one | writes the audit trail |
 //! | `admin` | 1 | `/health`, `/ready` and `/metrics`, whatever the others do |

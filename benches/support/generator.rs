@@ -26,6 +26,7 @@ use super::{
 };
 
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
+const EVENTS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ET);
 const NO_SESSION: &str = "00000000-0000-0000-0000-000000000000";
 
 struct Connection {
@@ -66,8 +67,7 @@ impl<'a> Generator<'a> {
         for index in 0..connections {
             let mut connection = Connection::open(row, address, plain)?;
             connection.stream.set_nonblocking(true)?;
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-            epoll::add(&epoll, &connection.stream, epoll::EventData::new_u64(index as u64), flags)?;
+            epoll::add(&epoll, &connection.stream, epoll::EventData::new_u64(index as u64), EVENTS)?;
             connection.send(Instant::now())?;
             started.push(connection);
         }
@@ -90,6 +90,10 @@ impl<'a> Generator<'a> {
                     latency_ns.saturating_record((now - connection.sent_at).as_nanos() as u64);
                     calls += 1;
                     connection.request.next_id();
+                    if connection.reply.closes() {
+                        connection.reconnect(self.address)?;
+                        epoll::add(&self.epoll, &connection.stream, event.data, EVENTS)?;
+                    }
                     connection.send(now)?;
                 }
             }
@@ -128,6 +132,12 @@ impl Connection {
         Ok(Self { stream, session, request, reply: Reply::new(), sent_at: Instant::now() })
     }
 
+    /// A server that ends the connection with its answer is asked on a new one. What it costs to make is in the figure.
+    fn reconnect(&mut self, address: SocketAddr) -> Result<()> {
+        self.stream = connect(address)?;
+        Ok(self.stream.set_nonblocking(true)?)
+    }
+
     fn send(&mut self, now: Instant) -> Result<()> {
         self.reply.clear();
         self.sent_at = now;
@@ -161,7 +171,7 @@ impl Connection {
     }
 
     fn check(&self, expected: &Expected) -> Result<bool> {
-        if self.reply.status() == 200 && expected.matches(self.reply.message(), self.request.id()) {
+        if self.reply.status() == expected.status && expected.matches(self.reply.message(), self.request.id()) {
             return Ok(true);
         }
         Err(format!("a wrong answer under load:\n{}", self.reply.text()).into())

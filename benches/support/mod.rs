@@ -7,6 +7,7 @@
 //!
 //! Not here: any rule of the server under test. Only `tools` imports bigiron, to be a server with more tools.
 
+pub(crate) mod allocations;
 pub(crate) mod generator;
 pub(crate) mod process;
 /// One parser of answers for the benches and for `bigiron bench`: what one of them does not read rightly, neither does.

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::Result;
@@ -74,6 +75,15 @@ impl Server {
             sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// Asks it to end and waits until it has.
+    #[allow(dead_code)] // most have nothing to say at their end
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or("a process without an id")?;
+        kill_process(id, Signal::TERM)?;
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("the server ended with {status}").into()) }
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {

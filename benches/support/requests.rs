@@ -20,6 +20,12 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const MODERN: &str = "2026-07-28";
 const LEGACY: &str = "2025-11-25";
+/// One more than `limits.request_bytes_max` allows by default.
+const TOO_LARGE_BYTES: usize = (1 << 20) + 1;
+/// One call in a day, so that every call of a run but the first is refused.
+const REFUSE_ALL: [&str; 2] = ["rate_limit.enabled=true", "rate_limit.per_ip=1 per 24h, burst 1"];
+/// Behind this a refusal counts seconds down.
+const RETRY: &[u8] = b"try again in ";
 /// How the age of a kept result begins.
 const AGE: &[u8] = br#""age_s":"#;
 const HELLO: &str = r#"{"message":"hello"}"#;
@@ -52,16 +58,22 @@ pub(crate) enum Row {
     Pool,
     /// `tools/call` that is answered by an event stream with one message of progress.
     Progress,
+    /// `tools/call` that the rate limit refuses.
+    RefusedRate,
+    /// A head that announces a larger body than is allowed. The refusal ends the connection, so each call takes a new one.
+    RefusedSize,
 }
 
 /// A request as bytes, with the place of its id.
 pub(crate) struct Request {
     pub(crate) bytes: Vec<u8>,
-    id_at: usize,
+    /// None where no body is sent.
+    id_at: Option<usize>,
 }
 
 /// The answer that every call must get: all of it but the id.
 pub(crate) struct Expected {
+    pub(crate) status: u16,
     before_id: Vec<u8>,
     /// None where a server has one answer for everything, as bare hyper has.
     after_id: Option<Vec<u8>>,
@@ -80,7 +92,28 @@ impl Row {
             Self::Cached1MB => "cached-1mb",
             Self::Pool => "pool",
             Self::Progress => "progress",
+            Self::RefusedRate => "refused-rate",
+            Self::RefusedSize => "refused-size",
         }
+    }
+
+    /// The status of every answer.
+    pub(crate) fn status(self) -> u16 {
+        match self {
+            Self::RefusedRate => 429,
+            Self::RefusedSize => 413,
+            _ => 200,
+        }
+    }
+
+    /// Whether bigiron refuses every call.
+    pub(crate) fn is_refused(self) -> bool {
+        self.status() != 200
+    }
+
+    /// What is not as by default.
+    pub(crate) fn settings(self) -> &'static [&'static str] {
+        if self == Self::RefusedRate { &REFUSE_ALL } else { &[] }
     }
 
     /// Whether its result is kept.
@@ -90,7 +123,7 @@ impl Row {
 
     /// Whether it calls what bigiron's own program does not have, nor any peer.
     pub(crate) fn needs_tools(self) -> bool {
-        !matches!(self, Self::ModernEcho | Self::LegacyEcho | Self::ToolsList)
+        !self.is_refused() && !matches!(self, Self::ModernEcho | Self::LegacyEcho | Self::ToolsList)
     }
 
     pub(crate) fn has_session(self) -> bool {
@@ -98,9 +131,13 @@ impl Row {
     }
 
     pub(crate) fn request(self, address: SocketAddr, session: Option<&str>) -> Request {
+        if self == Self::RefusedSize {
+            let (_, headers, _) = modern_call("echo", HELLO, "");
+            return Request { bytes: head(address, &headers, TOO_LARGE_BYTES).into_bytes(), id_at: None };
+        }
         let id = String::from_utf8_lossy(ID_FIRST);
         let (method, headers, params) = match self {
-            Self::ModernEcho => modern_call("echo", HELLO, ""),
+            Self::ModernEcho | Self::RefusedRate | Self::RefusedSize => modern_call("echo", HELLO, ""),
             Self::Pool => modern_call("pool", HELLO, ""),
             Self::Progress => modern_call("progress", HELLO, r#""progressToken":1,"#),
             Self::Cached100B => modern_call("text", r#"{"bytes":100}"#, ""),
@@ -120,7 +157,7 @@ impl Row {
         let before_id = r#"{"jsonrpc":"2.0","id":"#;
         let body = format!(r#"{before_id}{id},"method":"{method}","params":{params}}}"#);
         let bytes = post(address, &headers, &body);
-        let id_at = bytes.len() - body.len() + before_id.len();
+        let id_at = Some(bytes.len() - body.len() + before_id.len());
         Request { bytes, id_at }
     }
 
@@ -135,6 +172,7 @@ impl Row {
                 let text = result["content"][0]["text"].as_str();
                 text.is_some_and(|text| text.contains("hello")) && result["isError"] != true
             }
+            Self::RefusedRate | Self::RefusedSize => message["error"]["code"].is_i64(),
             Self::ToolsList | Self::ToolsList100 => {
                 result["tools"].as_array().is_some_and(|tools| tools.iter().any(|tool| tool["name"] == "echo"))
             }
@@ -144,12 +182,13 @@ impl Row {
 
 impl Request {
     pub(crate) fn id(&self) -> &[u8] {
-        &self.bytes[self.id_at..self.id_at + ID_BYTES]
+        self.id_at.map_or(&[], |at| &self.bytes[at..at + ID_BYTES])
     }
 
     /// Counts the id up in place.
     pub(crate) fn next_id(&mut self) {
-        for digit in self.bytes[self.id_at..self.id_at + ID_BYTES].iter_mut().rev() {
+        let Some(at) = self.id_at else { return };
+        for digit in self.bytes[at..at + ID_BYTES].iter_mut().rev() {
             if *digit < b'9' {
                 *digit += 1;
                 return;
@@ -160,8 +199,15 @@ impl Request {
 }
 
 impl Expected {
-    pub(crate) fn fixed(message: Vec<u8>) -> Self {
-        Self { before_id: message, after_id: None, is_whole: true }
+    pub(crate) fn fixed(status: u16, message: Vec<u8>) -> Self {
+        Self { status, before_id: message, after_id: None, is_whole: true }
+    }
+
+    /// The same to everybody, but for the seconds that one is told to wait.
+    fn refusal(status: u16, message: &[u8]) -> Self {
+        let seconds = message.windows(RETRY.len()).position(|window| window == RETRY);
+        let before_id = message[..seconds.unwrap_or(message.len())].to_vec();
+        Self { status, before_id, after_id: None, is_whole: seconds.is_none() }
     }
 
     /// Takes the answer to the first request apart at its id.
@@ -171,6 +217,7 @@ impl Expected {
         // Of a kept result the age is said at the end, and grows.
         let fixed = after_id.windows(AGE.len()).rposition(|window| window == AGE).unwrap_or(after_id.len());
         Ok(Self {
+            status: 200,
             before_id: message[..at].to_vec(),
             after_id: Some(after_id[..fixed].to_vec()),
             is_whole: fixed == after_id.len(),
@@ -179,7 +226,9 @@ impl Expected {
 
     /// The whole message, byte for byte: some hundred bytes cost less to compare than a header to find.
     pub(crate) fn matches(&self, message: &[u8], id: &[u8]) -> bool {
-        let Some(after_id) = &self.after_id else { return message == self.before_id };
+        let Some(after_id) = &self.after_id else {
+            return message.starts_with(&self.before_id) && (!self.is_whole || message.len() == self.before_id.len());
+        };
         let rest = message.strip_prefix(self.before_id.as_slice()).and_then(|rest| rest.strip_prefix(id));
         rest.and_then(|rest| rest.strip_prefix(after_id.as_slice()))
             .is_some_and(|rest| rest.is_empty() || !self.is_whole)
@@ -192,15 +241,20 @@ pub(crate) fn probe(row: Row, address: SocketAddr) -> Result<(Expected, Vec<u8>)
     let session = if row.has_session() { open_session(&mut stream, address)? } else { None };
     let request = row.request(address, session.as_deref());
     let mut reply = exchange(&mut stream, &request.bytes)?;
-    if row.is_kept() {
-        reply = exchange(&mut stream, &request.bytes)?; // the first was made, from now on it is served as it was kept
+    // The first was made, from now on it is served as it was kept; or was the one that the rate lets pass.
+    if row.is_kept() || row == Row::RefusedRate {
+        reply = exchange(&mut stream, &request.bytes)?;
     }
     let parsed = serde_json::from_slice::<serde_json::Value>(reply.message());
-    let right = reply.status() == 200 && parsed.is_ok_and(|message| row.is_answered_by(&message));
+    let right = reply.status() == row.status() && parsed.is_ok_and(|message| row.is_answered_by(&message));
     if !right {
         return Err(format!("{} got a wrong answer:\n{}", row.name(), reply.text()).into());
     }
-    let expected = Expected::from_probe(reply.message(), request.id())?;
+    let expected = if row.is_refused() {
+        Expected::refusal(row.status(), reply.message())
+    } else {
+        Expected::from_probe(reply.message(), request.id())?
+    };
     let message = reply.message().to_vec();
     close_session(&mut stream, address, session.as_deref())?;
     Ok((expected, message))
@@ -255,12 +309,14 @@ fn session_headers(session: Option<&str>) -> String {
 }
 
 fn post(address: SocketAddr, headers: &str, body: &str) -> Vec<u8> {
+    (head(address, headers, body.len()) + body).into_bytes()
+}
+
+fn head(address: SocketAddr, headers: &str, length: usize) -> String {
     let accept = "application/json, text/event-stream";
-    let length = body.len();
     format!(
-        "POST /mcp HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nAccept: {accept}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        "POST /mcp HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nAccept: {accept}\r\n{headers}Content-Length: {length}\r\n\r\n"
     )
-    .into_bytes()
 }
 
 fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Reply> {

@@ -1,5 +1,5 @@
-//! The servers of a run: bigiron, the two bare hyper servers that mark the limit, and stock rmcp in its two modes.
-//! How each is built and started, and which rows it takes part in.
+//! The servers of a run: bigiron, the two bare hyper servers that mark the limit, stock rmcp in its two modes, tower-mcp,
+//! and what the command line brings. How each is built and started, and which rows it takes part in.
 //!
 //! All of them get one core and mimalloc and log errors only. bigiron keeps every check of its default
 //! configuration, and the peers have what their documentation gives them; a peer that were tuned by hand would
@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     Result,
+    allocations::ASKED,
     process::{Server, free_address},
     requests::Row,
     tools,
@@ -30,11 +31,17 @@ pub(crate) enum Kind {
     RmcpJson,
     /// rmcp as it comes: sessions for the older revisions, answers as SSE.
     RmcpSessions,
+    /// tower-mcp as it comes: JSON, and sessions for the older revisions.
+    TowerMcp,
+    /// One that the command line brought, by its name.
+    #[value(skip)]
+    Other(&'static str),
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Bigiron, Self::BareHyper, Self::BareHyperFixed, Self::RmcpJson, Self::RmcpSessions];
+    /// All that are known beforehand.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Bigiron, Self::BareHyper, Self::BareHyperFixed, Self::RmcpJson, Self::RmcpSessions, Self::TowerMcp];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -43,6 +50,8 @@ impl Kind {
             Self::BareHyperFixed => "bare hyper, fixed",
             Self::RmcpJson => "rmcp, stateless JSON",
             Self::RmcpSessions => "rmcp, as it comes",
+            Self::TowerMcp => "tower-mcp",
+            Self::Other(name) => name,
         }
     }
 
@@ -53,6 +62,8 @@ impl Kind {
             Self::BareHyperFixed => "bare-hyper-fixed",
             Self::RmcpJson => "rmcp-json",
             Self::RmcpSessions => "rmcp-sessions",
+            Self::TowerMcp => "tower-mcp",
+            Self::Other(_) => "other",
         }
     }
 
@@ -63,8 +74,8 @@ impl Kind {
 
     pub(crate) fn takes_part_in(self, row: Row) -> bool {
         match self {
-            Self::RmcpJson => !row.has_session() && !row.needs_tools(),
-            Self::RmcpSessions => !row.needs_tools(),
+            Self::RmcpJson => !row.has_session() && !row.needs_tools() && !row.is_refused(),
+            Self::RmcpSessions | Self::TowerMcp | Self::Other(_) => !row.needs_tools() && !row.is_refused(),
             Self::Bigiron | Self::BareHyper | Self::BareHyperFixed => true,
         }
     }
@@ -80,6 +91,8 @@ pub(crate) struct Rig {
     pub(crate) bigiron: PathBuf,
     pub(crate) peers: PathBuf,
     pub(crate) peer_threads: u16,
+    /// Names and commands; `{listen}` and `{port}` in a command say where.
+    pub(crate) others: Vec<(&'static str, String)>,
     /// Logs, and the bytes that plain servers answer.
     pub(crate) folder: PathBuf,
     pub(crate) server_core: usize,
@@ -90,37 +103,60 @@ impl Rig {
     /// Starts a server; a plain one answers with `answer`.
     pub(crate) fn start(&self, kind: Kind, row: Row, answer: &[u8]) -> Result<Server> {
         let address = free_address()?;
-        let command = match kind {
-            Kind::Bigiron if row.needs_tools() => self.tools_command(address)?,
-            Kind::Bigiron => self.bigiron_command(address),
-            Kind::BareHyper | Kind::BareHyperFixed => self.bare_command(kind, address, answer)?,
-            Kind::RmcpJson | Kind::RmcpSessions => self.rmcp_command(kind, address),
-        };
+        let command = self.command(kind, row, answer, address)?;
         let log = self.folder.join(format!("{}.log", kind.short_name()));
         Server::start(command, address, self.server_core, self.generator_core, &log)
             .map_err(|error| format!("{}: {error}", kind.name()).into())
     }
 
-    fn bigiron_command(&self, address: SocketAddr) -> Command {
+    /// The same, counting allocations, and where it tells how many; none where that cannot be had.
+    pub(crate) fn start_counting(&self, kind: Kind, row: Row, answer: &[u8]) -> Result<Option<(Server, SocketAddr)>> {
+        let (address, told_at) = (free_address()?, free_address()?);
+        let mut command = match kind {
+            Kind::Other(_) => return Ok(None),
+            Kind::Bigiron => self.tools_command(address, row)?, // the program itself has an allocator that does not count
+            _ => self.command(kind, row, answer, address)?,
+        };
+        command.env(ASKED, told_at.to_string());
+        let log = self.folder.join(format!("{}.counting.log", kind.short_name()));
+        let server = Server::start(command, address, self.server_core, self.generator_core, &log)
+            .map_err(|error| format!("{}: {error}", kind.name()))?;
+        Ok(Some((server, told_at)))
+    }
+
+    fn command(&self, kind: Kind, row: Row, answer: &[u8], address: SocketAddr) -> Result<Command> {
+        Ok(match kind {
+            Kind::Bigiron if row.needs_tools() => self.tools_command(address, row)?,
+            Kind::Bigiron => self.bigiron_command(address, row),
+            Kind::BareHyper | Kind::BareHyperFixed => self.bare_command(kind, row, address, answer)?,
+            Kind::RmcpJson | Kind::RmcpSessions => self.rmcp_command(kind, address),
+            Kind::TowerMcp => self.peer_command("tower-mcp", address),
+            Kind::Other(name) => self.other_command(name, address)?,
+        })
+    }
+
+    fn bigiron_command(&self, address: SocketAddr, row: Row) -> Command {
         let mut command = Command::new(&self.bigiron);
         command.args(["serve", "--listen", &address.to_string()]);
         command.args(["--set", "server.admin_listen=", "--set", "log.level=error"]);
+        command.args(row.settings().iter().flat_map(|set| ["--set", set]));
         // Away from any tuning.toml: the built-in defaults are what is measured.
         command.current_dir(&self.folder);
         command
     }
 
-    fn tools_command(&self, address: SocketAddr) -> Result<Command> {
+    fn tools_command(&self, address: SocketAddr, row: Row) -> Result<Command> {
         let mut command = Command::new(env::current_exe()?);
         command.args(tools::arguments(address)).current_dir(&self.folder);
+        command.args(row.settings().iter().flat_map(|set| ["--set", set]));
         Ok(command)
     }
 
-    fn bare_command(&self, kind: Kind, address: SocketAddr, answer: &[u8]) -> Result<Command> {
+    fn bare_command(&self, kind: Kind, row: Row, address: SocketAddr, answer: &[u8]) -> Result<Command> {
         let body = self.folder.join("answer.json");
         fs::write(&body, answer)?;
         let mut command = self.peer_command("bare-hyper", address);
-        command.arg("--body").arg(body);
+        command.arg("--body").arg(body).args(bare_arguments(row));
         if kind == Kind::BareHyperFixed {
             command.arg("--no-parse");
         }
@@ -135,11 +171,29 @@ impl Rig {
         command
     }
 
+    /// By the shell, which its command replaces with the server, so that its CPU time is the server's.
+    fn other_command(&self, name: &str, address: SocketAddr) -> Result<Command> {
+        let (_, command) = self.others.iter().find(|(other, _)| *other == name).ok_or("a server without a command")?;
+        let (listen, port) = (address.to_string(), address.port().to_string());
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("exec {}", command.replace("{listen}", &listen).replace("{port}", &port)));
+        Ok(shell)
+    }
+
     fn peer_command(&self, name: &str, address: SocketAddr) -> Command {
         let mut command = Command::new(self.peers.join(name));
         command.args(["--threads", &self.peer_threads.to_string(), "--listen", &address.to_string()]);
         command
     }
+}
+
+/// What bare hyper has to be told to answer as bigiron does, besides the bytes.
+pub(crate) fn bare_arguments(row: Row) -> Vec<String> {
+    let mut arguments = vec!["--status".to_owned(), row.status().to_string()];
+    if row == Row::RefusedSize {
+        arguments.push("--unread".to_owned());
+    }
+    arguments
 }
 
 /// Builds the package beside this folder and says where its programs are. The first time takes minutes.

@@ -11,6 +11,8 @@ use super::{requests::Row, servers::Kind, window::Window};
 /// One server's windows in one row.
 pub(crate) struct Cell {
     pub(crate) kind: Kind,
+    /// Of one call; none where they cannot be counted.
+    pub(crate) allocations: Option<f64>,
     /// A round in which no window counted has None.
     pub(crate) rounds: Vec<Option<Window>>,
     /// With the reason. For the file only: no figure is made of them.
@@ -36,7 +38,7 @@ impl Spread {
 
 impl Cell {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, rounds: Vec::new(), not_counted: Vec::new() }
+        Self { kind, allocations: None, rounds: Vec::new(), not_counted: Vec::new() }
     }
 
     pub(crate) fn valid(&self) -> usize {
@@ -58,6 +60,7 @@ impl Cell {
 pub(crate) fn print(row: Row, cells: &[Cell], answer_bytes: &[usize]) {
     let baseline = cells.iter().find(|cell| cell.kind == Kind::BareHyper);
     let stock = cells.iter().find(|cell| cell.kind == Kind::stock_for(row));
+    let tower = cells.iter().find(|cell| cell.kind == Kind::TowerMcp);
     let ratio = |cell: &Cell, other: Option<&Cell>| whole(other.and_then(|other| cell.ratio_to(other)), 2);
     let heading = [
         "server",
@@ -65,11 +68,13 @@ pub(crate) fn print(row: Row, cells: &[Cell], answer_bytes: &[usize]) {
         "CPU µs/call",
         "user",
         "system",
+        "allocs",
         "calls/CPU-s",
         "p50 µs",
         "p99 µs",
         "× bare hyper",
         "× rmcp",
+        "× tower-mcp",
         "answer B",
         "windows",
     ];
@@ -81,11 +86,13 @@ pub(crate) fn print(row: Row, cells: &[Cell], answer_bytes: &[usize]) {
             whole(cell.spread(|window| window.cpu_us_per_call), 2),
             median(cell.spread(|window| window.user_us_per_call), 1),
             median(cell.spread(|window| window.system_us_per_call), 1),
+            cell.allocations.map_or_else(|| "-".to_owned(), |allocations| format!("{allocations:.1}")),
             median(cell.spread(|window| window.calls_per_cpu_s), 0),
             median(cell.spread(|window| window.latency_p50_us), 0),
             median(cell.spread(|window| window.latency_p99_us), 0),
             ratio(cell, baseline),
             ratio(cell, stock),
+            ratio(cell, tower),
             bytes.to_string(),
             format!("{} of {}", cell.valid(), cell.rounds.len()),
         ]);
@@ -104,7 +111,9 @@ pub(crate) fn to_json(row: Row, cells: &[Cell]) -> Value {
             let not_counted =
                 cell.not_counted.iter().map(|(window, why)| json!({ "why": why, "window": window.to_json() }));
             let not_counted: Vec<Value> = not_counted.collect();
-            json!({ "server": cell.kind.name(), "rounds": windows, "not_counted": not_counted })
+            json!({
+                "server": cell.kind.name(), "allocations": cell.allocations, "rounds": windows, "not_counted": not_counted,
+            })
         })
         .collect();
     json!({ "row": row.name(), "servers": servers })

@@ -5,12 +5,9 @@ use std::process::ExitCode;
 
 use bigiron::{Ctx, Lane, Server, server::Builder};
 
+/// The program's; each bench makes it its own.
 #[path = "../../src/allocator.rs"]
-mod allocator;
-
-/// As in the program.
-#[global_allocator]
-static ALLOCATOR: allocator::Allocator = allocator::Allocator;
+pub(crate) mod allocator;
 
 /// What a bench is called with to be this server instead; the rest is the command line of `bigiron`.
 pub(crate) const SERVE: &str = "serve";

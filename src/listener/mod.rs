@@ -38,6 +38,26 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
+/// The same, `count` times on one port, among which the kernel deals connections out.
+pub(crate) fn bind_shared(addr: SocketAddr, count: usize) -> io::Result<Vec<StdListener>> {
+    // A port shared so could be shared with a stranger: first without, so that a port in use is found.
+    let addr = bind(addr)?.local_addr()?;
+    let shared = |_| {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    (0..count.max(1)).map(shared).collect()
+}
+
+/// How many connections there may be, as places that accepting takes; for all listeners together.
+pub(crate) fn places(connections_max: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)))
+}
+
 /// The open connections.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
@@ -103,11 +123,10 @@ pub(crate) async fn accept(
     front: Arc<Front>,
     secure: Option<Arc<Secure>>,
     connections: Arc<Connections>,
-    connections_max: usize,
+    permits: Arc<Semaphore>,
     stop: Arc<Notify>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let permits = Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)));
     let stopped = stop.notified();
     tokio::pin!(stopped);
     loop {

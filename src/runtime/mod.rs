@@ -15,6 +15,20 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Threads that read and write sockets; 0 is one for each core.
     pub io_threads: usize,
+    /// How they share the connections.
+    pub flavor: Flavor,
+}
+
+/// How I/O threads share the connections, by the names that tokio has for its runtimes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Flavor {
+    /// One runtime over all threads: whichever is idle goes on with what is ready.
+    #[default]
+    MultiThread,
+    /// A runtime for each thread, with a listener of its own on the same port: a connection stays with the thread that the
+    /// kernel gave it to.
+    CurrentThread,
 }
 
 /// Descriptors that are not for connections: listeners, the log, files that tools hold open, SQLite.

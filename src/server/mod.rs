@@ -1,5 +1,6 @@
 //! Builds every part once, in order. The only file that sees the whole; what runs then, and how it stops, is `running`.
 
+mod doors;
 mod forget;
 mod metrics;
 mod process;
@@ -61,7 +62,7 @@ use crate::{
     },
     outbox::Patience,
     rate::{Limiter, ToolRules, real_ip::Trusted},
-    runtime::{self, Host},
+    runtime::{self, Flavor, Host},
     shutdown::{Drain, Signals},
     skill::{SKILLS_EXTENSION, Skill, Skills},
     stdio,
@@ -295,23 +296,27 @@ impl Builder {
     /// When a tool or its settings are wrong, or the host does not give what is needed.
     pub fn start_with(self, loaded: &Loaded) -> Result<Running, StartError> {
         let config = &loaded.tuning.server;
-        let socket = listener::bind(loaded.listen)
-            .map_err(|e| StartError::host(&format!("cannot listen on server.listen = \"{}\"", config.listen), e))?;
+        let (flavor, io_threads) = (loaded.tuning.runtime.flavor, loaded.resolved.io_threads);
+        let sockets = match flavor {
+            Flavor::MultiThread => listener::bind(loaded.listen).map(|socket| vec![socket]),
+            Flavor::CurrentThread => listener::bind_shared(loaded.listen, io_threads),
+        }
+        .map_err(|e| StartError::host(&format!("cannot listen on server.listen = \"{}\"", config.listen), e))?;
         let admin_socket = loaded.admin_listen.map(listener::bind).transpose().map_err(|e| {
             StartError::host(&format!("cannot listen on server.admin_listen = \"{}\"", config.admin_listen), e)
         })?;
         let address = |socket: &std::net::TcpListener| {
             socket.local_addr().map_err(|e| StartError::host("cannot read an own address", e))
         };
-        let addr = address(&socket)?;
+        let addr = sockets.first().map_or(Ok(loaded.listen), address)?;
         let secure = secure(loaded)?.map(Arc::new);
         let admin_addr = admin_socket.as_ref().map(address).transpose()?;
 
         let drain = Arc::<Drain>::default();
-        let runtime = io_runtime(loaded.resolved.io_threads)?;
+        let runtime = io_runtime(shared_threads(flavor, io_threads))?;
         let cluster = connect(loaded, addr, &runtime)?;
         let front = Arc::new(self.front(loaded, addr, cluster.clone(), Arc::clone(&drain), &runtime)?);
-        let (connections, stop) = (Arc::<Connections>::default(), Arc::<Notify>::default());
+        let connections = Arc::<Connections>::default();
         let invalidations = Arc::<AtomicU64>::default();
         let started = admin_socket.map(|socket| {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
@@ -336,22 +341,12 @@ impl Builder {
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections, secure.as_ref())
             .map_err(|e| StartError::host("cannot start the watching thread", e))?;
-        let accept = listener::accept(
-            socket,
-            Arc::clone(&front),
-            secure.clone(),
-            Arc::clone(&connections),
-            loaded.resolved.connections_max,
-            Arc::clone(&stop),
-        );
-        let accept_ended = Arc::<Notify>::default();
-        let ended = Arc::clone(&accept_ended);
-        runtime.spawn(async move {
-            if let Err(error) = accept.await {
-                tracing::error!(%error, "the listener ended");
-            }
-            ended.notify_one();
-        });
+        let places = listener::places(loaded.resolved.connections_max);
+        let (doors, own_threads) = doors::open(sockets, flavor, &runtime, |socket, stop| {
+            let (front, connections, places) = (Arc::clone(&front), Arc::clone(&connections), Arc::clone(&places));
+            listener::accept(socket, front, secure.clone(), connections, places, stop)
+        })
+        .map_err(|e| StartError::host("cannot start the I/O threads", e))?;
         if let Some(cluster) = &cluster {
             runtime.block_on(join(cluster, &front, loaded.resolved.concurrent_requests_max));
         }
@@ -370,7 +365,7 @@ impl Builder {
         }
         let grace = Duration::from_millis(config.drain_grace_ms);
         let io = runtime.handle().clone();
-        let _io_threads = IoThreads::new(runtime);
+        let _io_threads = IoThreads::new(runtime, own_threads);
         Ok(Running {
             io,
             _io_threads,
@@ -378,8 +373,7 @@ impl Builder {
             front,
             secure,
             connections,
-            stop,
-            accept_ended,
+            doors,
             drain,
             addr,
             admin_addr,
@@ -521,7 +515,8 @@ impl Builder {
         let sizes = Sizes {
             threads: resolved.pool_threads,
             threads_max: resolved.pool_threads_max,
-            io_threads: resolved.io_threads,
+            // A thread with a runtime of its own that ran a call would hold its connections up: nobody else has them.
+            io_threads: shared_threads(tuning.runtime.flavor, resolved.io_threads),
         };
         let pool = Pool::start(&tuning.pool, sizes).map_err(|e| StartError::host("the worker pool", e))?;
         let limits = &tuning.limits;
@@ -745,6 +740,14 @@ async fn keep_tools(
 
 /// Turns of an I/O thread between two looks at what waits for any thread.
 const GLOBAL_QUEUE_INTERVAL: u32 = 4;
+
+/// Threads of the runtime that all share. Where each I/O thread has its own, one is left for what is no connection's.
+fn shared_threads(flavor: Flavor, io_threads: usize) -> usize {
+    match flavor {
+        Flavor::MultiThread => io_threads,
+        Flavor::CurrentThread => 1,
+    }
+}
 
 fn io_runtime(threads: usize) -> Result<Runtime, StartError> {
     tokio::runtime::Builder::new_multi_thread()

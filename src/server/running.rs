@@ -5,11 +5,14 @@ use std::{convert::Infallible, net::SocketAddr, process::ExitCode, sync::Arc, ti
 use tokio::{
     runtime::{Handle, Runtime},
     signal::unix::{SignalKind, signal},
-    sync::{Notify, oneshot},
+    sync::oneshot,
     time::timeout,
 };
 
-use super::{end_audit, note, scheme};
+use super::{
+    doors::{Door, Life},
+    end_audit, note, scheme,
+};
 use crate::{
     cluster::Status,
     config::Loaded,
@@ -38,8 +41,8 @@ pub struct Running {
     pub(super) front: Arc<Front>,
     pub(super) secure: Option<Arc<Secure>>,
     pub(super) connections: Arc<Connections>,
-    pub(super) stop: Arc<Notify>,
-    pub(super) accept_ended: Arc<Notify>,
+    /// What is told of each listener, and by each.
+    pub(super) doors: Vec<Arc<Door>>,
     pub(super) drain: Arc<Drain>,
     pub(super) addr: SocketAddr,
     pub(super) admin_addr: Option<SocketAddr>,
@@ -48,17 +51,20 @@ pub struct Running {
 
 /// The I/O threads. Their end waits for nobody: a tool that hangs in one must not hold the stop.
 #[derive(Debug)]
-pub(super) struct IoThreads(Option<Runtime>);
+pub(super) struct IoThreads {
+    shared: Option<Runtime>,
+    _own: Vec<Life>,
+}
 
 impl IoThreads {
-    pub(super) fn new(runtime: Runtime) -> Self {
-        Self(Some(runtime))
+    pub(super) fn new(shared: Runtime, own: Vec<Life>) -> Self {
+        Self { shared: Some(shared), _own: own }
     }
 }
 
 impl Drop for IoThreads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.shared.take() {
             runtime.shutdown_background();
         }
     }
@@ -117,9 +123,14 @@ impl Running {
     /// Takes nothing new in, and finishes what is in flight.
     async fn finished(&self) {
         tokio::time::sleep(LAST_REQUESTS).await;
-        self.stop.notify_one(); // nothing new is accepted
+        self.doors.iter().for_each(|door| door.stop.notify_one()); // nothing new is accepted
         // A failure to end in time would only mean that a connection just accepted is not waited for.
-        let _ = timeout(LAST_WORDS, self.accept_ended.notified()).await;
+        let _ = timeout(LAST_WORDS, async {
+            for door in &self.doors {
+                door.ended.notified().await;
+            }
+        })
+        .await;
         self.drain.hang_up(); // connections end with the request that they are at
         self.connections.wake_all();
         if timeout(self.grace, self.nothing_left()).await.is_ok() {

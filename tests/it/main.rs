@@ -15,6 +15,7 @@ mod cluster; // several processes at one Redis
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
+mod flavor; // I/O threads with a runtime each
 mod guards; // what nobody gets past: names, pages, ids, paths, a false issuer, logs
 mod hosted; // rmcp handlers as they are
 mod http2; // HTTP/2: the same promises, and floods of frames

@@ -18,8 +18,11 @@ use rmcp::{
     },
 };
 
+#[path = "../../../support/allocations.rs"]
+mod allocations;
+
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocations::Counting<mimalloc::MiMalloc> = allocations::Counting(mimalloc::MiMalloc);
 
 #[derive(Parser)]
 struct Args {
@@ -64,6 +67,7 @@ impl ServerHandler for Echo {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    allocations::count_if_asked()?;
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(args.threads).enable_all().build()?;
     // Spawned, so that accepting too runs on a worker and not on the thread that waits here.
