@@ -445,7 +445,9 @@ fn check_says_what_is_weak_or_wrong() {
     let open = [&on[..], &["--listen", "0.0.0.0:5000"]].concat();
     let (code, said) = check(&open);
     assert!(code == Some(78) && said.contains("client_certificates"), "{said}");
-    let asks = [&open[..], &["--set", &ca, "--set", "tls.client_certificates=required"]].concat();
+    let log = format!("audit.file={}", world.path("audit.log"));
+    let strict = ["--set", &log, "--set", "audit.policy=required", "--set", "rate_limit.enabled=true"];
+    let asks = [&open[..], &strict, &["--set", &ca, "--set", "tls.client_certificates=required"]].concat();
     assert_eq!(check(&asks), (Some(0), String::new()));
     let optional = [&open[..], &["--set", &ca, "--set", "tls.client_certificates=optional"]].concat();
     assert_eq!(check(&optional).0, Some(78));
