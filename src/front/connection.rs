@@ -10,7 +10,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Poll, Waker},
     time::{Duration, Instant},
@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     waker: Mutex<Option<Waker>>,
     /// Told with `waker`, for those who wait beside the connection's task: streams, and what it begins with.
     pub(super) woken: Notify,
+    /// It is to end after what it is at.
+    is_ending: AtomicBool,
     /// Whose certificate was shown, when one was.
     certified: OnceLock<Arc<Identity>>,
 }
@@ -128,6 +130,7 @@ impl Connection {
             write_stalled: AtomicU64::new(NEVER),
             waker: Mutex::default(),
             woken: Notify::new(),
+            is_ending: AtomicBool::new(false),
             certified: OnceLock::new(),
         }
     }
@@ -171,6 +174,13 @@ impl Connection {
         }
     }
 
+    /// Has it end after what it is at, where no header can say so.
+    pub(super) fn end_soon(&self) {
+        if !self.is_ending.swap(true, Relaxed) {
+            self.wake();
+        }
+    }
+
     /// Makes the connection look at the drain's state.
     pub(crate) fn wake(&self) {
         let waker = self.waker.lock().clone();
@@ -188,7 +198,7 @@ impl Connection {
     }
 
     /// Bytes have come, or the end: between two requests, they are the next one's head.
-    pub(super) fn note_read(&self, has_come: bool) {
+    pub(crate) fn note_read(&self, has_come: bool) {
         if has_come && self.busy.load(Relaxed) == 0 && self.head_began.load(Relaxed) == NEVER {
             self.head_began.store(self.note(), Relaxed);
         }
@@ -263,7 +273,8 @@ pub(super) async fn drive<S: Served>(conn: &Connection, served: S) {
             if let Poll::Ready(result) = served.as_mut().poll(cx) {
                 return Poll::Ready(result.map_err(|error| error.to_string()));
             }
-            if hang_up == HangUp::NotAsked && conn.front.router.drain.is_hanging_up() {
+            let is_to_end = || conn.front.router.drain.is_hanging_up() || conn.is_ending.load(Relaxed);
+            if hang_up == HangUp::NotAsked && is_to_end() {
                 let at = Instant::now() + LAST_BYTES;
                 hang_up = HangUp::At(at);
                 timer.as_mut().reset(at.into());

@@ -245,8 +245,12 @@ pub(super) type TurnedAway = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Waits until who opens a stream with these headers is not let in any more, or may do something else than then. `None`
 /// where nobody is asked.
 pub(super) fn until_turned_away(front: &Arc<Front>, headers: &Headers<'_>, sender: &Sender) -> Option<TurnedAway> {
-    let (Some(doorkeeper), Some(identity)) = (&front.doorkeeper, &sender.identity) else { return None };
-    let Field::Is(authorization) = headers.authorization else { return None };
+    let identity = sender.identity.as_ref()?;
+    let (Some(doorkeeper), Field::Is(authorization)) = (&front.doorkeeper, headers.authorization) else {
+        // By a certificate, which nobody takes back before its end.
+        let rest = identity.expires_at()?.duration_since(SystemTime::now()).unwrap_or_default();
+        return Some(Box::pin(sleep(rest)));
+    };
     let (authorization, identity) = (Box::<[u8]>::from(authorization), Arc::clone(identity));
     let mut changes = doorkeeper.keys_changed.subscribe();
     let front = Arc::downgrade(front);

@@ -187,7 +187,7 @@ impl Front {
         if !limiter.has_tool_rules() || self.named(headers, sender).is_some() {
             return None;
         }
-        let tool = rates::tool_of(body)?;
+        let tool = self.router.tool_called(body)?;
         self.router.dispatch.tools().for_caller(&tool, sender.identity.as_deref())?;
         Box::pin(rates::charge_ahead(limiter, cluster, sender.who(), &tool)).await
     }

@@ -2,13 +2,12 @@
 //! more for what only the body says. A rate is charged once for what both say. Where several instances count together,
 //! what they share is asked; of a batch only its first message is counted there, and the others here.
 
-use std::{borrow::Cow, cell::Cell, time::Instant};
+use std::{cell::Cell, time::Instant};
 
 use hyper::{
     HeaderMap,
     header::{HeaderName, HeaderValue},
 };
-use serde::Deserialize;
 
 use crate::{
     cluster::{
@@ -75,27 +74,6 @@ pub(super) struct Ahead {
     tool: String,
     decision: Decision,
     passed: Result<(), Refusal>,
-}
-
-/// What of a body says which tool is called. What it says is decided elsewhere; a body that is none says nothing here.
-#[derive(Deserialize)]
-struct Named<'a> {
-    #[serde(borrow)]
-    method: Cow<'a, str>,
-    #[serde(borrow)]
-    params: Params<'a>,
-}
-
-#[derive(Deserialize)]
-struct Params<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-}
-
-/// The tool that a body calls.
-pub(super) fn tool_of(body: &[u8]) -> Option<Cow<'_, str>> {
-    let Named { method, params } = serde_json::from_slice(body).ok()?;
-    (method == "tools/call").then_some(params.name)
 }
 
 /// Charges for a tool that only the body names.

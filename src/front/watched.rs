@@ -94,7 +94,7 @@ impl<S: AsyncWrite + Unpin> Write for Watched<S> {
     /// A secure connection takes what is written into a buffer of its own, and waits for the client here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        if flushed.is_pending() { note(&self.conn, flushed) } else { flushed }
+        note(&self.conn, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

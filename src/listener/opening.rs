@@ -23,7 +23,7 @@ pub(super) async fn plain(conn: Arc<Connection>, stream: TcpStream) {
     let limits = &conn.front.limits;
     let http2 = &conn.front.http2.config;
     if http2.enabled && http2.prior_knowledge {
-        let looking = begins_with_preface(&stream, limits.header_timeout());
+        let looking = begins_with_preface(&conn, &stream);
         match conn.opening(looking, limits.idle_timeout()).await {
             Ok(true) => return Box::pin(http2::run(conn, stream)).await,
             Ok(false) => {}
@@ -57,9 +57,10 @@ fn ended(conn: &Connection, reason: &str) {
 }
 
 /// Whether the client speaks HTTP/2 without having been asked. Looks at what has come and leaves it there.
-async fn begins_with_preface(stream: &TcpStream, patience: Duration) -> bool {
+async fn begins_with_preface(conn: &Connection, stream: &TcpStream) -> bool {
     let mut seen = [0; PREFACE.len()];
     let mut began: Option<Instant> = None;
+    let mut pause = LOOK_PAUSE;
     loop {
         // An error is met again by who reads.
         let length = stream.peek(&mut seen).await.unwrap_or(0);
@@ -67,9 +68,11 @@ async fn begins_with_preface(stream: &TcpStream, patience: Duration) -> bool {
             return seen == *PREFACE;
         }
         let waited = began.get_or_insert_with(Instant::now).elapsed();
-        if length == 0 || !PREFACE.starts_with(&seen[..length]) || waited >= patience {
+        if length == 0 || !PREFACE.starts_with(&seen[..length]) || waited >= conn.front.limits.header_timeout() {
             return false;
         }
-        sleep(LOOK_PAUSE).await;
+        conn.note_read(true); // if it is a head of HTTP/1.1, this is when it began
+        sleep(pause).await;
+        pause *= 2; // who sends some bytes and then nothing costs little
     }
 }

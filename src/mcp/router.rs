@@ -183,6 +183,13 @@ impl Router {
         })
     }
 
+    /// The tool that a message calls, for who has to know it before the message is taken in.
+    pub(crate) fn tool_called(&self, body: &[u8]) -> Option<String> {
+        let (envelope, fault) = wire::read(body, self.shape);
+        let is_call = fault.is_none() && envelope.method.get() == Some("tools/call");
+        envelope.params.name.get().filter(|_| is_call).map(str::to_owned)
+    }
+
     fn modern(
         &self,
         envelope: &mut Envelope<'_>,

@@ -341,7 +341,9 @@ impl Builder {
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections, secure.as_ref())
             .map_err(|e| StartError::host("cannot start the watching thread", e))?;
-        let places = listener::places(loaded.resolved.connections_max);
+        // Each listener holds a place while it waits for a connection.
+        let waiting = sockets.len().saturating_sub(1);
+        let places = listener::places(loaded.resolved.connections_max.saturating_add(waiting));
         let (doors, own_threads) = doors::open(sockets, flavor, &runtime, |socket, stop| {
             let (front, connections, places) = (Arc::clone(&front), Arc::clone(&connections), Arc::clone(&places));
             listener::accept(socket, front, secure.clone(), connections, places, stop)
@@ -395,7 +397,7 @@ impl Builder {
             hosts: Hosts::new(&addr_host(addr), &tuning.server.allowed_hosts),
             origins: Origins::new(&tuning.server.allowed_origins, scheme(tuning)),
             limits: tuning.limits.clone(),
-            http2: http2::Shared::new(tuning.http2.clone()),
+            http2: http2::Shared::new(tuning.http2.clone(), loaded.resolved.connections_max),
             gate: Gate::new(loaded.resolved.concurrent_requests_max),
             fairness: Weights::new(&tuning.fairness)
                 .map_err(|message| StartError::config(loaded.fault("fairness.weights", message)))?,
@@ -663,7 +665,7 @@ fn connect(loaded: &Loaded, addr: SocketAddr, runtime: &Runtime) -> Result<Optio
         return Ok(None);
     }
     let base = match tuning.cluster.advertise.as_str() {
-        "" => format!("http://{addr}"),
+        "" => format!("{}{addr}", scheme(tuning)),
         advertise => advertise.to_owned(),
     };
     let address = format!("{base}{}", tuning.server.path);

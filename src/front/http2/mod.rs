@@ -14,7 +14,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Poll, ready},
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use bytes::Bytes;
 use hyper::{
     Request, Response,
     body::{Body as _, Incoming},
-    header::{HOST, HeaderValue},
+    header::{CONNECTION, HOST, HeaderValue},
     rt::{Executor, Read, Write},
     server::conn::http2::{self, Connection as Http2},
     service::{HttpService, service_fn},
@@ -64,12 +64,33 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     floods: AtomicU64,
     untaken: AtomicU64,
+    /// Requests that are not over, on all connections together: as many as over HTTP/1.1, where each has a connection.
+    open: AtomicUsize,
+    open_max: usize,
     said: Rarely,
 }
 
+/// A request that is not over. Its end is counted on drop.
+pub(super) struct Open(Arc<Connection>);
+
+impl Open {
+    fn of(conn: &Arc<Connection>) -> Option<Self> {
+        let shared = &conn.front.http2;
+        let open = Self(Arc::clone(conn));
+        (shared.open.fetch_add(1, Relaxed) < shared.open_max).then_some(open)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.front.http2.open.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Shared {
-    pub(crate) fn new(config: Config) -> Self {
-        Self { config, floods: AtomicU64::new(0), untaken: AtomicU64::new(0), said: Rarely::new() }
+    pub(crate) fn new(config: Config, open_max: usize) -> Self {
+        let (floods, untaken) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { config, floods, untaken, open: AtomicUsize::new(0), open_max, said: Rarely::new() }
     }
 
     /// Connections that were ended for a flood of frames.
@@ -147,7 +168,13 @@ async fn answer(conn: Arc<Connection>, mut request: Request<Incoming>) -> Respon
         request.headers_mut().insert(HOST, host);
     }
     let (count, max) = (request.headers().len(), conn.front.limits.headers_max);
-    let response = if count > max {
+    let open = Open::of(&conn);
+    let mut response = if open.is_none() {
+        let message = "as many requests are open as there may be connections, limits.connections_max";
+        let refused = reply::Refused::from(Refusal::overloaded(1, message));
+        conn.front.refusals.count(refused.reason());
+        refused.into_response()
+    } else if count > max {
         let message = format!("there are {count} headers; limits.headers_max is {max}");
         let refused = reply::Refused::from(Refusal { status: 431, ..Refusal::invalid_request(message) });
         conn.front.refusals.count(refused.reason());
@@ -155,8 +182,11 @@ async fn answer(conn: Arc<Connection>, mut request: Request<Incoming>) -> Respon
     } else {
         serve(Arc::clone(&conn), request).await
     };
+    if response.headers_mut().remove(CONNECTION).is_some() {
+        conn.end_soon(); // which is how HTTP/1.1 says it
+    }
     let untaken = UNTAKEN.try_with(Arc::clone).unwrap_or_default();
-    response.map(|body| Paced::new(body, &conn, untaken, busy))
+    response.map(|body| Paced::new(body, &conn, untaken, (busy, open)))
 }
 
 /// So much of the body of a request that was refused is taken before the answer, and for so long.

@@ -16,6 +16,7 @@ use hyper::body::{Buf, Frame, SizeHint};
 use crate::front::{
     body::{Body, Pieces},
     connection::{Busy, Connection, NEVER},
+    http2::Open,
 };
 
 /// What is given out at once. So much of each answer may lie with hyper, untaken.
@@ -37,12 +38,12 @@ pub(super) struct Paced {
     rest: Option<Pieces>,
     conn: Arc<Connection>,
     untaken: Arc<Untaken>,
-    /// The connection is busy until the body is gone.
-    _busy: Busy,
+    /// The connection is busy until the body is gone, and the request is one of those that there may be.
+    _busy: (Busy, Option<Open>),
 }
 
 impl Paced {
-    pub(super) fn new(body: Body, conn: &Arc<Connection>, untaken: Arc<Untaken>, busy: Busy) -> Self {
+    pub(super) fn new(body: Body, conn: &Arc<Connection>, untaken: Arc<Untaken>, busy: (Busy, Option<Open>)) -> Self {
         untaken.0.store(conn.note(), Relaxed);
         Self { body, rest: None, conn: Arc::clone(conn), untaken, _busy: busy }
     }
