@@ -294,6 +294,22 @@ fn one_connection_has_no_more_than_its_share() {
 }
 
 #[test]
+fn all_connections_together_have_no_more_requests_than_there_may_be_connections() {
+    let served = serve(|tuning| tuning.limits.connections_max = 8);
+    let (one, two) = (Client::connect(served.addr()), Client::connect(served.addr()));
+    let waiting: Vec<_> =
+        (0..8).map(|n| if n % 2 == 0 { &one } else { &two }).map(|c| (c, c.send(c.calling("wait")))).collect();
+    eventually("all of them run", || served.inside() == 8);
+    let refused = two.ask(two.calling("quick"));
+    assert_eq!(refused.status, 503, "{refused:?}");
+    served.go.add_permits(8);
+    for (client, answer) in waiting {
+        assert_eq!(client.wait(answer).status, 200);
+    }
+    eventually("there is room again", || two.ask(two.calling("quick")).status == 200);
+}
+
+#[test]
 fn a_stop_finishes_what_is_in_flight_and_says_goodbye() {
     let served = serve(|_| {});
     let client = Client::connect(served.addr());

@@ -22,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     body::{Body as _, Incoming},
     header::{CONNECTION, HOST, HeaderValue},
     rt::{Executor, Read, Write},
@@ -43,6 +43,7 @@ use self::{
 use crate::{
     front::{
         connection::{Connection, Served, drive},
+        pressure::Level,
         reply, serve,
         watched::{Metered, Watched},
     },
@@ -182,8 +183,11 @@ async fn answer(conn: Arc<Connection>, mut request: Request<Incoming>) -> Respon
     } else {
         serve(Arc::clone(&conn), request).await
     };
-    if response.headers_mut().remove(CONNECTION).is_some() {
-        conn.end_soon(); // which is how HTTP/1.1 says it
+    // HTTP/1.1 ends a connection by this header. Here most that was wrong with a request is over with its stream; but not a
+    // certificate that has ended, and not a want of memory.
+    let says_close = response.headers_mut().remove(CONNECTION).is_some();
+    if says_close && (response.status() == StatusCode::FORBIDDEN || conn.front.pressure.level() >= Level::KeepAlive) {
+        conn.end_soon();
     }
     let untaken = UNTAKEN.try_with(Arc::clone).unwrap_or_default();
     response.map(|body| Paced::new(body, &conn, untaken, (busy, open)))
