@@ -1,17 +1,34 @@
 //! The names of all keys. What a client sends never stands in one as it is: it comes here as a hash, so that nothing in
 //! it can be taken for a separator or a hash tag.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
 /// Makes keys, all with one beginning.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     prefix: String,
     /// In a cluster keys of one script have one slot, which is what the braces say.
     is_cluster: bool,
+    /// They were found to be another deployment's.
+    are_foreign: Arc<AtomicBool>,
 }
 
 impl Keys {
     pub(crate) fn new(prefix: &str, is_cluster: bool) -> Self {
-        Self { prefix: prefix.to_owned(), is_cluster }
+        Self { prefix: prefix.to_owned(), is_cluster, are_foreign: Arc::default() }
+    }
+
+    /// Notes whether they are this deployment's.
+    pub(super) fn note_owner(&self, are_ours: bool) {
+        self.are_foreign.store(!are_ours, Relaxed);
+    }
+
+    /// Whether they are another deployment's, as far as is known: then nothing under them is touched.
+    pub(crate) fn are_foreign(&self) -> bool {
+        self.are_foreign.load(Relaxed)
     }
 
     /// What all keys begin with.

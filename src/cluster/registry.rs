@@ -1,10 +1,12 @@
 //! Who there is: each instance writes a heartbeat, looks at those of the others, and removes who has none any more. The
-//! clock is Redis' own. What changes is told at once, and found with the next heartbeat where that was not heard. Everything that is written expires by itself, so nothing is left when all are gone at once; what
-//! an empty Redis has lost is there again with the next heartbeat.
+//! clock is Redis' own. What changes is told at once, and found with the next heartbeat where that was not heard.
+//! Everything that is written expires by itself, so nothing is left when all are gone at once; what an empty Redis has
+//! lost is there again with the next heartbeat.
 
 use std::{
     collections::HashMap,
     fmt,
+    pin::pin,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::stream::{self, StreamExt as _};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
@@ -30,6 +33,8 @@ const PERIODS_TO_EXPIRY: u32 = 6;
 /// More nodes than this are not looked at.
 const NODES_MAX: usize = 1000;
 const ORDERS_MAX: usize = 8;
+/// The least time between two looks for the news of others.
+const NEWS_PAUSE: Duration = Duration::from_millis(500);
 
 /// Writes a heartbeat. A process that takes a name over says so; one that finds its name taken leaves it alone.
 static BEAT: LazyLock<Script> = LazyLock::new(|| {
@@ -225,10 +230,13 @@ impl Member {
         let mut news = self.link.subscribe(vec![self.named.keys.nodes()]);
         let mut done: Option<oneshot::Sender<()>> = None;
         loop {
-            let next = Instant::now() + self.named.period;
-            self.beat().await;
+            let (next, news_from) = (Instant::now() + self.named.period, Instant::now() + NEWS_PAUSE);
+            let is_in = self.beat().await;
             if let Some(told) = done.take() {
                 let _ = told.send(()); // nobody waits for it any more, and that is all
+            }
+            if is_in && let Err(error) = self.look_around().await {
+                tracing::debug!(%error, "the other nodes were not looked at");
             }
             tokio::select! {
                 order = orders.recv() => match order {
@@ -245,39 +253,39 @@ impl Member {
                     None => return,
                 },
                 () = sleep_until(next) => {}
-                () = others(&mut news, &self.named.id) => {}
+                // Many that come or go at once are looked at together.
+                () = async { others(&mut news, &self.named.id).await; sleep_until(news_from).await } => {}
                 // A Redis that is back may have forgotten everything.
                 changed = link.changed(), if is_watched => is_watched = changed.is_ok(),
             }
         }
     }
 
-    /// One round: says that this node lives, and looks at the others.
-    async fn beat(&mut self) {
-        match self.round().await {
-            Ok(()) => {}
-            Err(LinkError::Away) => {
-                self.counts.missed.fetch_add(1, Relaxed); // the link has said it
-            }
-            Err(error) => {
-                self.counts.missed.fetch_add(1, Relaxed);
-                tracing::warn!(%error, "a heartbeat was not taken");
-            }
+    /// Says that this node lives; whether it is in the registry.
+    async fn beat(&mut self) -> bool {
+        let error = match self.heartbeat().await {
+            Ok(is_in) => return is_in,
+            Err(error) => error,
+        };
+        self.counts.missed.fetch_add(1, Relaxed);
+        if !matches!(error, LinkError::Away) {
+            tracing::warn!(%error, "a heartbeat was not taken"); // of the other, the link has said it
         }
+        false
     }
 
-    async fn round(&mut self) -> Result<(), LinkError> {
+    async fn heartbeat(&mut self) -> Result<bool, LinkError> {
         let Named { keys, period, .. } = &self.named;
-        let (dead, expiry) = (*period * PERIODS_TO_DEATH, *period * PERIODS_TO_EXPIRY);
+        let expiry = *period * PERIODS_TO_EXPIRY;
         let expiry_ms = expiry.as_millis() as u64;
         match claim(&self.link, &self.named, expiry).await? {
             Ok(()) => {}
             Err(owner) => {
                 self.say(&format!("the keys {}* are those of another deployment, {owner:?}", keys.prefix()));
-                return Ok(());
+                return Ok(false);
             }
         }
-        let Some(me) = self.myself() else { return Ok(()) };
+        let Some(me) = self.myself() else { return Ok(false) };
         let mut script = BEAT.key(keys.node(&self.named.id));
         script.arg(&self.named.run).arg(expiry_ms).arg(if self.is_new { "take" } else { "" });
         for (field, value) in me.fields() {
@@ -286,7 +294,7 @@ impl Member {
         let now_ms: i64 = self.link.script(&script).await?;
         if now_ms < 0 {
             self.say(&format!("another process goes by the name {:?} (cluster.node_id)", self.named.id));
-            return Ok(());
+            return Ok(false);
         }
         (self.is_new, self.is_told) = (false, false);
         let nodes = self.named.keys.nodes();
@@ -296,6 +304,11 @@ impl Member {
         if std::mem::take(&mut self.is_news) {
             let () = self.link.query(cmd("PUBLISH").arg(&nodes).arg(&self.named.id)).await?;
         }
+        Ok(true)
+    }
+
+    async fn look_around(&self) -> Result<(), LinkError> {
+        let dead = self.named.period * PERIODS_TO_DEATH;
         let found = look(&self.link, &self.named.keys, Some(dead)).await?;
         self.counts.corrupt.fetch_add(found.corrupt, Relaxed);
         for id in &found.reaped {
@@ -373,6 +386,7 @@ async fn others(news: &mut Subscription, id: &str) {
 pub(crate) async fn claim(link: &Link, named: &Named, expiry: Duration) -> Result<Result<(), String>, LinkError> {
     let script = &mut CLAIM.key(named.keys.cluster());
     let owner: String = link.script(script.arg(&named.cluster).arg(expiry.as_millis() as u64)).await?;
+    named.keys.note_owner(owner == named.cluster);
     Ok(if owner == named.cluster { Ok(()) } else { Err(owner) })
 }
 
@@ -380,6 +394,9 @@ pub(crate) async fn claim(link: &Link, named: &Named, expiry: Duration) -> Resul
 pub(crate) fn expiry_of(period: Duration) -> Duration {
     period * PERIODS_TO_EXPIRY
 }
+
+/// Nodes that are read at once.
+const LOOKS_AT_ONCE: usize = 32;
 
 /// What one look found.
 #[derive(Debug, Default)]
@@ -398,8 +415,11 @@ pub(crate) async fn look(link: &Link, keys: &Keys, dead: Option<Duration>) -> Re
     ids.sort_unstable();
     ids.truncate(NODES_MAX);
     let dead_ms = dead.map_or(-1, |dead| i64::try_from(dead.as_millis()).unwrap_or(i64::MAX));
-    for id in ids {
-        let answer = link.script(LOOK.key(keys.node(&id)).arg(dead_ms)).await;
+    let looks = stream::iter(ids)
+        .map(|id| async move { (link.script(LOOK.key(keys.node(&id)).arg(dead_ms)).await, id) })
+        .buffered(LOOKS_AT_ONCE);
+    let mut looks = pin!(looks);
+    while let Some((answer, id)) = looks.next().await {
         let (now_ms, is_reaped, fields): (u64, bool, HashMap<String, String>) = match answer {
             Ok(answer) => answer,
             Err(LinkError::Refused(Refused::WrongType) | LinkError::Odd(_)) => {
@@ -411,7 +431,9 @@ pub(crate) async fn look(link: &Link, keys: &Keys, dead: Option<Duration>) -> Re
         if is_reaped || fields.is_empty() {
             if dead.is_some() {
                 let () = link.query(cmd("SREM").arg(keys.nodes()).arg(&id)).await?;
-                found.reaped.push(id);
+            }
+            if is_reaped {
+                found.reaped.push(id); // else it is leaving, and half of it is gone
             }
             continue;
         }

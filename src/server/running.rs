@@ -115,7 +115,8 @@ impl Running {
         self.drain.start(); // /ready says so
         note(&self.front.router, "drain", "");
         let Some(cluster) = &self.front.cluster else { return self.finished().await };
-        cluster.status(Status::Stopping).await;
+        // A Redis that is slow must not keep the listener open: the balancer asks /ready.
+        let _ = timeout(LAST_WORDS, cluster.status(Status::Stopping)).await;
         self.finished().await;
         cluster.leave().await;
     }
