@@ -1,5 +1,6 @@
-//! Under which key something is counted: a keyed hash of 128 bits, so that names of any length cost the same memory
-//! and nobody outside can choose two that fall together.
+//! Under which key something is counted: a hash of 128 bits, so that names of any length cost the same memory. It is keyed,
+//! so that nobody outside can choose two that fall together; where instances share their counts it cannot be, and is
+//! SHA-256 cut short.
 
 use std::{
     hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
