@@ -66,7 +66,8 @@ impl Way {
         Self { to: server.address, from: None, tls: None }
     }
 
-    fn connect(&self) -> Result<Wire> {
+    /// A connection with nothing on it yet.
+    pub(crate) fn open(&self) -> Result<TcpStream> {
         let socket = socket2::Socket::new(socket2::Domain::for_address(self.to), socket2::Type::STREAM, None)?;
         if let Some(from) = self.from {
             socket.bind(&SocketAddr::new(from, 0).into())?;
@@ -76,6 +77,11 @@ impl Way {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    fn connect(&self) -> Result<Wire> {
+        let stream = self.open()?;
         let Some(tls) = &self.tls else { return Ok(Wire::Plain(stream)) };
         let session = ClientConnection::new(Arc::clone(tls), ServerName::try_from("localhost")?)?;
         Ok(Wire::Secure(Box::new(StreamOwned::new(session, stream))))
