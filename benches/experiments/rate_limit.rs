@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Result,
-    caller::{Caller, Paced, Way, drive, echo, pace},
+    caller::{Caller, Way, drive, echo, pace},
     issuer::Issuer,
     lab::{Lab, Server},
     median, verdict,
@@ -24,6 +24,9 @@ const MODEST_PER_S: f64 = 50.0;
 const COST_MAX: f64 = 0.5;
 const CONNECTIONS: usize = 64;
 const PAIRS: usize = 7;
+/// Stretches with a greedy caller.
+const ROUNDS: usize = 3;
+const P99_TIMES_MAX: f64 = 1.5;
 /// For an answer to a request whose body never comes. The server itself waits for one 30 s long.
 const AT_ONCE_MS: f64 = 50.0;
 const HEADS: usize = 100;
@@ -47,32 +50,48 @@ pub(crate) fn rate_limit(lab: &Lab) -> Result<()> {
 /// A greedy caller and a modest one beside it, which was alone before.
 fn passes(lab: &Lab, issuer: &Issuer, server: &Server) -> Result<()> {
     let time = Duration::from_secs(lab.seconds * 2);
-    let mut greedy = Caller::new(Way::to(server), echo(Some(&issuer.token("greedy")?)));
     let mut modest = Caller::new(Way::to(server), echo(Some(&issuer.token("modest")?)));
-    let (alone, beside, asked) = lab.on_load_cores(|| {
-        pace(&mut modest, MODEST_PER_S, Duration::from_secs(1))?; // the warm-up
-        let alone = pace(&mut modest, MODEST_PER_S, time)?;
-        thread::scope(|scope| {
-            let other = scope.spawn(|| pace(&mut greedy, PER_S * TIMES, time));
-            let beside = pace(&mut modest, MODEST_PER_S, time)?;
-            Ok((alone, beside, other.join().map_err(|_| "a load panicked")??))
-        })
-    })?;
-    let sent: u64 = asked.statuses.values().sum();
-    let sent_times = sent as f64 / asked.elapsed_s / PER_S;
-    println!("one caller at {sent_times:.2} times its rate for {:.1} s: {:?}", asked.elapsed_s, asked.statuses);
-    let allowed = BURST + PER_S * asked.elapsed_s;
-    let passed = asked.of(200) as f64;
-    let off = passed / allowed - 1.0;
-    let figure = format!("{passed:.0} of {sent}, allowed {allowed:.0}, {:+.2} %", off * 100.0);
-    verdict("what passes is within 1 % of limit and burst", off.abs() <= OFF_MAX, figure);
-    let is_all = asked.of(200) + asked.of(429) == sent;
-    verdict("everything else is answered 429", is_all, format!("{:?}", asked.statuses));
-    verdict("it did send at 10 times its rate", sent_times >= TIMES * 0.98, format!("{sent_times:.2} times"));
-    let success = beside.success();
+    lab.on_load_cores(|| pace(&mut modest, MODEST_PER_S, Duration::from_secs(1)))?; // the warm-up
+    let (mut off_most, mut slowest, mut success, mut times): (f64, f64, f64, _) = (0.0, TIMES, 1.0, Vec::new());
+    let (mut others, mut p99s_ms) = (0, Vec::new());
+    for round in 0..ROUNDS {
+        // A new one each time, with its whole burst.
+        let mut greedy = Caller::new(Way::to(server), echo(Some(&issuer.token(&format!("greedy-{round}"))?)));
+        let (alone, beside, asked) = lab.on_load_cores(|| {
+            let alone = pace(&mut modest, MODEST_PER_S, time)?;
+            thread::scope(|scope| {
+                let other = scope.spawn(|| pace(&mut greedy, PER_S * TIMES, time));
+                let beside = pace(&mut modest, MODEST_PER_S, time)?;
+                Ok((alone, beside, other.join().map_err(|_| "a load panicked")??))
+            })
+        })?;
+        let (sent, passed) = (asked.statuses.values().sum::<u64>(), asked.of(200));
+        let sent_times = sent as f64 / asked.elapsed_s / PER_S;
+        let allowed = BURST + PER_S * asked.elapsed_s;
+        let off = passed as f64 / allowed - 1.0;
+        println!(
+            "{sent_times:.2} times its rate for {:.2} s: {sent} sent, {passed} passed of {allowed:.0} allowed, {:+.2} %; \
+             the other's p99 {:.3} ms, alone {:.3} ms",
+            asked.elapsed_s,
+            off * 100.0,
+            beside.p99_ms(),
+            alone.p99_ms()
+        );
+        off_most = if off.abs() > off_most.abs() { off } else { off_most };
+        slowest = slowest.min(sent_times);
+        success = success.min(beside.success());
+        others += sent - passed - asked.of(429);
+        times.push(beside.p99_ms() / alone.p99_ms());
+        p99s_ms.push(beside.p99_ms());
+    }
+    let figure = format!("{:+.2} % at most", off_most * 100.0);
+    verdict("what passes is within 1 % of limit and burst", off_most.abs() <= OFF_MAX, figure);
+    verdict("everything else is answered 429", others == 0, format!("{others} otherwise"));
+    verdict("it did send at 10 times its rate", slowest >= TIMES * 0.98, format!("{slowest:.2} times"));
     verdict("all calls of the other caller succeed", success >= 1.0, format!("{:.2} %", success * 100.0));
-    let ratio = Paced::p99_ms(&beside) / alone.p99_ms();
-    println!("         its p99 is {:.2} ms, {ratio:.2} x that alone ({:.2} ms)", beside.p99_ms(), alone.p99_ms());
+    let times = median(times);
+    let figure = format!("{times:.2} times ({:.3} ms), median of {ROUNDS} pairs", median(p99s_ms));
+    verdict(&format!("its p99 <= {P99_TIMES_MAX} times that alone"), times <= P99_TIMES_MAX, figure);
     Ok(())
 }
 
