@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
     sync::Arc,
     thread,
@@ -127,10 +127,14 @@ impl Caller {
         loop {
             let room = self.reply.room()?;
             let bytes = match &mut self.wire {
-                Some(Wire::Plain(stream)) => stream.read(room)?,
-                Some(Wire::Secure(stream)) => stream.read(room)?,
-                None => 0,
+                Some(Wire::Plain(stream)) => stream.read(room),
+                Some(Wire::Secure(stream)) => stream.read(room),
+                None => Ok(0),
             };
+            let bytes = bytes.map_err(|error| match error.kind() {
+                ErrorKind::WouldBlock => format!("no whole answer within {PATIENCE:?}"),
+                _ => error.to_string(),
+            })?;
             if bytes == 0 {
                 return Err(format!("the server ended a connection within an answer: {}", self.reply.text()).into());
             }

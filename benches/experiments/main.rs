@@ -2,8 +2,8 @@
 //! whether it did.
 //!
 //! `cargo bench --bench experiments` runs all, `-- overload`, `-- short-calls`, `-- metastability`, `-- fairness`,
-//! `-- wedged`, `-- memory`, `-- quota`, `-- auth`, `-- tls`, `-- rate-limit`, `-- floods` or `-- timing` those that are
-//! named; `--quick` makes every stretch shorter. Loads come from cores that the server does not have. It fails when
+//! `-- wedged`, `-- memory`, `-- quota`, `-- auth`, `-- tls`, `-- rate-limit`, `-- floods`, `-- timing` or `-- hanging-issuer`
+//! those that are named; `--quick` makes every stretch shorter. Loads come from cores that the server does not have. It fails when
 //! something did not hold. `memory` and `quota` need to be root, for cgroups of their own. `--bigiron PATH` tries
 //! another program.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a bench tells what it found
@@ -13,6 +13,7 @@ mod caller;
 mod cgroups;
 mod floods;
 mod frames;
+mod hanging_issuer;
 mod issuer;
 mod lab;
 mod overload;
@@ -38,7 +39,7 @@ type Experiment = fn(&Lab) -> Result<()>;
 /// The tool that costs a known time on a thread of the pool.
 const BURN: [&str; 4] = ["--tool", "burn", "--arguments", r#"{"ms":2}"#];
 
-const EXPERIMENTS: [(&str, Experiment); 12] = [
+const EXPERIMENTS: [(&str, Experiment); 13] = [
     ("overload", overload::overload),
     ("short-calls", overload::short_calls),
     ("metastability", overload::metastability),
@@ -51,6 +52,7 @@ const EXPERIMENTS: [(&str, Experiment); 12] = [
     ("rate-limit", rate_limit::rate_limit),
     ("floods", floods::floods),
     ("timing", timing::timing),
+    ("hanging-issuer", hanging_issuer::hanging_issuer),
 ];
 
 fn main() -> ExitCode {
