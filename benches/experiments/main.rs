@@ -1,11 +1,11 @@
 //! How bigiron behaves when it is too much: experiments on one host, each by one command, with what must hold and
 //! whether it did.
 //!
-//! `cargo bench --bench experiments` runs all, `-- overload`, `-- short-calls`, `-- metastability`, `-- fairness`,
-//! `-- wedged`, `-- memory`, `-- quota`, `-- auth`, `-- tls`, `-- rate-limit`, `-- floods`, `-- timing` or `-- hanging-issuer`
-//! those that are named; `--quick` makes every stretch shorter. Loads come from cores that the server does not have. It fails when
-//! something did not hold. `memory` and `quota` need to be root, for cgroups of their own. `--bigiron PATH` tries
-//! another program.
+//! `cargo bench --bench experiments` runs all, and those that are named when some are: `-- overload`, `short-calls`,
+//! `metastability`, `fairness`, `wedged`, `memory`, `quota`, `auth`, `tls`, `rate-limit`, `floods`, `timing` and
+//! `hanging-issuer`. `--quick` makes every stretch shorter. Loads come from cores that the server does not have. It
+//! fails when something did not hold. `memory` and `quota` need to be root, for cgroups of their own. `--bigiron PATH`
+//! tries another program.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a bench tells what it found
 
 mod auth;
