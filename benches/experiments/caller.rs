@@ -132,7 +132,7 @@ impl Caller {
                 None => Ok(0),
             };
             let bytes = bytes.map_err(|error| match error.kind() {
-                ErrorKind::WouldBlock => format!("no whole answer within {PATIENCE:?}"),
+                ErrorKind::WouldBlock => format!("no whole answer within {PATIENCE:?}, only {:?}", self.reply.text()),
                 _ => error.to_string(),
             })?;
             if bytes == 0 {
