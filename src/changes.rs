@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
 };
 
@@ -42,6 +42,16 @@ impl Lists {
         Self(self.0 & other.0)
     }
 
+    /// As a number, for other instances.
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Those of a number that there are.
+    pub(crate) const fn of_bits(bits: u8) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
     pub(crate) const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -67,11 +77,26 @@ pub(crate) enum Change {
     Task(Bytes),
 }
 
-#[derive(Debug, Default)]
+/// What other instances are to hear of too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Told<'a> {
+    Lists(Lists),
+    Resource(&'a str),
+}
+
+#[derive(Default)]
 struct Hub {
+    /// Tells other instances, where there are some.
+    others: OnceLock<Box<dyn Fn(Told<'_>) + Send + Sync>>,
     state: Mutex<State>,
     /// Moves when resources are asked about that were not, or are not any more.
     interest: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -121,21 +146,44 @@ impl Changes {
 
     /// The list of tools is another one.
     pub fn tools(&self) {
-        self.list(Lists::TOOLS);
+        self.lists(Lists::TOOLS);
     }
 
     /// The list of prompts is another one.
     pub fn prompts(&self) {
-        self.list(Lists::PROMPTS);
+        self.lists(Lists::PROMPTS);
     }
 
     /// The list of resources is another one.
     pub fn resources(&self) {
-        self.list(Lists::RESOURCES);
+        self.lists(Lists::RESOURCES);
     }
 
     /// The resource at `uri` says something else than before. Told to those who subscribed to it.
     pub fn resource(&self, uri: &str) {
+        self.tell_others(Told::Resource(uri));
+        self.heard_resource(uri);
+    }
+
+    fn lists(&self, lists: Lists) {
+        self.tell_others(Told::Lists(lists));
+        self.heard_lists(lists);
+    }
+
+    fn tell_others(&self, told: Told<'_>) {
+        if let Some(tell) = self.hub.others.get() {
+            tell(told);
+        }
+    }
+
+    /// From here on `tell` is told of what this instance says has changed; what [`Changes::heard_lists`] and its like say
+    /// is not told on. It must be short, and the first one stays.
+    pub(crate) fn to_others(&self, tell: impl Fn(Told<'_>) + Send + Sync + 'static) {
+        let _ = self.hub.others.set(Box::new(tell));
+    }
+
+    /// Another instance says that a resource has changed.
+    pub(crate) fn heard_resource(&self, uri: &str) {
         let uri: Arc<str> = uri.into();
         self.topic(&Topic::Resource(Arc::clone(&uri)), |pending| {
             pending.resources.insert(Arc::clone(&uri));
@@ -150,7 +198,8 @@ impl Changes {
         });
     }
 
-    fn list(&self, list: Lists) {
+    /// Another instance says that lists have changed.
+    pub(crate) fn heard_lists(&self, list: Lists) {
         let inboxes: Vec<_> = {
             let state = self.hub.state.lock();
             state.inboxes.values().filter(|inbox| !inbox.lists.common(list).is_empty()).map(Arc::clone).collect()
@@ -158,6 +207,22 @@ impl Changes {
         for inbox in inboxes {
             inbox.note(|pending| pending.lists = pending.lists.union(list));
         }
+    }
+
+    /// Whether somebody here wants to hear of a task.
+    pub(crate) fn is_task_watched(&self, owner: &str, id: &str) -> bool {
+        let topic = Topic::Task { owner: owner.into(), id: id.into() };
+        self.hub.state.lock().by_topic.contains_key(&topic)
+    }
+
+    /// Tasks that somebody here wants to hear of, each with its owner; so many at most.
+    pub(crate) fn watched_tasks(&self, max: usize) -> Vec<(Arc<str>, Arc<str>)> {
+        let state = self.hub.state.lock();
+        let tasks = state.by_topic.keys().filter_map(|topic| match topic {
+            Topic::Task { owner, id } => Some((Arc::clone(owner), Arc::clone(id))),
+            Topic::Resource(_) => None,
+        });
+        tasks.take(max).collect()
     }
 
     fn topic(&self, topic: &Topic, note: impl Fn(&mut Pending)) {

@@ -4,6 +4,8 @@
 //! `link` is the only place that knows Redis. What it is asked for is written in the parts beside it, as scripts where
 //! two things have to happen together; the clock is Redis' own.
 
+pub(crate) mod cache;
+pub(crate) mod changes;
 pub(crate) mod config;
 mod endpoint;
 pub(crate) mod keys;
@@ -22,6 +24,14 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use self::{
+    cache::Results,
+    changes::Bus,
+    endpoint::Kind,
+    link::{Link, State},
+    rate::Rates,
+    registry::Named,
+};
 pub use self::{
     config::{Config, Start, WhileAway},
     node::{Node, Status},
@@ -31,12 +41,6 @@ pub(crate) use self::{
     keys::Keys,
     registry::{About, Me, Registry, View},
 };
-use self::{
-    endpoint::Kind,
-    link::{Link, State},
-    rate::Rates,
-    registry::Named,
-};
 
 /// What one instance has of the others: the link, and what is shared over it.
 #[derive(Debug)]
@@ -45,6 +49,7 @@ pub(crate) struct Cluster {
     pub(crate) link: Link,
     pub(crate) keys: Keys,
     pub(crate) rates: Rates,
+    pub(crate) bus: Arc<Bus>,
     named: Named,
     registry: OnceLock<Registry>,
 }
@@ -114,12 +119,18 @@ impl Cluster {
             period: Duration::from_secs(config.heartbeat_s),
         };
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
-        Ok(Self { config: config.clone(), link, keys, rates, named, registry: OnceLock::new() })
+        let bus = Bus::new(link.clone(), keys.clone(), &named.run);
+        Ok(Self { config: config.clone(), link, keys, rates, bus, named, registry: OnceLock::new() })
     }
 
     /// The name of this instance.
     pub(crate) fn id(&self) -> &str {
         &self.named.id
+    }
+
+    /// Kept results of up to so many bytes, shared.
+    pub(crate) fn results(&self, entry_bytes_max: usize) -> Arc<Results> {
+        Results::new(self.link.clone(), self.keys.clone(), Arc::clone(&self.bus), entry_bytes_max)
     }
 
     /// Enters the registry, as starting.

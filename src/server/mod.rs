@@ -5,6 +5,7 @@ mod forget;
 mod metrics;
 mod process;
 mod running;
+mod share;
 mod sweep;
 mod watch;
 
@@ -412,9 +413,15 @@ impl Builder {
                 None => limiter(tuning),
                 Some(_) => limiter(tuning).map(Limiter::with_shared_keys),
             },
+            router: self.router(
+                loaded,
+                &format!("{}:{}", runtime::host_name(), addr.port()),
+                cluster.as_deref(),
+                drain,
+                runtime,
+            )?,
             cluster,
             tells_rates: tuning.rate_limit.headers_on_success,
-            router: self.router(loaded, &format!("{}:{}", runtime::host_name(), addr.port()), drain, runtime)?,
         })
     }
 
@@ -471,6 +478,7 @@ impl Builder {
         mut self,
         loaded: &Loaded,
         node: &str,
+        cluster: Option<&Cluster>,
         drain: Arc<Drain>,
         runtime: &Runtime,
     ) -> Result<Arc<Router>, StartError> {
@@ -520,7 +528,8 @@ impl Builder {
         };
         let pool = Pool::start(&tuning.pool, sizes).map_err(|e| StartError::host("the worker pool", e))?;
         let limits = &tuning.limits;
-        let dispatch = Dispatch::new(registry, &tuning.cache, pool, limits.result_bytes_max.as_usize());
+        let second = cluster.map(|cluster| cluster.results(tuning.cache.entry_bytes_max.as_usize()));
+        let dispatch = Dispatch::new(registry, &tuning.cache, second, pool, limits.result_bytes_max.as_usize());
         let shape = ShapeLimits { depth_max: limits.json_depth_max, keys_max: limits.json_keys_max };
         let identity = self.identity.unwrap_or_else(|| Identity {
             name: env!("CARGO_PKG_NAME").into(),
@@ -592,7 +601,7 @@ impl Builder {
     fn serve_stdio(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
         let root = self.toolbox_root(loaded);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
-        let router = self.router(loaded, &runtime::host_name(), Arc::default(), &runtime)?;
+        let router = self.router(loaded, &runtime::host_name(), None, Arc::default(), &runtime)?;
         watch::start_without_front(&router).map_err(|e| StartError::host("cannot start the watching thread", e))?;
         tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
         if let Some(root) = root {
@@ -676,6 +685,7 @@ fn connect(loaded: &Loaded, addr: SocketAddr, runtime: &Runtime) -> Result<Optio
 
 /// Tells the other instances that this one is there, and then that it serves.
 async fn join(cluster: &Cluster, front: &Arc<Front>, max_load: usize) {
+    share::begin(cluster, &front.router);
     let front = Arc::downgrade(front);
     cluster.join(Box::new(move || {
         let front = front.upgrade()?;
