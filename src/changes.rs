@@ -113,6 +113,8 @@ struct State {
 struct Asked {
     /// The place of a resource among those that are watched.
     place: u64,
+    /// The version of a task that was told last.
+    told: Option<u64>,
     inboxes: Vec<u64>,
 }
 
@@ -127,7 +129,8 @@ struct Inbox {
 struct Pending {
     lists: Lists,
     resources: BTreeSet<Arc<str>>,
-    tasks: BTreeMap<Arc<str>, Bytes>,
+    /// By id: the version, and what is told of it.
+    tasks: BTreeMap<Arc<str>, (u64, Bytes)>,
     /// Whose turn it is; see [`Pending::take`].
     turn: usize,
     /// The resource and the task that were told last: the next one is the one after it.
@@ -190,11 +193,23 @@ impl Changes {
         });
     }
 
-    /// A task is in another state; `members` are those of its notification.
-    pub(crate) fn task(&self, owner: &str, id: &str, members: &Bytes) {
+    /// A task is in another state; `members` are those of its notification. What is older than what was told is not told.
+    pub(crate) fn task(&self, owner: &str, id: &str, version: u64, members: &Bytes) {
         let id: Arc<str> = id.into();
-        self.topic(&Topic::Task { owner: owner.into(), id: Arc::clone(&id) }, |pending| {
-            pending.tasks.insert(Arc::clone(&id), members.clone());
+        let topic = Topic::Task { owner: owner.into(), id: Arc::clone(&id) };
+        {
+            let mut state = self.hub.state.lock();
+            let Some(asked) = state.by_topic.get_mut(&topic) else { return };
+            if asked.told.is_some_and(|told| told >= version) {
+                return;
+            }
+            asked.told = Some(version);
+        }
+        self.topic(&topic, |pending| {
+            let newest = pending.tasks.entry(Arc::clone(&id)).or_insert_with(|| (version, members.clone()));
+            if newest.0 < version {
+                *newest = (version, members.clone());
+            }
         });
     }
 
@@ -362,7 +377,7 @@ impl State {
         if let Topic::Resource(uri) = &topic {
             self.watched.insert(place, Arc::clone(uri));
         }
-        self.by_topic.insert(topic, Asked { place, inboxes: vec![inbox] });
+        self.by_topic.insert(topic, Asked { place, told: None, inboxes: vec![inbox] });
         true
     }
 
@@ -409,7 +424,7 @@ impl Pending {
             _ => {
                 let next = self.tasks.range::<Arc<str>, _>(after(self.last_task.as_ref())).next();
                 let (id, _) = next.or_else(|| self.tasks.first_key_value())?;
-                let (id, members) = self.tasks.remove_entry(&Arc::clone(id))?;
+                let (id, (_, members)) = self.tasks.remove_entry(&Arc::clone(id))?;
                 self.last_task = Some(id);
                 Some(Change::Task(members))
             }
@@ -455,11 +470,13 @@ mod tests {
         }
         assert_eq!(taken(&tools), [Change::List(Lists::TOOLS), Change::Resource("a:1".into())]);
         assert_eq!(taken(&prompts), []);
-        changes.task("o", "t", &Bytes::from_static(b"x"));
+        changes.task("o", "t", 1, &Bytes::from_static(b"x"));
         prompts.add(Topic::Task { owner: "o".into(), id: "t".into() });
-        changes.task("other", "t", &Bytes::from_static(b"not theirs"));
-        changes.task("o", "t", &Bytes::from_static(b"y"));
-        changes.task("o", "t", &Bytes::from_static(b"z"));
+        changes.task("other", "t", 9, &Bytes::from_static(b"not theirs"));
+        changes.task("o", "t", 2, &Bytes::from_static(b"y"));
+        changes.task("o", "t", 3, &Bytes::from_static(b"z"));
+        changes.task("o", "t", 2, &Bytes::from_static(b"older, and late"));
+        changes.task("o", "t", 3, &Bytes::from_static(b"told twice"));
         assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
     }
 
@@ -472,10 +489,10 @@ mod tests {
         let reader = changes.subscribe(Lists::ALL, topics);
         let mut cx = Context::from_waker(Waker::noop());
         let mut told = Vec::new();
-        for _ in 0..18 {
+        for version in 0..18 {
             changes.tools();
             uris.iter().for_each(|uri| changes.resource(uri));
-            ["t", "u"].iter().for_each(|id| changes.task("o", id, &Bytes::from_static(id.as_bytes())));
+            ["t", "u"].iter().for_each(|id| changes.task("o", id, version, &Bytes::from_static(id.as_bytes())));
             // A reader that takes one at a time, slower than there are more.
             let Poll::Ready(change) = reader.poll_take(&mut cx) else { panic!("something has changed") };
             told.push(change);

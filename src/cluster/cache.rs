@@ -198,6 +198,9 @@ impl Results {
 
     /// Looks for a result. With `alone`, one instance at a time is told to make it, and the others wait for that.
     pub(crate) async fn look(self: &Arc<Self>, of: Of<'_>, alone: bool) -> Look {
+        if self.bus.owes_forgetting() {
+            return Look::Make(Turn { stamp: None, lease: None });
+        }
         let mut landings = alone.then(|| self.bus.landings());
         let mut waited = false;
         let mut seen = self.see(of).await;

@@ -44,13 +44,15 @@ const LANDED_MAX: usize = 1024;
 const REPEATED: Duration = Duration::from_secs(60);
 /// After a failure, until the next try.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long a generation is kept: longer than any result that was made before it, which is a year at most.
-const GENERATION_MS: u64 = 400 * 86_400_000;
+/// The least time that a generation is kept: runs that began before it have ended by then.
+const GENERATION: Duration = Duration::from_secs(86_400);
 
 /// A new generation, and the news of it, in one step.
 static FORGET: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        r"redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+        r"local left = tonumber(ARGV[2])
+if redis.call('EXISTS', KEYS[1]) == 1 then left = math.max(left, redis.call('PTTL', KEYS[1])) end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', string.format('%.0f', left))
 return redis.call('PUBLISH', ARGV[3], ARGV[4])",
     )
 });
@@ -184,6 +186,7 @@ pub(crate) struct Bus {
     wake: Notify,
     landed: broadcast::Sender<(String, bool)>,
     begun: OnceLock<()>,
+    generation_ms: AtomicU64,
     counts: Counts,
 }
 
@@ -198,6 +201,7 @@ impl Bus {
             wake: Notify::new(),
             landed: broadcast::channel(LANDED_MAX).0,
             begun: OnceLock::new(),
+            generation_ms: AtomicU64::new(GENERATION.as_millis() as u64),
             counts: Counts::default(),
         })
     }
@@ -210,6 +214,16 @@ impl Bus {
     pub(crate) fn forget(&self, forget: Forget) {
         self.pending.lock().forget(forget, hex(&random()));
         self.wake.notify_one();
+    }
+
+    /// Generations are kept for longer than results that are kept for `ttl`, so that none comes back.
+    pub(super) fn outlive(&self, ttl: Duration) {
+        self.generation_ms.fetch_max((ttl + GENERATION).as_millis() as u64, Relaxed);
+    }
+
+    /// Whether invalidations of this instance are not in Redis yet, so that what is there may be of before.
+    pub(super) fn owes_forgetting(&self) -> bool {
+        !self.pending.lock().forgets.is_empty()
     }
 
     /// Lists have changed; the bits are handed on as they are.
@@ -270,6 +284,10 @@ impl Bus {
             self.counts.odd.fetch_add(1, Relaxed);
             return;
         };
+        if let Some((owner, id)) = message.task {
+            // Also one's own: who made the change may not have heard that it was made.
+            hear(News::Task { owner, id });
+        }
         if message.from == self.run {
             return;
         }
@@ -288,9 +306,6 @@ impl Bus {
         }
         for uri in message.resources {
             hear(News::Resource(uri.as_ref().to_owned()));
-        }
-        if let Some((owner, id)) = message.task {
-            hear(News::Task { owner, id });
         }
     }
 
@@ -316,7 +331,10 @@ impl Bus {
         if let Some((forget, generation)) = forget {
             let message = self.written(Message { forget: Some(forget.clone()), ..Message::default() });
             let mut script = FORGET.prepare_invoke();
-            script.key(self.keys.generation(&forget.generation())).arg(&generation).arg(GENERATION_MS);
+            script
+                .key(self.keys.generation(&forget.generation()))
+                .arg(&generation)
+                .arg(self.generation_ms.load(Relaxed));
             let _: u64 = self.link.script(script.arg(&self.channel).arg(message)).await?;
             self.counts.told.fetch_add(1, Relaxed);
             let mut pending = self.pending.lock();
@@ -337,7 +355,9 @@ impl Bus {
         let message = {
             let mut pending = self.pending.lock();
             let uris: Vec<_> = pending.resources.iter().take(RESOURCES_TOLD_MAX).map(Arc::clone).collect();
-            uris.iter().for_each(|uri| drop(pending.resources.remove(uri)));
+            for uri in &uris {
+                pending.resources.remove(uri);
+            }
             Message {
                 lists: std::mem::take(&mut pending.lists),
                 all_resources: std::mem::take(&mut pending.all_resources),

@@ -13,6 +13,7 @@ pub(crate) mod link;
 mod node;
 pub(crate) mod rate;
 mod registry;
+mod state_key;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +29,7 @@ use self::{
     cache::Results,
     changes::Bus,
     endpoint::Kind,
-    link::{Link, State},
+    link::{Link, LinkError, State},
     rate::Rates,
     registry::Named,
 };
@@ -128,8 +129,9 @@ impl Cluster {
         &self.named.id
     }
 
-    /// Kept results of up to so many bytes, shared.
-    pub(crate) fn results(&self, entry_bytes_max: usize) -> Arc<Results> {
+    /// Kept results of up to so many bytes and for up to so long, shared.
+    pub(crate) fn results(&self, entry_bytes_max: usize, ttl_max: Duration) -> Arc<Results> {
+        self.bus.outlive(ttl_max);
         Results::new(self.link.clone(), self.keys.clone(), Arc::clone(&self.bus), entry_bytes_max)
     }
 
@@ -155,6 +157,12 @@ impl Cluster {
         if let Some(registry) = self.registry() {
             registry.leave().await;
         }
+        state_key::leave(&self.link, &self.keys).await;
+    }
+
+    /// The key that seals what clients carry between instances: `own`, or the one that there is.
+    pub(crate) async fn state_key(&self, own: &str) -> Result<String, LinkError> {
+        state_key::agree(&self.link, &self.keys, own).await
     }
 
     /// Whether Redis is there, in a word.

@@ -261,7 +261,7 @@ impl Cache {
                     let turn = match self.look_behind(asked, stamp, asked.policy.is_alone).await {
                         Behind::Found(kept) => {
                             let answered = kept.answered(Instant::now(), |age_s| Served::Hit { age_s });
-                            lead.land(Landed::Kept(kept), |landed| drop(self.keep(asked, landed)));
+                            self.land(asked, lead, Landed::Kept(kept), None);
                             count(asked.meter, Cached::Hit);
                             return Ok(answered);
                         }
@@ -310,7 +310,7 @@ impl Cache {
         // Another instance may have made one.
         let turn = match self.look_behind(asked, stamp, false).await {
             Behind::Found(kept) => {
-                lead.land(Landed::Kept(kept), |landed| drop(self.keep(asked, landed)));
+                self.land(asked, lead, Landed::Kept(kept), None);
                 count(asked.meter, Cached::Refreshed);
                 return true;
             }
