@@ -220,7 +220,7 @@ impl Changes {
             state.inboxes.values().filter(|inbox| !inbox.lists.common(list).is_empty()).map(Arc::clone).collect()
         };
         for inbox in inboxes {
-            inbox.note(|pending| pending.lists = pending.lists.union(list));
+            inbox.note(|pending| pending.lists = pending.lists.union(list.common(inbox.lists)));
         }
     }
 
@@ -478,6 +478,22 @@ mod tests {
         changes.task("o", "t", 2, &Bytes::from_static(b"older, and late"));
         changes.task("o", "t", 3, &Bytes::from_static(b"told twice"));
         assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
+        changes.heard_lists(Lists::ALL);
+        assert_eq!(taken(&prompts), [Change::List(Lists::PROMPTS)], "of all lists those that it asked for");
+    }
+
+    #[test]
+    fn others_are_told_of_what_is_said_here_and_not_of_what_they_said() {
+        let changes = Changes::default();
+        let told = Arc::<Mutex<Vec<String>>>::default();
+        let others = Arc::clone(&told);
+        changes.to_others(move |told| others.lock().push(format!("{told:?}")));
+        changes.apart().tools();
+        changes.resource("a:1");
+        changes.heard_lists(Lists::ALL);
+        changes.heard_resource("a:1");
+        assert_eq!(*told.lock(), ["Lists(Lists(1))", "Resource(\"a:1\")"]);
+        assert_eq!(Lists::of_bits(0xff), Lists::ALL);
     }
 
     #[test]
