@@ -143,10 +143,13 @@ impl Pending {
     }
 
     fn forget(&mut self, forget: Forget, generation: String) {
-        if self.forgets.len() >= FORGETS_MAX {
+        // The older one may be on its way already, so that it says nothing of what was made since.
+        if let Some((_, waiting)) = self.forgets.iter_mut().find(|(waiting, _)| *waiting == forget) {
+            *waiting = generation;
+        } else if self.forgets.len() >= FORGETS_MAX {
             self.forgets.clear();
             self.forgets.push_back((Forget::All, generation));
-        } else if !self.forgets.iter().any(|(waiting, _)| *waiting == forget) {
+        } else {
             self.forgets.push_back((forget, generation));
         }
     }
@@ -411,6 +414,7 @@ mod tests {
             pending.forget(Forget::Tool(format!("t{n}")), "again".into());
         }
         assert_eq!(pending.forgets.len(), FORGETS_MAX, "each once");
+        assert!(pending.forgets.iter().all(|(_, generation)| generation == "again"), "the newest counts");
         pending.forget(Forget::Caller("x".into()), "g".into());
         assert_eq!(pending.forgets, [(Forget::All, "g".into())]);
         for n in 0..RESOURCES_MAX {

@@ -176,7 +176,7 @@ async fn a_redis_that_is_away_is_a_plain_miss() {
     assert_eq!(a.results.counts().unknown.load(Relaxed), 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_invalidated_shortly_before_a_gap_is_told_again() {
     let mut redis = Redis::start();
     let (a, mut b) = (Instance::at(&redis.url(), "a").await, Instance::at(&redis.url(), "b").await);
