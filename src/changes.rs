@@ -84,10 +84,12 @@ pub(crate) enum Told<'a> {
     Resource(&'a str),
 }
 
+type Tell = dyn Fn(Told<'_>) + Send + Sync;
+
 #[derive(Default)]
 struct Hub {
     /// Tells other instances, where there are some.
-    others: OnceLock<Box<dyn Fn(Told<'_>) + Send + Sync>>,
+    others: OnceLock<Box<Tell>>,
     state: Mutex<State>,
     /// Moves when resources are asked about that were not, or are not any more.
     interest: watch::Sender<u64>,

@@ -191,6 +191,11 @@ impl Results {
         &self.counts
     }
 
+    /// Whether Redis is away, so that others hear of what is to be forgotten later.
+    pub(crate) fn is_away(&self) -> bool {
+        self.link.is_away()
+    }
+
     /// Has all instances forget results.
     pub(crate) fn forget(&self, forget: Forget) {
         self.bus.forget(forget);

@@ -65,6 +65,11 @@ impl Keys {
         format!("{}{tag}:{of}", self.prefix)
     }
 
+    /// There as long as a process lives that runs tasks.
+    pub(crate) fn alive(&self, run: &str) -> String {
+        format!("{}alive:{run}", self.prefix)
+    }
+
     /// The key that seals `requestState`.
     pub(crate) fn state_key(&self) -> String {
         format!("{}state-key", self.prefix)
@@ -104,6 +109,10 @@ mod tests {
         let keys = Keys::new("mcp:", false);
         assert_eq!(keys.nodes(), "mcp:nodes");
         assert_eq!(keys.node("a-1"), "mcp:node:a-1");
+        assert_eq!(keys.result("echo", &[0xab; 32]), format!("mcp:tool:echo:{}", "ab".repeat(32)));
+        let apart = Keys::new("mcp:", true);
+        let slot = |key: String| key.split_once('{').map(|(_, rest)| rest.to_owned());
+        assert_eq!(slot(apart.result("echo", &[1; 32])), slot(apart.lease(&[1; 32])), "in one place in a cluster");
         assert_eq!(keys.rate(&[0xab; 16]), format!("mcp:rl:{}", "ab".repeat(16)));
         assert_eq!(Keys::new("x:", true).rate(&[0; 16]), format!("x:{{rl}}:{}", "00".repeat(16)));
     }

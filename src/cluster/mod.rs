@@ -129,6 +129,11 @@ impl Cluster {
         &self.named.id
     }
 
+    /// This process: another start of the same instance is another one.
+    pub(crate) fn run(&self) -> &str {
+        &self.named.run
+    }
+
     /// Kept results of up to so many bytes and for up to so long, shared.
     pub(crate) fn results(&self, entry_bytes_max: usize, ttl_max: Duration) -> Arc<Results> {
         self.bus.outlive(ttl_max);

@@ -1,14 +1,19 @@
 //! The store for several instances: records in Redis, each with an expiry, changed only against the version that the
 //! change was made of. Whoever makes a change that a client can see says so to all instances in the same step.
+//!
+//! A process that runs tasks says all the time that it lives. A task whose process has not for long has failed: whoever
+//! looks at it says so, and its run, should there still be one, ends in vain.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -20,13 +25,19 @@ use crate::cluster::{
     Cluster, Keys,
     changes::Bus,
     keys::hex,
-    link::{Link, LinkError, Refused, Script, pipe},
+    link::{Link, LinkError, Refused, Script, cmd, pipe},
 };
 
 /// Instances that change one record at once try again so often.
 const TRIES_MAX: usize = 32;
 /// No record is larger, whatever the settings say.
 const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// For so long a process lives that says so: three times the pause between two sweeps.
+const ALIVE: Duration = Duration::from_secs(15);
+/// And for so long one that did not is waited for: Redis may just be back, and the process has not noticed yet.
+const GRACE: Duration = Duration::from_secs(10);
+/// Processes that are waited for.
+const MISSED_MAX: usize = 1024;
 
 /// Counts a task for all and for its caller, by the clock of Redis, when there is room: 0; else 1 or 2, by what is full.
 static ADMIT: LazyLock<Script> = LazyLock::new(|| {
@@ -47,8 +58,8 @@ return 0",
 
 static LOAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        r"if redis.call('HSTRLEN', KEYS[1], 'record') > tonumber(ARGV[1]) then return '' end
-return redis.call('HGET', KEYS[1], 'record')",
+        r"if redis.call('HSTRLEN', KEYS[1], 'record') > tonumber(ARGV[1]) then return {'', ''} end
+return redis.call('HMGET', KEYS[1], 'record', 'by')",
     )
 });
 
@@ -75,6 +86,13 @@ pub(crate) struct Shared {
     /// For the result and the unread answers of one record.
     bytes_max: usize,
     corrupt: AtomicU64,
+    /// This process.
+    run: String,
+    /// Whether it has made a task.
+    has_run: AtomicBool,
+    grace: Duration,
+    /// Processes that do not say that they live: since when, and how often Redis was away by then.
+    missed: Mutex<HashMap<String, (Instant, u64)>>,
 }
 
 impl Shared {
@@ -88,7 +106,42 @@ impl Shared {
             per_caller_max: config.per_caller_max,
             bytes_max: config.bytes_max.as_usize().min(RECORD_BYTES_MAX),
             corrupt: AtomicU64::new(0),
+            run: cluster.run().to_owned(),
+            has_run: AtomicBool::new(false),
+            grace: GRACE,
+            missed: Mutex::default(),
         }
+    }
+
+    /// One that does not wait for who may come back.
+    #[cfg(test)]
+    pub(crate) fn without_grace(self) -> Self {
+        Self { grace: Duration::ZERO, ..self }
+    }
+
+    /// Says that this process lives.
+    async fn live(&self) -> Result<(), LinkError> {
+        let ms = ALIVE.as_millis() as u64;
+        self.link.query(cmd("SET").arg(self.keys.alive(&self.run)).arg(1).arg("PX").arg(ms)).await
+    }
+
+    /// Whether a process has said for long that it lives no more.
+    async fn is_gone(&self, run: &str) -> Result<bool, LinkError> {
+        let lives: u64 = self.link.query(cmd("EXISTS").arg(self.keys.alive(run))).await?;
+        let mut missed = self.missed.lock();
+        if lives > 0 {
+            missed.remove(run);
+            return Ok(false);
+        }
+        let (now, times_away) = (Instant::now(), self.link.times_away());
+        if missed.len() >= MISSED_MAX && !missed.contains_key(run) {
+            missed.clear();
+        }
+        let known = missed.get(run).filter(|(_, times)| *times == times_away).copied();
+        if known.is_none() {
+            missed.insert(run.to_owned(), (now, times_away));
+        }
+        Ok(known.is_some_and(|(since, _)| now.saturating_duration_since(since) >= self.grace))
     }
 
     async fn insert_now(&self, record: Record) -> Result<(), StoreError> {
@@ -102,10 +155,14 @@ impl Shared {
             1 => return Err(StoreError::Full),
             _ => return Err(StoreError::CallerFull),
         }
+        if !self.has_run.swap(true, Relaxed) {
+            self.live().await.map_err(said)?; // from here on the sweeps say it
+        }
         let name = self.keys.task(&record.id);
         let mut write = pipe();
         write.atomic();
-        write.cmd("HSET").arg(&name).arg("version").arg(record.version).arg("record").arg(written(&record)?).ignore();
+        write.cmd("HSET").arg(&name).arg("version").arg(record.version).arg("record").arg(written(&record)?);
+        write.arg("by").arg(&self.run).ignore();
         write.cmd("PEXPIRE").arg(&name).arg(left_ms).ignore();
         let stored: Result<(), LinkError> = self.link.pipeline(&write).await;
         if stored.is_err() {
@@ -119,13 +176,25 @@ impl Shared {
     }
 
     async fn load_now(&self, id: &str) -> Result<Option<Record>, StoreError> {
+        let Some((record, run)) = self.read(id).await? else { return Ok(None) };
+        if record.status.is_final() || run == self.run || run.is_empty() || !self.is_gone(&run).await.map_err(said)? {
+            return Ok(Some(record));
+        }
+        let why = "the instance that ran the task is gone; the task may have had effects";
+        tracing::warn!(task = id, "{why}");
+        let ended = self.change_now(id, Change::Fail(Failure::internal(why)), SystemTime::now()).await?;
+        Ok(ended.map(|after| after.record))
+    }
+
+    /// A record, and the process that runs it.
+    async fn read(&self, id: &str) -> Result<Option<(Record, String)>, StoreError> {
         let mut script = LOAD.prepare_invoke();
         script.key(self.keys.task(id)).arg(2 * RECORD_BYTES_MAX);
-        let read: Result<Option<String>, LinkError> = self.link.script(&script).await;
-        let text = match read {
-            Ok(None) => return Ok(None),
-            Ok(Some(text)) => text,
-            Err(LinkError::Refused(Refused::WrongType) | LinkError::Odd(_)) => String::new(),
+        let read: Result<(Option<String>, Option<String>), LinkError> = self.link.script(&script).await;
+        let (text, run) = match read {
+            Ok((None, _)) => return Ok(None),
+            Ok((Some(text), run)) => (text, run.unwrap_or_default()),
+            Err(LinkError::Refused(Refused::WrongType) | LinkError::Odd(_)) => Default::default(),
             Err(error) => return Err(said(error)),
         };
         let record = serde_json::from_str::<Record>(&text).ok().filter(|record| record.id == id);
@@ -136,12 +205,12 @@ impl Shared {
                 "what is kept of a task in Redis is no record; it counts as missing, and is left"
             );
         }
-        Ok(record.filter(|record| !record.is_expired(SystemTime::now())))
+        Ok(record.filter(|record| !record.is_expired(SystemTime::now())).map(|record| (record, run)))
     }
 
     async fn change_now(&self, id: &str, change: Change, now: SystemTime) -> Result<Option<After>, StoreError> {
         for _ in 0..TRIES_MAX {
-            let Some(mut record) = self.load_now(id).await? else { return Ok(None) };
+            let Some((mut record, _)) = self.read(id).await? else { return Ok(None) };
             let version = record.version;
             let change = self.admit(&record, change.clone())?;
             let effect = record.apply(change, now);
@@ -188,9 +257,14 @@ impl Store for Shared {
         Box::pin(self.change_now(id, change, now))
     }
 
-    /// They expire by themselves.
+    /// They expire by themselves; this only says that their process lives.
     fn sweep(&self, _: SystemTime) -> StoreFuture<'_, usize> {
-        Box::pin(std::future::ready(Ok(0)))
+        Box::pin(async {
+            if self.has_run.load(Relaxed) {
+                self.live().await.map_err(said)?;
+            }
+            Ok(0)
+        })
     }
 
     fn is_shared(&self) -> bool {

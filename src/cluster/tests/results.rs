@@ -17,15 +17,15 @@ use crate::cluster::{
 struct Instance {
     cluster: Arc<Cluster>,
     results: Arc<Results>,
-    heard: tokio::sync::mpsc::UnboundedReceiver<News>,
+    heard: tokio::sync::mpsc::Receiver<News>,
 }
 
 impl Instance {
     async fn at(url: &str, id: &str) -> Self {
         let config = Config { node_id: id.into(), ..config(url) };
         let cluster = Cluster::connect(&config, "host", "http://x.example").await.expect("it is let in");
-        let (tell, heard) = tokio::sync::mpsc::unbounded_channel();
-        cluster.bus.begin(move |news| drop(tell.send(news)));
+        let (tell, heard) = tokio::sync::mpsc::channel(1000);
+        cluster.bus.begin(move |news| drop(tell.try_send(news)));
         let results = cluster.results(1000, Duration::from_secs(60));
         let mut instance = Self { cluster, results, heard };
         assert_eq!(instance.hears().await, News::Begun);

@@ -24,8 +24,8 @@ fn record(id: &str, owner: &str) -> Record {
 async fn come_and_go(url: &str) {
     let limits = Limits { tasks_max: 3, per_caller_max: 2, ..Limits::default() };
     let cluster = cluster(url).await;
-    let (tell, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    cluster.bus.begin(move |news| drop(tell.send(news)));
+    let (tell, mut heard) = tokio::sync::mpsc::channel(1000);
+    cluster.bus.begin(move |news| drop(tell.try_send(news)));
     assert_eq!(heard.recv().await, Some(News::Begun));
     let (a, b) = (Shared::new(&limits, &cluster), Arc::new(Shared::new(&limits, &cluster)));
     a.insert(record("1", "ann")).await.expect("room");
@@ -92,6 +92,29 @@ async fn what_is_no_record_is_missing_and_stays() {
     let expired = Record::new("9".into(), "ann", SystemTime::now() - Duration::from_secs(5), 5000, 1000);
     store.insert(expired).await.expect("taken");
     assert!(store.load("9").await.expect("asked").is_none(), "its time is over");
+}
+
+#[tokio::test]
+async fn a_task_whose_process_is_gone_has_failed_and_one_that_is_slow_to_say_so_has_not() {
+    let redis = Redis::start();
+    let (here, there) = (cluster(&redis.url()).await, cluster(&redis.url()).await);
+    let (a, b) = (Shared::new(&Limits::default(), &here), Shared::new(&Limits::default(), &there).without_grace());
+    let status = async |id: &str| b.load(id).await.expect("asked").expect("there").status;
+    for id in ["1", "2"] {
+        a.insert(record(id, "ann")).await.expect("room");
+        assert_eq!([status(id).await, status(id).await], [Status::Working; 2]);
+    }
+    let alive = redis.keys("mcp:alive:");
+    assert_eq!((alive.len(), redis.cli(&["DEL", &alive[0]])), (1, "1".into()));
+    assert_eq!(status("1").await, Status::Working, "it is waited for");
+    a.sweep(SystemTime::now()).await.expect("said");
+    assert_eq!([status("1").await, status("1").await], [Status::Working; 2], "it lives");
+    redis.cli(&["DEL", &alive[0]]);
+    assert_eq!([status("1").await, status("1").await], [Status::Working, Status::Failed]);
+    let late = a.change("1", Change::Cancel, SystemTime::now()).await.expect("asked").expect("there");
+    assert_eq!((late.effect, late.record.status), (Effect::None, Status::Failed), "it ends once");
+    let own = a.load("2").await.expect("asked").expect("there");
+    assert_eq!(own.status, Status::Working, "who runs it knows better");
 }
 
 #[tokio::test]
