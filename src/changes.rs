@@ -226,10 +226,11 @@ impl Changes {
         }
     }
 
-    /// Whether somebody here wants to hear of a task.
-    pub(crate) fn is_task_watched(&self, owner: &str, id: &str) -> bool {
+    /// Whether somebody here wants to hear of a task, and was not told of this version or a later one.
+    pub(crate) fn is_task_behind(&self, owner: &str, id: &str, version: u64) -> bool {
         let topic = Topic::Task { owner: owner.into(), id: id.into() };
-        self.hub.state.lock().by_topic.contains_key(&topic)
+        let state = self.hub.state.lock();
+        state.by_topic.get(&topic).is_some_and(|asked| asked.told.is_none_or(|told| told < version))
     }
 
     /// Tasks that somebody here wants to hear of, each with its owner; so many at most.
@@ -480,6 +481,9 @@ mod tests {
         changes.task("o", "t", 2, &Bytes::from_static(b"older, and late"));
         changes.task("o", "t", 3, &Bytes::from_static(b"told twice"));
         assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
+        assert!(changes.is_task_behind("o", "t", 4) && !changes.is_task_behind("o", "t", 3));
+        assert!(!changes.is_task_behind("other", "t", 4), "nobody asked");
+        assert_eq!(changes.watched_tasks(9), [("o".into(), "t".into())]);
         changes.heard_lists(Lists::ALL);
         assert_eq!(taken(&prompts), [Change::List(Lists::PROMPTS)], "of all lists those that it asked for");
     }

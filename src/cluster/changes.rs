@@ -36,6 +36,8 @@ const FORGETS_MAX: usize = 256;
 const RESOURCES_MAX: usize = 1024;
 /// Resources in one message.
 const RESOURCES_TOLD_MAX: usize = 64;
+/// A longer name of a resource is not told: each may have changed then.
+const URI_BYTES_MAX: usize = 2048;
 /// A message that is longer is none of ours.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Results that others made, for who waits for one.
@@ -93,6 +95,9 @@ pub(crate) enum News {
     Task {
         owner: String,
         id: String,
+        version: u64,
+        /// This instance made the change.
+        is_own: bool,
     },
     /// From now on everything is heard.
     Begun,
@@ -115,7 +120,7 @@ struct Message {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     all_resources: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    task: Option<(String, String)>,
+    task: Option<(String, String, u64)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     landed: Option<(String, bool)>,
 }
@@ -158,7 +163,7 @@ impl Pending {
         if self.all_resources {
             return;
         }
-        if self.resources.len() >= RESOURCES_MAX && !self.resources.contains(uri) {
+        if uri.len() > URI_BYTES_MAX || self.resources.len() >= RESOURCES_MAX && !self.resources.contains(uri) {
             self.resources.clear();
             self.all_resources = true;
             return;
@@ -242,8 +247,8 @@ impl Bus {
     }
 
     /// Where and what to publish with the change of a task, in the step that changes it.
-    pub(crate) fn of_task(&self, owner: &str, id: &str) -> (&str, String) {
-        (&self.channel, self.written(Message { task: Some((owner.into(), id.into())), ..Message::default() }))
+    pub(crate) fn of_task(&self, owner: &str, id: &str, version: u64) -> (&str, String) {
+        (&self.channel, self.written(Message { task: Some((owner.into(), id.into(), version)), ..Message::default() }))
     }
 
     /// The same for a result that was made, or could not be.
@@ -287,9 +292,9 @@ impl Bus {
             self.counts.odd.fetch_add(1, Relaxed);
             return;
         };
-        if let Some((owner, id)) = message.task {
+        if let Some((owner, id, version)) = message.task {
             // Also one's own: who made the change may not have heard that it was made.
-            hear(News::Task { owner, id });
+            hear(News::Task { owner, id, version, is_own: message.from == self.run });
         }
         if message.from == self.run {
             return;
@@ -422,6 +427,9 @@ mod tests {
             pending.resource("a:0");
         }
         assert!(pending.resources.len() == RESOURCES_MAX && !pending.all_resources);
+        let mut long = Pending::default();
+        long.resource(&"x".repeat(URI_BYTES_MAX + 1));
+        assert!(long.all_resources);
         pending.resource("b:0");
         assert!(pending.resources.is_empty() && pending.all_resources && !pending.is_empty());
     }

@@ -95,11 +95,11 @@ impl Ears {
             News::Lists(bits) => changes.heard_lists(Lists::of_bits(bits)),
             News::Resource(uri) => changes.heard_resource(&uri),
             News::Resources => all_resources(changes),
-            News::Task { owner, id } => {
-                if let Some(tasks) = &router.tasks {
+            News::Task { owner, id, version, is_own } => {
+                if let Some(tasks) = router.tasks.as_ref().filter(|_| !is_own) {
                     tasks.heard(&id);
                 }
-                if changes.is_task_watched(&owner, &id) {
+                if changes.is_task_behind(&owner, &id, version) {
                     self.look.add([(owner.into(), id.into())]);
                 }
             }

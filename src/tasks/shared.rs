@@ -217,7 +217,7 @@ impl Shared {
             if effect == Effect::None {
                 return Ok(Some(After { record, effect }));
             }
-            let (channel, news) = self.bus.of_task(&record.owner, id);
+            let (channel, news) = self.bus.of_task(&record.owner, id, record.version);
             let news = if effect == Effect::Visible { news } else { String::new() };
             let mut script = CHANGE.prepare_invoke();
             script.key(self.keys.task(id)).arg(version).arg(record.version).arg(written(&record)?);

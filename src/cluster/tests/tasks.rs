@@ -50,8 +50,9 @@ async fn come_and_go(url: &str) {
     assert!(answers.join_all().await.iter().all(|effect| *effect == Effect::Visible));
     let after = a.load("1").await.expect("asked").expect("there");
     assert_eq!((after.inputs.len(), after.version, after.status), (16, 17, Status::Working));
-    for _ in 0..17 {
-        assert_eq!(heard.recv().await, Some(News::Task { owner: "ann".into(), id: "1".into() }));
+    for version in 1..=17 {
+        let news = News::Task { owner: "ann".into(), id: "1".into(), version, is_own: true };
+        assert_eq!(heard.recv().await, Some(news), "in the order of the changes");
     }
     let ended = b.change("2", Change::Cancel, SystemTime::now()).await.expect("asked").expect("there");
     assert_eq!((ended.record.status, ended.effect), (Status::Cancelled, Effect::Visible));
