@@ -20,6 +20,7 @@ use bigiron::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::{
     cluster::{metric, start as start_process},
@@ -33,21 +34,36 @@ struct Argument {
 }
 
 /// Runs of a tool, on all instances.
-#[derive(Clone, Default)]
-struct Runs(Arc<AtomicU32>);
+struct Runs {
+    count: Arc<AtomicU32>,
+    /// Each run takes a permit before it ends.
+    gate: Arc<Semaphore>,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self { count: Arc::default(), gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)) }
+    }
+}
 
 impl Runs {
+    /// Runs that do not end before there are permits.
+    fn held() -> Self {
+        Self { gate: Arc::new(Semaphore::new(0)), ..Self::default() }
+    }
+
     fn count(&self) -> u32 {
-        self.0.load(Ordering::SeqCst)
+        self.count.load(Ordering::SeqCst)
     }
 
     /// A tool that says which run it was.
-    fn tool(&self, delay: Duration) -> Tool {
-        let runs = Arc::clone(&self.0);
+    fn tool(&self) -> Tool {
+        let (runs, gate) = (Arc::clone(&self.count), Arc::clone(&self.gate));
         let tool = Tool::new_async("count", "Counts its runs", move |argument: Argument, _: Ctx| {
             let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
+            let gate = Arc::clone(&gate);
             async move {
-                tokio::time::sleep(delay).await;
+                gate.acquire().await.expect("it is never closed").forget();
                 format!("run {run} for {}", argument.n)
             }
         });
@@ -66,10 +82,10 @@ fn instance(redis: &Redis, id: &str, server: Builder, tune: impl FnOnce(&mut Tun
 }
 
 /// Two of them that keep what `count` says, and hear each other.
-fn keeping(redis: &Redis, runs: &Runs, delay: Duration, config: &Config) -> [Running; 2] {
+fn keeping(redis: &Redis, runs: &Runs, config: &Config) -> [Running; 2] {
     let both = ["a", "b"].map(|id| {
         let config = Config { cache_ttl_s: config.cache_ttl_s.or(Some(600)), ..config.clone() };
-        instance(redis, id, Server::builder().with(runs.tool(delay)), |tuning| {
+        instance(redis, id, Server::builder().with(runs.tool()), |tuning| {
             tuning.tools.insert("count".into(), config);
         })
     });
@@ -130,7 +146,7 @@ fn key(redis: &Redis, prefix: &str) -> String {
 fn what_one_instance_made_the_other_serves_and_needs_redis_for_it_once() {
     let mut redis = Redis::start();
     let runs = Runs::default();
-    let [a, b] = keeping(&redis, &runs, Duration::ZERO, &Config::default());
+    let [a, b] = keeping(&redis, &runs, &Config::default());
     assert_eq!(count(&a, 1), "run 1 for 1");
     let key = key(&redis, "mcp:tool:count:");
     assert_eq!(key.len(), "mcp:tool:count:".len() + 64, "{key}: arguments and callers are hashed");
@@ -149,7 +165,7 @@ fn what_one_instance_made_the_other_serves_and_needs_redis_for_it_once() {
 fn what_is_invalidated_on_one_instance_is_on_all_and_in_redis() {
     let redis = Redis::start();
     let runs = Runs::default();
-    let [a, b] = keeping(&redis, &runs, Duration::ZERO, &Config::default());
+    let [a, b] = keeping(&redis, &runs, &Config::default());
     for (round, wish) in [
         json!({ "all": true }),
         json!({ "tool": "count" }),
@@ -167,7 +183,7 @@ fn what_is_invalidated_on_one_instance_is_on_all_and_in_redis() {
         let new = count(here, n);
         assert_ne!(new, old, "{wish}: neither from memory nor from Redis");
         eventually("the other has it too", || count(there, n) != old);
-        let third = instance(&redis, "c", Server::builder().with(runs.tool(Duration::ZERO)), |tuning| {
+        let third = instance(&redis, "c", Server::builder().with(runs.tool()), |tuning| {
             tuning.tools.insert("count".into(), Config { cache_ttl_s: Some(600), ..Config::default() });
         });
         assert_ne!(count(&third, n), old, "who comes later does not get it from Redis");
@@ -183,7 +199,7 @@ fn what_is_invalidated_on_one_instance_is_on_all_and_in_redis() {
 fn what_was_invalidated_without_redis_is_as_soon_as_it_is_back() {
     let redis = Redis::start();
     let runs = Runs::default();
-    let [a, b] = keeping(&redis, &runs, Duration::ZERO, &Config::default());
+    let [a, b] = keeping(&redis, &runs, &Config::default());
     let old = shared(&a, &b, 1);
     redis.hang();
     eventually("it is missed", || series(&a, "bigiron_cluster_up") == 0.0);
@@ -197,7 +213,7 @@ fn what_was_invalidated_without_redis_is_as_soon_as_it_is_back() {
 fn after_a_gap_in_the_news_an_instance_forgets_what_it_kept() {
     let redis = Redis::start();
     let runs = Runs::default();
-    let [a, b] = keeping(&redis, &runs, Duration::ZERO, &Config::default());
+    let [a, b] = keeping(&redis, &runs, &Config::default());
     let old = shared(&a, &b, 1);
     let key = key(&redis, "mcp:tool:count:");
     assert_eq!(redis.cli(&["DEL", &key]), "1");
@@ -213,7 +229,7 @@ fn after_a_gap_in_the_news_an_instance_forgets_what_it_kept() {
 fn values_that_cannot_be_read_are_missing_and_counted() {
     let redis = Redis::start();
     let runs = Runs::default();
-    let [a, b] = keeping(&redis, &runs, Duration::ZERO, &Config::default());
+    let [a, b] = keeping(&redis, &runs, &Config::default());
     count(&a, 1);
     let key = key(&redis, "mcp:tool:count:");
     let corrupt = || series(&b, "bigiron_cache_shared_looks_total{result=\"corrupt\"}");
@@ -253,15 +269,19 @@ fn invalidate_memory(redis: &Redis, server: &Running) {
 #[test]
 fn equal_calls_on_all_instances_run_once_where_the_tool_asks_for_it() {
     let redis = Redis::start();
-    let runs = Runs::default();
+    let runs = Runs::held();
     let config = Config { cache_one_run: Some(OneRun::Cluster), ..Config::default() };
-    let both = keeping(&redis, &runs, Duration::from_millis(500), &config);
-    let calls: Vec<_> = (0..20)
-        .map(|n| {
-            let addr = both[n % 2].addr();
-            thread::spawn(move || call(addr, "count", json!({ "n": 1 })).text())
-        })
-        .collect();
+    let both = keeping(&redis, &runs, &config);
+    let mut calls = Vec::new();
+    for server in &both {
+        let addr = server.addr();
+        calls.extend((0..10).map(|_| thread::spawn(move || call(addr, "count", json!({ "n": 1 })).text())));
+        eventually("one runs", || runs.count() == 1);
+    }
+    // The second time that it looks, it has waited.
+    let misses = |server| series(server, "bigiron_cache_shared_looks_total{result=\"miss\"}");
+    eventually("the other waits", || misses(&both[1]) >= 2.0);
+    runs.gate.add_permits(1);
     let texts: Vec<_> = calls.into_iter().map(|call| call.join().expect("an answer")).collect();
     assert!(texts.iter().all(|text| text == "run 1 for 1"), "{texts:?}");
     assert_eq!(runs.count(), 1);
@@ -273,9 +293,9 @@ fn equal_calls_on_all_instances_run_once_where_the_tool_asks_for_it() {
 #[test]
 fn who_leaves_in_a_run_gives_it_to_who_waits_on_another_instance() {
     let redis = Redis::start();
-    let runs = Runs::default();
+    let runs = Runs::held();
     let config = Config { cache_one_run: Some(OneRun::Cluster), ..Config::default() };
-    let [a, b] = keeping(&redis, &runs, Duration::from_secs(2), &config);
+    let [a, b] = keeping(&redis, &runs, &config);
     let request = modern(1, "tools/call", json!({ "name": "count", "arguments": { "n": 1 } })).to_string();
     let mut leaves = Client::connect(a.addr());
     let head = "POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json, text/event-stream\r\nContent-Type: \
@@ -286,19 +306,28 @@ fn who_leaves_in_a_run_gives_it_to_who_waits_on_another_instance() {
     let waits = thread::spawn(move || call(addr, "count", json!({ "n": 1 })).text());
     eventually("the other waits", || series(&b, "bigiron_requests_in_flight") == 1.0);
     drop(leaves);
+    eventually("it runs there", || runs.count() == 2);
+    runs.gate.add_permits(1);
     assert_eq!(waits.join().expect("an answer"), "run 2 for 1");
 }
 
 #[test]
 fn when_the_instance_that_runs_dies_another_one_does() {
     let redis = Redis::start();
-    let kept = ["--set", "tools.burn.cache_ttl_s=600", "--set", "tools.burn.cache_one_run=cluster"];
+    let kept = [
+        "--set",
+        "tools.burn.cache_ttl_s=600",
+        "--set",
+        "tools.burn.cache_one_run=cluster",
+        "--set",
+        "tools.burn.timeout_ms=30000",
+    ];
     let (a, b) = (start_process(&redis, "a", &kept), start_process(&redis, "b", &kept));
-    let burn = |addr| thread::spawn(move || call(addr, "burn", json!({ "ms": 1000 })).status);
+    let burn = |addr| thread::spawn(move || call(addr, "burn", json!({ "ms": 3000 })).status);
     let addr = a.addr;
     // Its answer never comes, and that is its client's to bear.
     let lost = thread::spawn(move || {
-        let request = modern(1, "tools/call", json!({ "name": "burn", "arguments": { "ms": 1000 } }));
+        let request = modern(1, "tools/call", json!({ "name": "burn", "arguments": { "ms": 3000 } }));
         let mut client = Client::connect(addr);
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             client.post(&modern_headers("tools/call", "burn"), &request).status
@@ -514,7 +543,7 @@ fn a_state_that_one_instance_sealed_another_one_opens() {
 
 #[test]
 fn an_instance_that_is_alone_has_nothing_of_it() {
-    let running = start(Server::builder().with(Runs::default().tool(Duration::ZERO)), |_| {});
+    let running = start(Server::builder().with(Runs::default().tool()), |_| {});
     assert!(!metrics(&running).contains("bigiron_cache_shared"));
     assert_eq!(get(running.admin_addr().expect("an admin listener"), "/nodes").status, 404);
 }
