@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
 };
 
@@ -42,6 +42,16 @@ impl Lists {
         Self(self.0 & other.0)
     }
 
+    /// As a number, for other instances.
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Those of a number that there are.
+    pub(crate) const fn of_bits(bits: u8) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
     pub(crate) const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -67,11 +77,28 @@ pub(crate) enum Change {
     Task(Bytes),
 }
 
-#[derive(Debug, Default)]
+/// What other instances are to hear of too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Told<'a> {
+    Lists(Lists),
+    Resource(&'a str),
+}
+
+type Tell = dyn Fn(Told<'_>) + Send + Sync;
+
+#[derive(Default)]
 struct Hub {
+    /// Tells other instances, where there are some.
+    others: OnceLock<Box<Tell>>,
     state: Mutex<State>,
     /// Moves when resources are asked about that were not, or are not any more.
     interest: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +115,8 @@ struct State {
 struct Asked {
     /// The place of a resource among those that are watched.
     place: u64,
+    /// The version of a task that was told last.
+    told: Option<u64>,
     inboxes: Vec<u64>,
 }
 
@@ -102,7 +131,8 @@ struct Inbox {
 struct Pending {
     lists: Lists,
     resources: BTreeSet<Arc<str>>,
-    tasks: BTreeMap<Arc<str>, Bytes>,
+    /// By id: the version, and what is told of it.
+    tasks: BTreeMap<Arc<str>, (u64, Bytes)>,
     /// Whose turn it is; see [`Pending::take`].
     turn: usize,
     /// The resource and the task that were told last: the next one is the one after it.
@@ -121,43 +151,96 @@ impl Changes {
 
     /// The list of tools is another one.
     pub fn tools(&self) {
-        self.list(Lists::TOOLS);
+        self.lists(Lists::TOOLS);
     }
 
     /// The list of prompts is another one.
     pub fn prompts(&self) {
-        self.list(Lists::PROMPTS);
+        self.lists(Lists::PROMPTS);
     }
 
     /// The list of resources is another one.
     pub fn resources(&self) {
-        self.list(Lists::RESOURCES);
+        self.lists(Lists::RESOURCES);
     }
 
     /// The resource at `uri` says something else than before. Told to those who subscribed to it.
     pub fn resource(&self, uri: &str) {
+        self.tell_others(Told::Resource(uri));
+        self.heard_resource(uri);
+    }
+
+    fn lists(&self, lists: Lists) {
+        self.tell_others(Told::Lists(lists));
+        self.heard_lists(lists);
+    }
+
+    fn tell_others(&self, told: Told<'_>) {
+        if let Some(tell) = self.hub.others.get() {
+            tell(told);
+        }
+    }
+
+    /// From here on `tell` is told of what this instance says has changed; what [`Changes::heard_lists`] and its like say
+    /// is not told on. It must be short, and the first one stays.
+    pub(crate) fn to_others(&self, tell: impl Fn(Told<'_>) + Send + Sync + 'static) {
+        let _ = self.hub.others.set(Box::new(tell));
+    }
+
+    /// Another instance says that a resource has changed.
+    pub(crate) fn heard_resource(&self, uri: &str) {
         let uri: Arc<str> = uri.into();
         self.topic(&Topic::Resource(Arc::clone(&uri)), |pending| {
             pending.resources.insert(Arc::clone(&uri));
         });
     }
 
-    /// A task is in another state; `members` are those of its notification.
-    pub(crate) fn task(&self, owner: &str, id: &str, members: &Bytes) {
+    /// A task is in another state; `members` are those of its notification. What is older than what was told is not told.
+    pub(crate) fn task(&self, owner: &str, id: &str, version: u64, members: &Bytes) {
         let id: Arc<str> = id.into();
-        self.topic(&Topic::Task { owner: owner.into(), id: Arc::clone(&id) }, |pending| {
-            pending.tasks.insert(Arc::clone(&id), members.clone());
+        let topic = Topic::Task { owner: owner.into(), id: Arc::clone(&id) };
+        {
+            let mut state = self.hub.state.lock();
+            let Some(asked) = state.by_topic.get_mut(&topic) else { return };
+            if asked.told.is_some_and(|told| told >= version) {
+                return;
+            }
+            asked.told = Some(version);
+        }
+        self.topic(&topic, |pending| {
+            let newest = pending.tasks.entry(Arc::clone(&id)).or_insert_with(|| (version, members.clone()));
+            if newest.0 < version {
+                *newest = (version, members.clone());
+            }
         });
     }
 
-    fn list(&self, list: Lists) {
+    /// Another instance says that lists have changed.
+    pub(crate) fn heard_lists(&self, list: Lists) {
         let inboxes: Vec<_> = {
             let state = self.hub.state.lock();
             state.inboxes.values().filter(|inbox| !inbox.lists.common(list).is_empty()).map(Arc::clone).collect()
         };
         for inbox in inboxes {
-            inbox.note(|pending| pending.lists = pending.lists.union(list));
+            inbox.note(|pending| pending.lists = pending.lists.union(list.common(inbox.lists)));
         }
+    }
+
+    /// Whether somebody here wants to hear of a task, and was not told of this version or a later one.
+    pub(crate) fn is_task_behind(&self, owner: &str, id: &str, version: u64) -> bool {
+        let topic = Topic::Task { owner: owner.into(), id: id.into() };
+        let state = self.hub.state.lock();
+        state.by_topic.get(&topic).is_some_and(|asked| asked.told.is_none_or(|told| told < version))
+    }
+
+    /// Tasks that somebody here wants to hear of, each with its owner; so many at most.
+    pub(crate) fn watched_tasks(&self, max: usize) -> Vec<(Arc<str>, Arc<str>)> {
+        let state = self.hub.state.lock();
+        let tasks = state.by_topic.keys().filter_map(|topic| match topic {
+            Topic::Task { owner, id } => Some((Arc::clone(owner), Arc::clone(id))),
+            Topic::Resource(_) => None,
+        });
+        tasks.take(max).collect()
     }
 
     fn topic(&self, topic: &Topic, note: impl Fn(&mut Pending)) {
@@ -297,7 +380,7 @@ impl State {
         if let Topic::Resource(uri) = &topic {
             self.watched.insert(place, Arc::clone(uri));
         }
-        self.by_topic.insert(topic, Asked { place, inboxes: vec![inbox] });
+        self.by_topic.insert(topic, Asked { place, told: None, inboxes: vec![inbox] });
         true
     }
 
@@ -344,7 +427,7 @@ impl Pending {
             _ => {
                 let next = self.tasks.range::<Arc<str>, _>(after(self.last_task.as_ref())).next();
                 let (id, _) = next.or_else(|| self.tasks.first_key_value())?;
-                let (id, members) = self.tasks.remove_entry(&Arc::clone(id))?;
+                let (id, (_, members)) = self.tasks.remove_entry(&Arc::clone(id))?;
                 self.last_task = Some(id);
                 Some(Change::Task(members))
             }
@@ -390,12 +473,33 @@ mod tests {
         }
         assert_eq!(taken(&tools), [Change::List(Lists::TOOLS), Change::Resource("a:1".into())]);
         assert_eq!(taken(&prompts), []);
-        changes.task("o", "t", &Bytes::from_static(b"x"));
+        changes.task("o", "t", 1, &Bytes::from_static(b"x"));
         prompts.add(Topic::Task { owner: "o".into(), id: "t".into() });
-        changes.task("other", "t", &Bytes::from_static(b"not theirs"));
-        changes.task("o", "t", &Bytes::from_static(b"y"));
-        changes.task("o", "t", &Bytes::from_static(b"z"));
+        changes.task("other", "t", 9, &Bytes::from_static(b"not theirs"));
+        changes.task("o", "t", 2, &Bytes::from_static(b"y"));
+        changes.task("o", "t", 3, &Bytes::from_static(b"z"));
+        changes.task("o", "t", 2, &Bytes::from_static(b"older, and late"));
+        changes.task("o", "t", 3, &Bytes::from_static(b"told twice"));
         assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
+        assert!(changes.is_task_behind("o", "t", 4) && !changes.is_task_behind("o", "t", 3));
+        assert!(!changes.is_task_behind("other", "t", 4), "nobody asked");
+        assert_eq!(changes.watched_tasks(9), [("o".into(), "t".into())]);
+        changes.heard_lists(Lists::ALL);
+        assert_eq!(taken(&prompts), [Change::List(Lists::PROMPTS)], "of all lists those that it asked for");
+    }
+
+    #[test]
+    fn others_are_told_of_what_is_said_here_and_not_of_what_they_said() {
+        let changes = Changes::default();
+        let told = Arc::<Mutex<Vec<String>>>::default();
+        let others = Arc::clone(&told);
+        changes.to_others(move |told| others.lock().push(format!("{told:?}")));
+        changes.apart().tools();
+        changes.resource("a:1");
+        changes.heard_lists(Lists::ALL);
+        changes.heard_resource("a:1");
+        assert_eq!(*told.lock(), ["Lists(Lists(1))", "Resource(\"a:1\")"]);
+        assert_eq!(Lists::of_bits(0xff), Lists::ALL);
     }
 
     #[test]
@@ -407,10 +511,10 @@ mod tests {
         let reader = changes.subscribe(Lists::ALL, topics);
         let mut cx = Context::from_waker(Waker::noop());
         let mut told = Vec::new();
-        for _ in 0..18 {
+        for version in 0..18 {
             changes.tools();
             uris.iter().for_each(|uri| changes.resource(uri));
-            ["t", "u"].iter().for_each(|id| changes.task("o", id, &Bytes::from_static(id.as_bytes())));
+            ["t", "u"].iter().for_each(|id| changes.task("o", id, version, &Bytes::from_static(id.as_bytes())));
             // A reader that takes one at a time, slower than there are more.
             let Poll::Ready(change) = reader.poll_take(&mut cx) else { panic!("something has changed") };
             told.push(change);

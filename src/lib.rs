@@ -61,11 +61,12 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
-//! | audit, cluster, identity, rate, skill, tasks | | anything else of ours |
+//! | audit, cluster, identity, rate, skill | | anything else of ours |
+//! | tasks | cluster | anything else of ours |
 //! | telemetry | | anything else of ours |
 //! | tls | identity | anything else of ours |
 //! | tool, toolbox | each other, telemetry, and `rate` for a setting | dispatch, mcp, front |
-//! | dispatch | tool, telemetry | mcp, front |
+//! | dispatch | cluster, tool, telemetry | mcp, front |
 //! | mcp | audit, dispatch, shutdown, skill, tasks, telemetry | front, tool |
 //! | front, stdio | cluster, identity, mcp, rate, shutdown, telemetry | dispatch, tool |
 //! | listener | front, tls, telemetry | the rest |

@@ -51,6 +51,56 @@ impl Keys {
         format!("{}node:{id}", self.prefix)
     }
 
+    /// Where all instances tell each other what changed.
+    pub(crate) fn news(&self) -> String {
+        format!("{}news", self.prefix)
+    }
+
+    /// A kept result of a tool. Tools are those of the configuration, so their names are plain words.
+    pub(crate) fn result(&self, tool: &str, of: &[u8; 32]) -> String {
+        format!("{}tool:{tool}:{}", self.prefix, self.tag(&hex(of)))
+    }
+
+    /// Held by who makes a result; in a cluster it is in one slot with that.
+    pub(crate) fn lease(&self, of: &[u8; 32]) -> String {
+        format!("{}lease:{}", self.prefix, self.tag(&hex(of)))
+    }
+
+    /// Changes when results are invalidated: all of them, or those that `of` names.
+    pub(crate) fn generation(&self, of: &str) -> String {
+        format!("{}generation:{of}", self.prefix)
+    }
+
+    /// The record of a task; its id is hex.
+    pub(crate) fn task(&self, id: &str) -> String {
+        format!("{}task:{id}", self.prefix)
+    }
+
+    /// The ids of tasks: all, or those of one caller. In a cluster all are in one slot, since they are counted together.
+    pub(crate) fn tasks(&self, of: &str) -> String {
+        let tag = if self.is_cluster { "{tasks}" } else { "tasks" };
+        format!("{}{tag}:{of}", self.prefix)
+    }
+
+    /// There as long as a process lives that runs tasks.
+    pub(crate) fn alive(&self, run: &str) -> String {
+        format!("{}alive:{run}", self.prefix)
+    }
+
+    /// The key that seals `requestState`.
+    pub(crate) fn state_key(&self) -> String {
+        format!("{}state-key", self.prefix)
+    }
+
+    /// Whether keys are in several places.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.is_cluster
+    }
+
+    fn tag(&self, text: &str) -> String {
+        if self.is_cluster { format!("{{{text}}}") } else { text.to_owned() }
+    }
+
     /// What is left of one rate. In a cluster all are in one slot, since several are decided together.
     pub(crate) fn rate(&self, of: &[u8; 16]) -> String {
         let tag = if self.is_cluster { "{rl}:" } else { "rl:" };
@@ -76,6 +126,10 @@ mod tests {
         let keys = Keys::new("mcp:", false);
         assert_eq!(keys.nodes(), "mcp:nodes");
         assert_eq!(keys.node("a-1"), "mcp:node:a-1");
+        assert_eq!(keys.result("echo", &[0xab; 32]), format!("mcp:tool:echo:{}", "ab".repeat(32)));
+        let apart = Keys::new("mcp:", true);
+        let slot = |key: String| key.split_once('{').map(|(_, rest)| rest.to_owned());
+        assert_eq!(slot(apart.result("echo", &[1; 32])), slot(apart.lease(&[1; 32])), "in one place in a cluster");
         assert_eq!(keys.rate(&[0xab; 16]), format!("mcp:rl:{}", "ab".repeat(16)));
         assert_eq!(Keys::new("x:", true).rate(&[0; 16]), format!("x:{{rl}}:{}", "00".repeat(16)));
     }

@@ -4,6 +4,8 @@
 //! `link` is the only place that knows Redis. What it is asked for is written in the parts beside it, as scripts where
 //! two things have to happen together; the clock is Redis' own.
 
+pub(crate) mod cache;
+pub(crate) mod changes;
 pub(crate) mod config;
 mod endpoint;
 pub(crate) mod keys;
@@ -11,6 +13,7 @@ pub(crate) mod link;
 mod node;
 pub(crate) mod rate;
 mod registry;
+mod state_key;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +25,14 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use self::{
+    cache::Results,
+    changes::Bus,
+    endpoint::Kind,
+    link::{Link, LinkError, State},
+    rate::Rates,
+    registry::Named,
+};
 pub use self::{
     config::{Config, Start, WhileAway},
     node::{Node, Status},
@@ -31,12 +42,6 @@ pub(crate) use self::{
     keys::Keys,
     registry::{About, Me, Registry, View},
 };
-use self::{
-    endpoint::Kind,
-    link::{Link, State},
-    rate::Rates,
-    registry::Named,
-};
 
 /// What one instance has of the others: the link, and what is shared over it.
 #[derive(Debug)]
@@ -45,6 +50,7 @@ pub(crate) struct Cluster {
     pub(crate) link: Link,
     pub(crate) keys: Keys,
     pub(crate) rates: Rates,
+    pub(crate) bus: Arc<Bus>,
     named: Named,
     registry: OnceLock<Registry>,
 }
@@ -114,12 +120,24 @@ impl Cluster {
             period: Duration::from_secs(config.heartbeat_s),
         };
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
-        Ok(Self { config: config.clone(), link, keys, rates, named, registry: OnceLock::new() })
+        let bus = Bus::new(link.clone(), keys.clone(), &named.run);
+        Ok(Self { config: config.clone(), link, keys, rates, bus, named, registry: OnceLock::new() })
     }
 
     /// The name of this instance.
     pub(crate) fn id(&self) -> &str {
         &self.named.id
+    }
+
+    /// This process: another start of the same instance is another one.
+    pub(crate) fn run(&self) -> &str {
+        &self.named.run
+    }
+
+    /// Kept results of up to so many bytes and for up to so long, shared.
+    pub(crate) fn results(&self, entry_bytes_max: usize, ttl_max: Duration) -> Arc<Results> {
+        self.bus.outlive(ttl_max);
+        Results::new(self.link.clone(), self.keys.clone(), Arc::clone(&self.bus), entry_bytes_max)
     }
 
     /// Enters the registry, as starting.
@@ -144,6 +162,12 @@ impl Cluster {
         if let Some(registry) = self.registry() {
             registry.leave().await;
         }
+        state_key::leave(&self.link, &self.keys).await;
+    }
+
+    /// The key that seals what clients carry between instances: `own`, or the one that there is.
+    pub(crate) async fn state_key(&self, own: &str) -> Result<String, LinkError> {
+        state_key::agree(&self.link, &self.keys, own).await
     }
 
     /// Whether Redis is there, in a word.

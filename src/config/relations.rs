@@ -480,6 +480,7 @@ fn tools(view: &View<'_>, faults: &mut Faults) {
         }
         for (key, set) in [
             ("cache_scope", tool.cache_scope.is_some()),
+            ("cache_one_run", tool.cache_one_run.is_some()),
             ("cache_not_read_only", tool.cache_not_read_only.is_some()),
             ("stale_while_revalidate_s", tool.stale_while_revalidate_s.is_some()),
             ("stale_if_error_s", tool.stale_if_error_s.is_some()),

@@ -23,6 +23,7 @@ pub(crate) use self::pool::Pool;
 pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
     call::{Caller, ClientCapabilities, Ctx, Deadline, Reply, extra_time},
+    cluster::{cache::Results, changes::Forget},
     dispatch::{
         bulkhead::Bulkhead,
         cache::{Asked, Cache, CacheKey, Found, Which},
@@ -80,9 +81,15 @@ struct Core {
 }
 
 impl Dispatch {
-    pub(crate) fn new(registry: Registry, cache: &cache::Config, pool: Pool, result_bytes_max: usize) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        cache: &cache::Config,
+        second: Option<Arc<Results>>,
+        pool: Pool,
+        result_bytes_max: usize,
+    ) -> Self {
         let runner = Runner { pool, result_bytes_max, polls: Polls::default() };
-        let core = Core { cache: Cache::new(cache), runner, bulkheads: RwLock::default() };
+        let core = Core { cache: Cache::new(cache, second), runner, bulkheads: RwLock::default() };
         Self { registry, core: Arc::new(core) }
     }
 
@@ -195,6 +202,25 @@ impl Dispatch {
             (None, None, None) => self.core.cache.invalidate(Which::All),
         }
         Ok(())
+    }
+
+    /// Another instance had results forgotten: here they are too. What it means that this one does not know is nothing here.
+    pub(crate) fn forget(&self, forget: &Forget) {
+        self.core.cache.invalidate_here(match forget {
+            Forget::All => Which::All,
+            Forget::Tool(tool) if self.tools().get(tool).is_none() => return,
+            Forget::Tool(tool) => Which::Tool(tool),
+            Forget::Caller(caller) => Which::Caller(caller),
+            Forget::Key(key) => match CacheKey::from_hex(key) {
+                Some(key) => Which::Key(key),
+                None => return,
+            },
+        });
+    }
+
+    /// What instances share of kept results.
+    pub(crate) fn shared_results(&self) -> Option<&Arc<Results>> {
+        self.core.cache.second()
     }
 
     /// Kept results, and the bytes that they take.
@@ -319,7 +345,7 @@ mod tests {
         let tool = Arc::clone(registry.snapshot().get("t").expect("the tool"));
         let sizes = pool::Sizes { threads: 1, threads_max: 1, io_threads: 1 };
         let pool = Pool::start(&pool::Config::default(), sizes).expect("a pool");
-        let dispatch = Dispatch::new(registry, &cache::Config::default(), pool, 1000);
+        let dispatch = Dispatch::new(registry, &cache::Config::default(), None, pool, 1000);
         let deadline = Deadline::after(Instant::now(), 1000);
         let ctx = Ctx::new(Caller::ANONYMOUS, deadline, ClientCapabilities::default());
         let call = dispatch.call(&tool, Value::Null, ctx);

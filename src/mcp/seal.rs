@@ -2,8 +2,9 @@
 //! cannot be changed, used for another request or by another caller, nor after its time. Instances that have the same
 //! keys open each other's; the first key seals, all of them open, so that keys can be changed without a gap.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use rmcp::model::{RequestStateCodec, SealOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -36,8 +37,30 @@ impl Default for Config {
 
 /// Seals and opens.
 pub(crate) struct Sealer {
-    codec: RequestStateCodec,
+    ring: ArcSwap<Ring>,
+    /// Whether the keys are of the settings, so that they stay.
+    is_given: bool,
     ttl: Duration,
+}
+
+struct Ring {
+    codec: RequestStateCodec,
+    /// The first one seals, all open.
+    keys: Vec<Vec<u8>>,
+}
+
+/// Keys that open besides the one that seals, where instances had to agree on others.
+const OLD_KEYS_MAX: usize = 3;
+
+impl Ring {
+    fn new(keys: Vec<Vec<u8>>) -> Result<Self, String> {
+        // A key is known by a digest of itself, so that instances agree on it whatever the order of their lists.
+        let named = keys.iter().map(|key| (key_name(key), key.clone())).collect::<Vec<_>>();
+        let first = named.first().map(|(name, _)| name.clone()).unwrap_or_default();
+        let codec = RequestStateCodec::new_with_keyring(first, named)
+            .map_err(|e| format!("input.state_keys: {e}; give keys of at least 32 bytes, each once"))?;
+        Ok(Self { codec, keys })
+    }
 }
 
 impl std::fmt::Debug for Sealer {
@@ -56,27 +79,44 @@ impl Sealer {
                     .into(),
             );
         }
+        let is_given = !config.state_keys.is_empty();
         let mut keys: Vec<Vec<u8>> = config.state_keys.iter().map(|key| key.expose().as_bytes().to_vec()).collect();
         if keys.is_empty() {
-            let mut key = vec![0; 32];
+            let mut key = [0; 32];
             getrandom::fill(&mut key).map_err(|e| format!("the operating system gives no random numbers: {e}"))?;
-            keys.push(key);
+            keys.push(key.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect());
         }
-        // A key is known by a digest of itself, so that instances agree on it whatever the order of their lists.
-        let named = keys.into_iter().map(|key| (key_name(&key), key)).collect::<Vec<_>>();
-        let first = named[0].0.clone();
-        let codec = RequestStateCodec::new_with_keyring(first, named)
-            .map_err(|e| format!("input.state_keys: {e}; give keys of at least 32 bytes, each once"))?;
-        Ok(Self { codec, ttl: Duration::from_secs(config.state_ttl_s) })
+        let ring = ArcSwap::from_pointee(Ring::new(keys)?);
+        Ok(Self { ring, is_given, ttl: Duration::from_secs(config.state_ttl_s) })
+    }
+
+    /// The key that seals, as text, when this process made it or took it over; none when the settings give the keys.
+    pub(crate) fn own_key(&self) -> Option<String> {
+        let ring = self.ring.load();
+        (!self.is_given).then(|| String::from_utf8_lossy(ring.keys.first().map_or(&[], Vec::as_slice)).into_owned())
+    }
+
+    /// Seals by another instance's key from here on, and still opens what was sealed before.
+    pub(crate) fn take_over(&self, key: &str) {
+        let ring = self.ring.load();
+        let key = key.as_bytes().to_vec();
+        if self.is_given || ring.keys.first() == Some(&key) {
+            return;
+        }
+        let others = ring.keys.iter().filter(|old| **old != key).take(OLD_KEYS_MAX).cloned();
+        match Ring::new(std::iter::once(key.clone()).chain(others).collect()) {
+            Ok(ring) => self.ring.store(Arc::new(ring)),
+            Err(error) => tracing::warn!(error, "a key for requestState that instances share is none"),
+        }
     }
 
     pub(crate) fn seal(&self, memory: &Memory, bound_to: &[u8]) -> Option<String> {
         let options = SealOptions::new().associated_data(bound_to).ttl(self.ttl);
-        self.codec.seal_json_with(memory, &options).ok()
+        self.ring.load().codec.seal_json_with(memory, &options).ok()
     }
 
     pub(crate) fn open(&self, sealed: &str, bound_to: &[u8]) -> Result<Memory, Refusal> {
-        self.codec.open_json_with(sealed, bound_to).map_err(|error| {
+        self.ring.load().codec.open_json_with(sealed, bound_to).map_err(|error| {
             tracing::debug!(%error, "a requestState was refused");
             // One answer for all faults: which of them it was would help nobody but a forger.
             Refusal::invalid_params(
@@ -149,6 +189,15 @@ mod tests {
         let sealed = sealer(&[OLD], 60).seal(&Memory::default(), bound).expect("sealed");
         assert!(sealer(&[NEW, OLD], 60).open(&sealed, bound).is_ok());
         assert!(sealer(&[NEW], 60).open(&sealed, bound).is_err());
+        let own = sealer(&[], 60);
+        let before = own.seal(&Memory::default(), bound).expect("sealed");
+        own.take_over(NEW);
+        assert_eq!(own.own_key().as_deref(), Some(NEW));
+        let after = own.seal(&Memory::default(), bound).expect("sealed");
+        assert!(own.open(&before, bound).is_ok() && sealer(&[NEW], 60).open(&after, bound).is_ok());
+        let given = sealer(&[OLD], 60);
+        given.take_over(NEW);
+        assert!(given.own_key().is_none() && given.open(&after, bound).is_err(), "what is set stays");
         assert!(Sealer::new(&Config { state_keys: vec![Secret::new("short")], ..Config::default() }).is_err());
     }
 }

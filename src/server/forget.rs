@@ -20,6 +20,9 @@ pub(super) fn results(dispatch: &Dispatch, wish: &Invalidation) -> Result<(), Re
         one_call = wish.arguments.is_some(),
         "an operator had kept results forgotten"
     );
+    if dispatch.shared_results().is_some_and(|results| results.is_away()) {
+        tracing::warn!("Redis is away: the other instances forget these results as soon as it is back");
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use super::process;
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, cache::Results},
     config::Loaded,
     dispatch::ServedTool,
     front::Front,
@@ -73,6 +73,16 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
     )
     .only(counts.missed.load(Relaxed));
     out.counter("bigiron_cluster_rates_alone_total", "Rates that Redis did not decide").only(cluster.rates.alone());
+    let news = cluster.bus.counts();
+    out.counter(
+        "bigiron_cluster_news_total",
+        "News of changes: told to other instances, heard from them, or unreadable",
+    );
+    for (what, count) in [("told", &news.told), ("heard", &news.heard), ("odd", &news.odd)] {
+        out.value(&Labels::new(&[("what", what)]), count.load(Relaxed));
+    }
+    let help = "Times that news may have been missed, so that everything was taken for changed";
+    out.counter("bigiron_cluster_news_gaps_total", help).only(news.gaps.load(Relaxed));
     let Some(registry) = cluster.registry() else { return };
     out.gauge("bigiron_cluster_nodes", "Instances, this one among them").only(registry.view().nodes.len());
     let counts = registry.counts();
@@ -82,6 +92,32 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         .only(counts.missed.load(Relaxed));
     out.counter("bigiron_cluster_corrupt_total", "Records of instances that could not be read")
         .only(counts.corrupt.load(Relaxed));
+}
+
+/// What instances share of kept results.
+fn shared_results(out: &mut Exposition, results: &Results) {
+    let counts = results.counts();
+    let help = "Looks for results that instances share, after none was in memory. hit: one was found. awaited: another \
+                instance made it meanwhile. miss: there was none. corrupt: what was there is no result of this version. \
+                unknown: Redis did not say";
+    out.counter("bigiron_cache_shared_looks_total", help);
+    for (what, count) in [
+        ("hit", &counts.hits),
+        ("awaited", &counts.awaited),
+        ("miss", &counts.misses),
+        ("corrupt", &counts.corrupt),
+        ("unknown", &counts.unknown),
+    ] {
+        out.value(&Labels::new(&[("result", what)]), count.load(Relaxed));
+    }
+    let help = "Results made here, by whether the others have them. not_written: Redis did not take it, or too many were \
+                under way. fenced: another instance had taken over";
+    out.counter("bigiron_cache_shared_writes_total", help);
+    for (what, count) in
+        [("written", &counts.written), ("not_written", &counts.not_written), ("fenced", &counts.fenced)]
+    {
+        out.value(&Labels::new(&[("result", what)]), count.load(Relaxed));
+    }
 }
 
 fn limits(loaded: &Loaded) -> Limits {
@@ -117,6 +153,9 @@ impl Sources {
         self.rates(&mut out);
         if let Some(cluster) = &self.front.cluster {
             shared(&mut out, cluster);
+            if let Some(results) = self.front.router.dispatch.shared_results() {
+                shared_results(&mut out, results);
+            }
         }
         self.audit(&mut out);
         self.pool(&mut out);

@@ -5,6 +5,7 @@ mod forget;
 mod metrics;
 mod process;
 mod running;
+mod share;
 mod sweep;
 mod watch;
 
@@ -66,7 +67,7 @@ use crate::{
     shutdown::{Drain, Signals},
     skill::{SKILLS_EXTENSION, Skill, Skills},
     stdio,
-    tasks::{Memory, Record, Store, Tasks},
+    tasks::{Memory, Record, Shared, Store, Tasks},
     telemetry::{self, meter::Sharded, refusals::Refusals},
     tool::{Features, Handler, Prompt, Registry, Resource, Tool, handler::Hosted},
     toolbox,
@@ -250,7 +251,8 @@ impl Builder {
         self
     }
 
-    /// Lets calls become tasks ([`crate::Ctx::become_task`]), kept in this process's memory.
+    /// Lets calls become tasks ([`crate::Ctx::become_task`]), kept in this process's memory; with `cluster.redis`, in Redis,
+    /// so that every instance finds them.
     #[must_use]
     pub fn tasks(mut self) -> Self {
         self.tasks = Some(TaskStore::Memory);
@@ -414,9 +416,15 @@ impl Builder {
                 None => limiter(tuning),
                 Some(_) => limiter(tuning).map(Limiter::with_shared_keys),
             },
+            router: self.router(
+                loaded,
+                &format!("{}:{}", runtime::host_name(), addr.port()),
+                cluster.as_deref(),
+                drain,
+                runtime,
+            )?,
             cluster,
             tells_rates: tuning.rate_limit.headers_on_success,
-            router: self.router(loaded, &format!("{}:{}", runtime::host_name(), addr.port()), drain, runtime)?,
         })
     }
 
@@ -473,6 +481,7 @@ impl Builder {
         mut self,
         loaded: &Loaded,
         node: &str,
+        cluster: Option<&Cluster>,
         drain: Arc<Drain>,
         runtime: &Runtime,
     ) -> Result<Arc<Router>, StartError> {
@@ -485,11 +494,16 @@ impl Builder {
         let skills = Skills::new(self.skills).map_err(StartError::config)?;
         let tasks = self.tasks.map(|store| {
             let store = match store {
-                TaskStore::Memory => Arc::new(Memory::new(&tuning.tasks)) as Arc<dyn Store>,
+                TaskStore::Memory => match cluster {
+                    None => Arc::new(Memory::new(&tuning.tasks)) as Arc<dyn Store>,
+                    Some(cluster) => Arc::new(Shared::new(&tuning.tasks, cluster)),
+                },
                 TaskStore::Own(store) => store,
             };
             let changes = self.changes.clone();
-            let told = move |record: &Record| changes.task(&record.owner, &record.id, &record.detailed_members());
+            let told = move |record: &Record| {
+                changes.task(&record.owner, &record.id, record.version, &record.detailed_members());
+            };
             Tasks::with_on_change(tuning.tasks.clone(), store, Arc::new(told))
         });
         let mut methods = features.methods.clone();
@@ -522,7 +536,9 @@ impl Builder {
         };
         let pool = Pool::start(&tuning.pool, sizes).map_err(|e| StartError::host("the worker pool", e))?;
         let limits = &tuning.limits;
-        let dispatch = Dispatch::new(registry, &tuning.cache, pool, limits.result_bytes_max.as_usize());
+        let second =
+            cluster.map(|cluster| cluster.results(tuning.cache.entry_bytes_max.as_usize(), share::ttl_max(tuning)));
+        let dispatch = Dispatch::new(registry, &tuning.cache, second, pool, limits.result_bytes_max.as_usize());
         let shape = ShapeLimits { depth_max: limits.json_depth_max, keys_max: limits.json_keys_max };
         let identity = self.identity.unwrap_or_else(|| Identity {
             name: env!("CARGO_PKG_NAME").into(),
@@ -536,6 +552,9 @@ impl Builder {
             retention: Duration::from_secs(tuning.sessions.resume_s),
         };
         let sealer = sealer(loaded)?;
+        if let Some(cluster) = cluster {
+            runtime.block_on(share::state_key(cluster, &sealer));
+        }
         let audit = Audit::start(&tuning.audit, node)
             .map_err(|message| StartError::config(loaded.fault("audit.file", message)))?;
         let router = Arc::new(Router {
@@ -594,7 +613,7 @@ impl Builder {
     fn serve_stdio(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
         let root = self.toolbox_root(loaded);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
-        let router = self.router(loaded, &runtime::host_name(), Arc::default(), &runtime)?;
+        let router = self.router(loaded, &runtime::host_name(), None, Arc::default(), &runtime)?;
         watch::start_without_front(&router).map_err(|e| StartError::host("cannot start the watching thread", e))?;
         tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
         if let Some(root) = root {
@@ -677,7 +696,8 @@ fn connect(loaded: &Loaded, addr: SocketAddr, runtime: &Runtime) -> Result<Optio
 }
 
 /// Tells the other instances that this one is there, and then that it serves.
-async fn join(cluster: &Cluster, front: &Arc<Front>, max_load: usize) {
+async fn join(cluster: &Arc<Cluster>, front: &Arc<Front>, max_load: usize) {
+    share::begin(cluster, &front.router);
     let front = Arc::downgrade(front);
     cluster.join(Box::new(move || {
         let front = front.upgrade()?;

@@ -18,6 +18,7 @@ mod live;
 mod memory;
 mod record;
 mod shards;
+mod shared;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub(crate) use self::shared::Shared;
 pub use self::{
     handle::{Cancelled, Handle, Link},
     memory::Memory,
@@ -192,6 +194,14 @@ impl Tasks {
     /// What the store says.
     pub async fn cancel(&self, owner: &str, id: &str) -> Result<Option<Record>, StoreError> {
         self.change_owned(owner, id, Change::Cancel).await
+    }
+
+    /// Another instance may have changed a task: when it runs here, its run looks.
+    pub(crate) fn heard(&self, id: &str) {
+        let live = self.live.part(id).get(id).map(Arc::clone);
+        if let Some(live) = live {
+            live.wake(false);
+        }
     }
 
     /// Ends what has run for too long, tells the store of ends that it could not hear of before, and removes what has

@@ -56,6 +56,9 @@ pub struct Config {
     /// Who shares kept results: `caller` (default) or `public`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_scope: Option<CacheScope>,
+    /// Where equal calls at once run once: on each `instance` (default) or in the whole `cluster`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_one_run: Option<OneRun>,
     /// Calls that run at once; absent sets no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency_max: Option<usize>,
@@ -106,6 +109,17 @@ pub enum CacheScope {
     Caller,
     /// All callers share them.
     Public,
+}
+
+/// Where equal calls at once, whose result is kept, run once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OneRun {
+    /// On each instance.
+    #[default]
+    Instance,
+    /// In the whole cluster: on one instance, and the others wait for its result.
+    Cluster,
 }
 
 /// How many calls of a tool run at once.

@@ -15,7 +15,7 @@ use crate::{
     call::Lane,
     identity::{Identity, Rights, Rule},
     tool::{
-        CacheScope, Concurrency, Config, Run, Tool,
+        CacheScope, Concurrency, Config, OneRun, Run, Tool,
         schema::{ArgumentSchema, HeaderParam, header_params},
     },
 };
@@ -56,6 +56,8 @@ impl ServedTool {
 pub(crate) struct CachePolicy {
     pub(crate) ttl_s: u64,
     pub(crate) scope: CacheScope,
+    /// Whether of all instances one makes a result, and the others wait for it.
+    pub(crate) is_alone: bool,
     /// How long after its time a result is served while a new one is made.
     pub(crate) stale_while_revalidate_s: Option<u64>,
     /// And when none can be made.
@@ -197,6 +199,7 @@ fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedT
         Some(ttl_s) => Some(CachePolicy {
             ttl_s,
             scope: config.cache_scope.unwrap_or_default(),
+            is_alone: config.cache_one_run == Some(OneRun::Cluster),
             stale_while_revalidate_s: config.stale_while_revalidate_s,
             stale_if_error_s: config.stale_if_error_s,
             error_ttl_s: config.cache_error_ttl_s,

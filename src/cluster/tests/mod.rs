@@ -1,8 +1,10 @@
 //! With real Redis processes: the link in all that can happen to it, and what is shared over it.
 
 mod link;
+mod results;
 mod servers;
 mod shared;
+mod tasks;
 
 use self::servers::{PATIENCE, Redis, Sentinels, Six};
 use super::{

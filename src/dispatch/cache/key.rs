@@ -25,6 +25,23 @@ impl CacheKey {
         Self(walk.0.finalize().into())
     }
 
+    /// All of it, for who keeps results elsewhere.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The key that was written so.
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
+        let mut key = [0; 32];
+        if text.len() != 64 || !text.is_ascii() {
+            return None;
+        }
+        for (byte, at) in key.iter_mut().zip((0..64).step_by(2)) {
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
+        }
+        Some(Self(key))
+    }
+
     /// A few of its bits, which are as good as any.
     pub(super) fn bits(&self) -> usize {
         usize::from_le_bytes([self.0[0], self.0[1], self.0[2], self.0[3], self.0[4], self.0[5], self.0[6], self.0[7]])

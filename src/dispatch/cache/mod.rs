@@ -1,6 +1,9 @@
 //! Whether a call must run at all: results kept per tool, arguments and caller, and one run for many equal calls at
 //! once. Home of moka.
 //!
+//! With several instances there is a second level behind the memory, which they share (`second`): who makes a result
+//! looks there first, and writes it there. A hit in memory knows nothing of it.
+//!
 //! Safe by construction: a key cannot be made without saying for whom, and an outcome that is an error, a question, a
 //! task or too large never becomes an entry. What a result is when its time is over is said by its tool's policy: it
 //! may be served once more while a fresh one is made, or when none can be made.
@@ -8,6 +11,7 @@
 mod flight;
 mod generation;
 mod key;
+mod second;
 
 use std::{
     future::Future,
@@ -27,9 +31,11 @@ pub(crate) use self::key::CacheKey;
 use self::{
     flight::{Flights, Landed, Role},
     generation::{Generations, Stamp},
+    second::Behind,
 };
 use crate::{
     call::Reply,
+    cluster::cache::Results,
     dispatch::{Answered, Served},
     error::CallError,
     telemetry::calls::{Cached, CallMeter},
@@ -80,6 +86,23 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    fn new(asked: &Asked<'_>, reply: Reply, made_at: Instant, fresh_until: Instant, stamp: Stamp) -> Self {
+        let after = |seconds: Option<u64>| match seconds {
+            Some(seconds) if !reply.is_error() => fresh_until + Duration::from_secs(seconds),
+            _ => fresh_until,
+        };
+        Self {
+            made_at,
+            fresh_until,
+            stale_until: after(asked.policy.stale_while_revalidate_s),
+            on_error_until: after(asked.policy.stale_if_error_s),
+            next_try_s: AtomicU64::new(0),
+            stamp,
+            meter: asked.meter.cloned(),
+            reply,
+        }
+    }
+
     fn age_s(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.made_at).as_secs()
     }
@@ -118,6 +141,8 @@ pub(crate) struct Cache {
     flights: Flights,
     generations: Generations,
     refreshes: Semaphore,
+    /// What instances share, where there are several.
+    second: Option<Arc<Results>>,
     entry_bytes_max: usize,
     jitter_percent: u64,
 }
@@ -160,7 +185,7 @@ pub(crate) enum Which<'a> {
 }
 
 impl Cache {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, second: Option<Arc<Results>>) -> Self {
         let entries = sync::Cache::builder()
             .max_capacity(config.bytes_max.0)
             .weigher(|_: &CacheKey, kept: &Arc<Kept>| {
@@ -178,6 +203,7 @@ impl Cache {
             flights: Flights::default(),
             generations: Generations::default(),
             refreshes: Semaphore::new(REFRESHES_MAX),
+            second,
             entry_bytes_max: config.entry_bytes_max.as_usize(),
             jitter_percent: config.ttl_jitter_percent,
         }
@@ -232,12 +258,21 @@ impl Cache {
                         count(asked.meter, Cached::Coalesced);
                         return Ok(answered);
                     }
+                    let turn = match self.look_behind(asked, stamp, asked.policy.is_alone).await {
+                        Behind::Found(kept) => {
+                            let answered = kept.answered(Instant::now(), |age_s| Served::Hit { age_s });
+                            self.land(asked, lead, Landed::Kept(kept), None);
+                            count(asked.meter, Cached::Hit);
+                            return Ok(answered);
+                        }
+                        Behind::Make(turn) => turn,
+                    };
                     let outcome = run.await;
                     count(asked.meter, Cached::Miss);
                     let landed = self.landed(asked, &outcome, stamp);
                     let is_kept = matches!(landed, Some(Landed::Kept(_)));
                     if let Some(landed) = landed {
-                        lead.land(landed, |landed| self.keep(asked, landed));
+                        self.land(asked, lead, landed, turn);
                     } // else who waits goes on as if we had left
                     if is_kept {
                         return outcome.map(|reply| Answered { reply, served: Served::Miss });
@@ -272,11 +307,20 @@ impl Cache {
     pub(crate) async fn refresh(&self, asked: &Asked<'_>, run: impl Future<Output = Outcome>) -> bool {
         let stamp = self.generations.stamp(asked.tool, asked.caller);
         let Role::Runs(lead) = self.flights.join(asked.key, stamp) else { return true }; // somebody does
+        // Another instance may have made one.
+        let turn = match self.look_behind(asked, stamp, false).await {
+            Behind::Found(kept) => {
+                self.land(asked, lead, Landed::Kept(kept), None);
+                count(asked.meter, Cached::Refreshed);
+                return true;
+            }
+            Behind::Make(turn) => turn,
+        };
         let outcome = run.await;
         let landed = self.landed(asked, &outcome, stamp);
         let is_kept = matches!(landed, Some(Landed::Kept(_)));
         if let Some(landed) = landed {
-            lead.land(landed, |landed| self.keep(asked, landed));
+            self.land(asked, lead, landed, turn);
         }
         if !is_kept && let Some(old) = self.valid(asked) {
             old.next_try_s.store(old.age_s(Instant::now()) + REFRESH_PAUSE_S, Ordering::Relaxed);
@@ -306,28 +350,17 @@ impl Cache {
         let (Ok(reply), Some(ttl_s)) = (outcome, ttl_s) else { return Some(Landed::Told(Box::new(outcome.clone()))) };
         let now = Instant::now();
         let fresh_until = now + self.jittered(Duration::from_secs(ttl_s), &asked.key, now);
-        let after = |seconds: Option<u64>| match seconds {
-            Some(seconds) if !reply.is_error() => fresh_until + Duration::from_secs(seconds),
-            _ => fresh_until,
-        };
-        Some(Landed::Kept(Arc::new(Kept {
-            reply: reply.clone(),
-            made_at: now,
-            fresh_until,
-            stale_until: after(policy.stale_while_revalidate_s),
-            on_error_until: after(policy.stale_if_error_s),
-            next_try_s: AtomicU64::new(0),
-            stamp,
-            meter: asked.meter.cloned(),
-        })))
+        Some(Landed::Kept(Arc::new(Kept::new(asked, reply.clone(), now, fresh_until, stamp))))
     }
 
-    fn keep(&self, asked: &Asked<'_>, landed: &Landed) {
-        if let Landed::Kept(kept) = landed
-            && kept.stamp == self.generations.stamp(asked.tool, asked.caller)
-        {
+    /// Whether it is kept from here on: not when it was invalidated meanwhile.
+    fn keep(&self, asked: &Asked<'_>, landed: &Landed) -> bool {
+        let Landed::Kept(kept) = landed else { return false };
+        let is_valid = kept.stamp == self.generations.stamp(asked.tool, asked.caller);
+        if is_valid {
             self.entries.insert(asked.key, Arc::clone(kept));
         }
+        is_valid
     }
 
     /// A little less than the time, so that what was kept at one moment does not end at one.
@@ -342,6 +375,12 @@ impl Cache {
 
     /// From here on nothing that was kept or had begun before is served.
     pub(crate) fn invalidate(&self, which: Which<'_>) {
+        self.invalidate_here(which);
+        self.invalidate_behind(which);
+    }
+
+    /// The same for this instance alone: another one said so.
+    pub(crate) fn invalidate_here(&self, which: Which<'_>) {
         match which {
             Which::All => self.generations.invalidate_all(),
             Which::Tool(tool) => self.generations.invalidate_tool(tool),
@@ -361,6 +400,11 @@ impl Cache {
             self.entries.invalidate(key.as_ref());
         }
         self.entries.run_pending_tasks();
+    }
+
+    /// What instances share.
+    pub(crate) fn second(&self) -> Option<&Arc<Results>> {
+        self.second.as_ref()
     }
 
     /// Entries, and the bytes that they take.

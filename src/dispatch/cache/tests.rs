@@ -26,6 +26,7 @@ pub(super) fn tool() -> Arc<ServedTool> {
 const POLICY: CachePolicy = CachePolicy {
     ttl_s: 60,
     scope: CacheScope::Caller,
+    is_alone: false,
     stale_while_revalidate_s: None,
     stale_if_error_s: None,
     error_ttl_s: None,
@@ -38,7 +39,7 @@ fn asked(n: u64, caller: &'static str, policy: CachePolicy) -> Asked<'static> {
 }
 
 fn cache() -> Cache {
-    Cache::new(&Config { ttl_jitter_percent: 0, ..Config::default() })
+    Cache::new(&Config { ttl_jitter_percent: 0, ..Config::default() }, None)
 }
 
 async fn ok(text: &str) -> Outcome {
@@ -231,7 +232,7 @@ async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
 
 #[tokio::test]
 async fn jitter_shortens_and_never_lengthens() {
-    let cache = Cache::new(&Config { ttl_jitter_percent: 50, ..Config::default() });
+    let cache = Cache::new(&Config { ttl_jitter_percent: 50, ..Config::default() }, None);
     let mut gone = 0;
     for n in 0..200 {
         let call = asked(n, "a", POLICY);

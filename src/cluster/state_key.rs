@@ -1,0 +1,48 @@
+//! One key for all instances that have none of their settings, with which they seal what a client carries from one to
+//! another. It is made by the first and kept in Redis while there are instances; who reads Redis can read it, which is
+//! what keys of the settings are for.
+
+use std::{sync::LazyLock, time::Duration};
+
+use super::{
+    keys::Keys,
+    link::{Link, LinkError, Script, cmd},
+};
+
+/// Longer than instances are without a look at it.
+const EXPIRY: Duration = Duration::from_secs(86_400);
+/// Hex of 32 bytes.
+const KEY_CHARS: usize = 64;
+
+static AGREE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return redis.call('GET', KEYS[1])",
+    )
+});
+
+/// The key that there is; `own` when there is none yet.
+pub(super) async fn agree(link: &Link, keys: &Keys, own: &str) -> Result<String, LinkError> {
+    let mut script = AGREE.prepare_invoke();
+    script.key(keys.state_key()).arg(own).arg(EXPIRY.as_millis() as u64);
+    let key: String = link.script(&script).await?;
+    if key.len() != KEY_CHARS || !key.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(LinkError::Odd("a key for requestState that is none".into()));
+    }
+    Ok(key)
+}
+
+/// The last one to leave takes it along. Who joins at this moment has it, and brings it back with its next look.
+pub(super) async fn leave(link: &Link, keys: &Keys) {
+    let gone = async {
+        let others: u64 = link.query(cmd("SCARD").arg(keys.nodes())).await?;
+        if others == 0 {
+            let _: u64 = link.query(cmd("DEL").arg(keys.state_key())).await?;
+        }
+        Ok::<_, LinkError>(())
+    };
+    if let Err(error) = gone.await {
+        tracing::debug!(%error, "the key for requestState stays until it expires");
+    }
+}

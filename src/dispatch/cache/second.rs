@@ -1,0 +1,86 @@
+//! The level behind the memory, which instances share: what is asked of it, in words of this cache. What it is made of,
+//! and what happens while it is away, is known there.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    Asked, Cache, Kept, Which,
+    flight::{Landed, Lead},
+    generation::Stamp,
+};
+use crate::{
+    call::Reply,
+    cluster::{
+        cache::{Entry, Look, Of, Turn},
+        changes::Forget,
+        keys::hex,
+    },
+    tool::CacheScope,
+};
+
+/// What is behind the memory.
+pub(super) enum Behind {
+    Found(Arc<Kept>),
+    /// Nothing: it is to be made here, and written when there is such a level.
+    Make(Option<Turn>),
+}
+
+impl Cache {
+    /// Looks there. With `alone`, waits while another instance makes it.
+    pub(super) async fn look_behind(&self, asked: &Asked<'_>, stamp: Stamp, alone: bool) -> Behind {
+        let Some(second) = &self.second else { return Behind::Make(None) };
+        match Box::pin(second.look(of(asked), alone)).await {
+            Look::Make(turn) => Behind::Make(Some(turn)),
+            Look::Found(entry) => match self.kept(asked, entry, stamp) {
+                Some(kept) => Behind::Found(Arc::new(kept)),
+                None => Behind::Make(None),
+            },
+        }
+    }
+
+    /// What was made elsewhere, as if it had been made here; unless this instance would not keep it.
+    fn kept(&self, asked: &Asked<'_>, entry: Entry, stamp: Stamp) -> Option<Kept> {
+        let ttl_s = if entry.is_error { asked.policy.error_ttl_s? } else { asked.policy.ttl_s };
+        let reply = Reply { is_error: entry.is_error, meta: entry.meta, ..Reply::of(entry.fields) };
+        if reply.len() > self.entry_bytes_max {
+            return None;
+        }
+        let now = Instant::now();
+        let made_at = now.checked_sub(entry.ttl - entry.left).unwrap_or(now);
+        let left = entry.left.min(std::time::Duration::from_secs(ttl_s));
+        Some(Kept::new(asked, reply, made_at, now + left, stamp))
+    }
+
+    /// Ends a run for who waits and for both levels. What was invalidated while it ran is kept in none.
+    pub(super) fn land(&self, asked: &Asked<'_>, lead: Lead<'_>, landed: Landed, turn: Option<Turn>) {
+        let shared = match (&self.second, turn, &landed) {
+            (Some(second), Some(turn), Landed::Kept(kept)) => Some((second, turn, Arc::clone(kept))),
+            _ => None, // a turn that is dropped is over
+        };
+        let mut is_kept = false;
+        lead.land(landed, |landed| is_kept = self.keep(asked, landed));
+        if let Some((second, turn, kept)) = shared.filter(|_| is_kept) {
+            let ttl = kept.fresh_until.saturating_duration_since(kept.made_at);
+            let Reply { fields, meta, is_error, .. } = kept.reply.clone();
+            second.keep(of(asked), turn, &Entry { fields, meta, is_error, ttl, left: ttl });
+        }
+    }
+
+    /// Has the other instances forget it too, and what they share.
+    pub(super) fn invalidate_behind(&self, which: Which<'_>) {
+        if let Some(second) = &self.second {
+            second.forget(match which {
+                Which::All => Forget::All,
+                Which::Tool(tool) => Forget::Tool(tool.to_owned()),
+                Which::Caller(caller) => Forget::Caller(caller.to_owned()),
+                Which::Key(key) => Forget::Key(hex(key.bytes())),
+            });
+        }
+    }
+}
+
+fn of<'a>(asked: &'a Asked<'_>) -> Of<'a> {
+    // What is everybody's is not one caller's to be forgotten.
+    let caller = (asked.policy.scope == CacheScope::Caller).then_some(asked.caller);
+    Of { key: asked.key.bytes(), tool: asked.tool, caller }
+}

@@ -1,0 +1,288 @@
+//! The store for several instances: records in Redis, each with an expiry, changed only against the version that the
+//! change was made of. Whoever makes a change that a client can see says so to all instances in the same step.
+//!
+//! A process that runs tasks says all the time that it lives. A task whose process has not for long has failed: whoever
+//! looks at it says so, and its run, should there still be one, ends in vain.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Config,
+    record::{Change, Effect, Failure, Record, millis},
+    store::{After, Store, StoreError, StoreFuture},
+};
+use crate::cluster::{
+    Cluster, Keys,
+    changes::Bus,
+    keys::hex,
+    link::{Link, LinkError, Refused, Script, cmd, pipe},
+};
+
+/// Instances that change one record at once try again so often.
+const TRIES_MAX: usize = 32;
+/// No record is larger, whatever the settings say.
+const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// For so long a process lives that says so: three times the pause between two sweeps.
+const ALIVE: Duration = Duration::from_secs(15);
+/// And for so long one that did not is waited for: Redis may just be back, and the process has not noticed yet.
+const GRACE: Duration = Duration::from_secs(10);
+/// Processes that are waited for.
+const MISSED_MAX: usize = 1024;
+
+/// Counts a task for all and for its caller, by the clock of Redis, when there is room: 0; else 1 or 2, by what is full.
+static ADMIT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+for i = 1, 2 do
+  redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', string.format('%.0f', now))
+  if redis.call('ZCARD', KEYS[i]) >= tonumber(ARGV[2 + i]) then return i end
+end
+for i = 1, 2 do
+  redis.call('ZADD', KEYS[i], string.format('%.0f', now + ARGV[2]), ARGV[1])
+  if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+end
+return 0",
+    )
+});
+
+static LOAD: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"if redis.call('HSTRLEN', KEYS[1], 'record') > tonumber(ARGV[1]) then return {'', ''} end
+return redis.call('HMGET', KEYS[1], 'record', 'by')",
+    )
+});
+
+/// 1: written. 0: somebody else wrote in between. -1: it is gone.
+static CHANGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"local version = redis.call('HGET', KEYS[1], 'version')
+if not version then return -1 end
+if version ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[2], 'record', ARGV[3])
+if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+return 1",
+    )
+});
+
+/// Records in Redis.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    link: Link,
+    keys: Keys,
+    bus: Arc<Bus>,
+    tasks_max: usize,
+    per_caller_max: usize,
+    /// For the result and the unread answers of one record.
+    bytes_max: usize,
+    corrupt: AtomicU64,
+    /// This process.
+    run: String,
+    /// Whether it has made a task.
+    has_run: AtomicBool,
+    grace: Duration,
+    /// Processes that do not say that they live: since when, and how often Redis was away by then.
+    missed: Mutex<HashMap<String, (Instant, u64)>>,
+}
+
+impl Shared {
+    /// With the limits of `config`, which hold over all instances; but for `bytes_max`, which is for one task here.
+    pub(crate) fn new(config: &Config, cluster: &Cluster) -> Self {
+        Self {
+            link: cluster.link.clone(),
+            keys: cluster.keys.clone(),
+            bus: Arc::clone(&cluster.bus),
+            tasks_max: config.tasks_max,
+            per_caller_max: config.per_caller_max,
+            bytes_max: config.bytes_max.as_usize().min(RECORD_BYTES_MAX),
+            corrupt: AtomicU64::new(0),
+            run: cluster.run().to_owned(),
+            has_run: AtomicBool::new(false),
+            grace: GRACE,
+            missed: Mutex::default(),
+        }
+    }
+
+    /// One that does not wait for who may come back.
+    #[cfg(test)]
+    pub(crate) fn without_grace(self) -> Self {
+        Self { grace: Duration::ZERO, ..self }
+    }
+
+    /// Says that this process lives.
+    async fn live(&self) -> Result<(), LinkError> {
+        let ms = ALIVE.as_millis() as u64;
+        self.link.query(cmd("SET").arg(self.keys.alive(&self.run)).arg(1).arg("PX").arg(ms)).await
+    }
+
+    /// Whether a process has said for long that it lives no more.
+    async fn is_gone(&self, run: &str) -> Result<bool, LinkError> {
+        let lives: u64 = self.link.query(cmd("EXISTS").arg(self.keys.alive(run))).await?;
+        let mut missed = self.missed.lock();
+        if lives > 0 {
+            missed.remove(run);
+            return Ok(false);
+        }
+        let (now, times_away) = (Instant::now(), self.link.times_away());
+        if missed.len() >= MISSED_MAX && !missed.contains_key(run) {
+            missed.clear();
+        }
+        let known = missed.get(run).filter(|(_, times)| *times == times_away).copied();
+        if known.is_none() {
+            missed.insert(run.to_owned(), (now, times_away));
+        }
+        Ok(known.is_some_and(|(since, _)| now.saturating_duration_since(since) >= self.grace))
+    }
+
+    async fn insert_now(&self, record: Record) -> Result<(), StoreError> {
+        let left_ms = left_ms(&record, SystemTime::now());
+        let of = hex(&Sha256::digest(record.counts_for())[..16]);
+        let (all, own) = (self.keys.tasks("all"), self.keys.tasks(&format!("of:{of}")));
+        let mut script = ADMIT.prepare_invoke();
+        script.key(&all).key(&own).arg(&record.id).arg(left_ms).arg(self.tasks_max).arg(self.per_caller_max);
+        match self.link.script::<u8>(&script).await.map_err(said)? {
+            0 => {}
+            1 => return Err(StoreError::Full),
+            _ => return Err(StoreError::CallerFull),
+        }
+        if !self.has_run.swap(true, Relaxed) {
+            self.live().await.map_err(said)?; // from here on the sweeps say it
+        }
+        let name = self.keys.task(&record.id);
+        let mut write = pipe();
+        write.atomic();
+        write.cmd("HSET").arg(&name).arg("version").arg(record.version).arg("record").arg(written(&record)?);
+        write.arg("by").arg(&self.run).ignore();
+        write.cmd("PEXPIRE").arg(&name).arg(left_ms).ignore();
+        let stored: Result<(), LinkError> = self.link.pipeline(&write).await;
+        if stored.is_err() {
+            // It may be there, under a name that nobody is told; what it takes of the limits is given back at once if it
+            // can be, and in its time otherwise.
+            let mut back = pipe();
+            back.cmd("ZREM").arg(&all).arg(&record.id).ignore().cmd("ZREM").arg(&own).arg(&record.id).ignore();
+            let _: Result<(), LinkError> = self.link.pipeline(&back).await;
+        }
+        stored.map_err(said)
+    }
+
+    async fn load_now(&self, id: &str) -> Result<Option<Record>, StoreError> {
+        let Some((record, run)) = self.read(id).await? else { return Ok(None) };
+        if record.status.is_final() || run == self.run || run.is_empty() || !self.is_gone(&run).await.map_err(said)? {
+            return Ok(Some(record));
+        }
+        let why = "the instance that ran the task is gone; the task may have had effects";
+        tracing::warn!(task = id, "{why}");
+        let ended = self.change_now(id, Change::Fail(Failure::internal(why)), SystemTime::now()).await?;
+        Ok(ended.map(|after| after.record))
+    }
+
+    /// A record, and the process that runs it.
+    async fn read(&self, id: &str) -> Result<Option<(Record, String)>, StoreError> {
+        let mut script = LOAD.prepare_invoke();
+        script.key(self.keys.task(id)).arg(2 * RECORD_BYTES_MAX);
+        let read: Result<(Option<String>, Option<String>), LinkError> = self.link.script(&script).await;
+        let (text, run) = match read {
+            Ok((None, _)) => return Ok(None),
+            Ok((Some(text), run)) => (text, run.unwrap_or_default()),
+            Err(LinkError::Refused(Refused::WrongType) | LinkError::Odd(_)) => Default::default(),
+            Err(error) => return Err(said(error)),
+        };
+        let record = serde_json::from_str::<Record>(&text).ok().filter(|record| record.id == id);
+        if record.is_none() {
+            self.corrupt.fetch_add(1, Relaxed);
+            tracing::warn!(
+                task = id,
+                "what is kept of a task in Redis is no record; it counts as missing, and is left"
+            );
+        }
+        Ok(record.filter(|record| !record.is_expired(SystemTime::now())).map(|record| (record, run)))
+    }
+
+    async fn change_now(&self, id: &str, change: Change, now: SystemTime) -> Result<Option<After>, StoreError> {
+        for _ in 0..TRIES_MAX {
+            let Some((mut record, _)) = self.read(id).await? else { return Ok(None) };
+            let version = record.version;
+            let change = self.admit(&record, change.clone())?;
+            let effect = record.apply(change, now);
+            if effect == Effect::None {
+                return Ok(Some(After { record, effect }));
+            }
+            let (channel, news) = self.bus.of_task(&record.owner, id, record.version);
+            let news = if effect == Effect::Visible { news } else { String::new() };
+            let mut script = CHANGE.prepare_invoke();
+            script.key(self.keys.task(id)).arg(version).arg(record.version).arg(written(&record)?);
+            match self.link.script::<i8>(script.arg(channel).arg(news)).await.map_err(said)? {
+                1 => return Ok(Some(After { record, effect })),
+                0 => {}
+                _ => return Ok(None),
+            }
+        }
+        Err(StoreError::Unavailable("others change the same task all the time".into()))
+    }
+
+    /// A result without room becomes a failure: the run is over, and whoever polls must learn of it.
+    fn admit(&self, record: &Record, change: Change) -> Result<Change, StoreError> {
+        let bytes = change.bytes();
+        if record.status.is_final() || record.bytes() + bytes <= self.bytes_max {
+            return Ok(change);
+        }
+        if !matches!(change, Change::Complete(_)) {
+            return if bytes == 0 { Ok(change) } else { Err(StoreError::Full) };
+        }
+        tracing::warn!(bytes, bytes_max = self.bytes_max, "a task's result was dropped: no room is left for it");
+        Ok(Change::Fail(Failure::internal("the task is done, and the server has no room for its result")))
+    }
+}
+
+impl Store for Shared {
+    fn insert(&self, record: Record) -> StoreFuture<'_, ()> {
+        Box::pin(self.insert_now(record))
+    }
+
+    fn load<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<Record>> {
+        Box::pin(self.load_now(id))
+    }
+
+    fn change<'a>(&'a self, id: &'a str, change: Change, now: SystemTime) -> StoreFuture<'a, Option<After>> {
+        Box::pin(self.change_now(id, change, now))
+    }
+
+    /// They expire by themselves; this only says that their process lives.
+    fn sweep(&self, _: SystemTime) -> StoreFuture<'_, usize> {
+        Box::pin(async {
+            if self.has_run.load(Relaxed) {
+                self.live().await.map_err(said)?;
+            }
+            Ok(0)
+        })
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+}
+
+fn left_ms(record: &Record, now: SystemTime) -> u64 {
+    record.created_at_ms.saturating_add(record.ttl_ms).saturating_sub(millis(now)).max(1)
+}
+
+fn written(record: &Record) -> Result<String, StoreError> {
+    serde_json::to_string(record).map_err(|error| StoreError::Unavailable(error.to_string()))
+}
+
+fn said(error: LinkError) -> StoreError {
+    match error {
+        LinkError::Refused(Refused::Full) => StoreError::Full,
+        error => StoreError::Unavailable(error.to_string()),
+    }
+}
