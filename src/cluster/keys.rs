@@ -34,6 +34,30 @@ impl Keys {
         format!("{}node:{id}", self.prefix)
     }
 
+    /// The record of a session. What belongs to one session is in one slot, in a cluster.
+    pub(crate) fn session(&self, hash: &str) -> String {
+        format!("{}session:{{{hash}}}", self.prefix)
+    }
+
+    /// With what sessions are hashed.
+    pub(crate) fn sessions_key(&self) -> String {
+        format!("{}sessions:key", self.prefix)
+    }
+
+    /// The channel of what happens to sessions.
+    pub(crate) fn sessions(&self) -> String {
+        format!("{}sessions", self.prefix)
+    }
+
+    /// The channel of one process.
+    pub(crate) fn mail(&self, tag: u32) -> String {
+        format!("{}mail:{tag:08x}", self.prefix)
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.is_cluster
+    }
+
     /// What is left of one rate. In a cluster all are in one slot, since several are decided together.
     pub(crate) fn rate(&self, of: &[u8; 16]) -> String {
         let tag = if self.is_cluster { "{rl}:" } else { "rl:" };

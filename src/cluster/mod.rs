@@ -11,6 +11,7 @@ pub(crate) mod link;
 mod node;
 pub(crate) mod rate;
 mod registry;
+pub(crate) mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -115,6 +116,16 @@ impl Cluster {
         };
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
         Ok(Self { config: config.clone(), link, keys, rates, named, registry: OnceLock::new() })
+    }
+
+    /// The records of sessions, which live for so long after they were touched.
+    pub(crate) fn records(&self, expiry: Duration) -> sessions::Records {
+        sessions::Records::new(self.link.clone(), self.keys.clone(), self.id().to_owned(), self.tag(), expiry)
+    }
+
+    /// A number that this process is called by: another in each start.
+    pub(crate) fn tag(&self) -> u32 {
+        u32::from_str_radix(&self.named.run[..8], 16).unwrap_or_default()
     }
 
     /// The name of this instance.

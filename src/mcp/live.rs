@@ -40,6 +40,7 @@ pub(crate) struct Live {
     questions: Mutex<HashMap<u64, oneshot::Sender<Result<Value, Value>>>>,
     /// Set under both locks: what is opened afterwards would never end.
     is_closed: AtomicBool,
+    /// Counts; the part that says whose question it is comes before it.
     next_question: AtomicU64,
     subscription: Subscription,
 }
@@ -59,6 +60,17 @@ pub(crate) struct Settings {
     pub(crate) buffer_bytes_max: usize,
     /// How long the messages of a stream are kept after its end.
     pub(crate) retention: Duration,
+    /// What this process is called, where there are others: its questions have it in their ids.
+    pub(crate) tag: Option<u32>,
+}
+
+/// Bits of a question's id that count; above them is the process that asks. Together they are a number that every
+/// client keeps exactly.
+const QUESTION_BITS: u32 = 20;
+
+/// The process that asked a question of this id.
+pub(crate) fn asker(question: u64) -> Option<u32> {
+    u32::try_from(question >> QUESTION_BITS).ok()
 }
 
 impl Live {
@@ -146,7 +158,11 @@ impl Live {
         if questions.len() >= QUESTIONS_MAX || self.is_closed.load(Ordering::Acquire) {
             return None;
         }
-        let id = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let count = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let id = match self.settings.tag {
+            None => count,
+            Some(tag) => u64::from(tag) << QUESTION_BITS | count & ((1 << QUESTION_BITS) - 1),
+        };
         questions.insert(id, sender);
         Some((id, receiver))
     }
@@ -195,6 +211,7 @@ mod tests {
             kept: Arc::new(Kept::new(1 << 20)),
             buffer_bytes_max: 1000,
             retention: Duration::from_secs(60),
+            tag: None,
         })
     }
 

@@ -26,6 +26,7 @@ pub(crate) mod router;
 mod scan;
 pub mod seal;
 pub mod session;
+pub(crate) mod shared;
 mod strict;
 pub(crate) mod tasking;
 pub(crate) mod trail;

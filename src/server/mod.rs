@@ -57,6 +57,7 @@ use crate::{
         router::{Identity, Router},
         seal::Sealer,
         session::Sessions,
+        shared::Shared,
         tasking,
         wire::ShapeLimits,
     },
@@ -390,6 +391,13 @@ impl Builder {
         runtime: &Runtime,
     ) -> Result<Front, StartError> {
         let tuning = &loaded.tuning;
+        let router = self.router(
+            loaded,
+            cluster.as_deref(),
+            &format!("{}:{}", runtime::host_name(), addr.port()),
+            drain,
+            runtime,
+        )?;
         Ok(Front {
             path: tuning.server.path.clone(),
             hosts: Hosts::new(&addr_host(addr), &tuning.server.allowed_hosts),
@@ -412,9 +420,12 @@ impl Builder {
                 None => limiter(tuning),
                 Some(_) => limiter(tuning).map(Limiter::with_shared_keys),
             },
+            sessions: cluster
+                .as_ref()
+                .map(|cluster| share_sessions(cluster, &router, tuning.sessions.idle_timeout_s, runtime)),
             cluster,
             tells_rates: tuning.rate_limit.headers_on_success,
-            router: self.router(loaded, &format!("{}:{}", runtime::host_name(), addr.port()), drain, runtime)?,
+            router,
         })
     }
 
@@ -470,6 +481,7 @@ impl Builder {
     fn router(
         mut self,
         loaded: &Loaded,
+        cluster: Option<&Cluster>,
         node: &str,
         drain: Arc<Drain>,
         runtime: &Runtime,
@@ -532,6 +544,7 @@ impl Builder {
             kept: Arc::new(Kept::new(tuning.sessions.resume_bytes_max.as_usize())),
             buffer_bytes_max: stream_buffer_bytes_max,
             retention: Duration::from_secs(tuning.sessions.resume_s),
+            tag: cluster.map(Cluster::tag),
         };
         let sealer = sealer(loaded)?;
         let audit = Audit::start(&tuning.audit, node)
@@ -592,7 +605,7 @@ impl Builder {
     fn serve_stdio(self, loaded: &Loaded) -> Result<ExitCode, StartError> {
         let root = self.toolbox_root(loaded);
         let runtime = io_runtime(loaded.resolved.io_threads)?;
-        let router = self.router(loaded, &runtime::host_name(), Arc::default(), &runtime)?;
+        let router = self.router(loaded, None, &runtime::host_name(), Arc::default(), &runtime)?;
         watch::start_without_front(&router).map_err(|e| StartError::host("cannot start the watching thread", e))?;
         tracing::info!(tools = tool_names(&router), "serving MCP on standard input and output");
         if let Some(root) = root {
@@ -672,6 +685,15 @@ fn connect(loaded: &Loaded, addr: SocketAddr, runtime: &Runtime) -> Result<Optio
         JoinError::Setting(path, message) => StartError::config(loaded.fault(path, message)),
         JoinError::Away(why) => StartError::host("Redis is away, and cluster.start = \"refuse\"", why),
     })
+}
+
+/// Shares the sessions of the older revisions. A record outlives its session's time a little, so that none expires
+/// between its use and the moment when that is noted.
+fn share_sessions(cluster: &Cluster, router: &Arc<Router>, idle_timeout_s: u64, runtime: &Runtime) -> Arc<Shared> {
+    let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 10));
+    let expiry = Duration::from_secs(idle_timeout_s) + 2 * pause;
+    let _inside = runtime.enter();
+    Shared::start(cluster.records(expiry), Arc::clone(router), pause)
 }
 
 /// Tells the other instances that this one is there, and then that it serves.

@@ -131,7 +131,7 @@ mod tests {
         let runtime = io_runtime(1).expect("a runtime");
         let store = Arc::<Swept>::default();
         let server = Server::builder().tasks_in(Arc::clone(&store) as _);
-        let _router = server.router(&loaded, "", Arc::default(), &runtime).expect("a router");
+        let _router = server.router(&loaded, None, "", Arc::default(), &runtime).expect("a router");
         let twice = async {
             store.0.notified().await;
             store.0.notified().await;
