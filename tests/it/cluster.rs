@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Settings of a node of this name; quick to notice who is gone.
-fn node(redis: &Redis, id: &str) -> Vec<String> {
+pub(crate) fn node(redis: &Redis, id: &str) -> Vec<String> {
     ["cluster.heartbeat_s=1", "cluster.command_timeout_ms=2000", "cluster.connect_timeout_ms=1000"]
         .map(str::to_owned)
         .into_iter()
@@ -19,7 +19,7 @@ fn node(redis: &Redis, id: &str) -> Vec<String> {
         .collect()
 }
 
-fn start(redis: &Redis, id: &str, more: &[&str]) -> Process {
+pub(crate) fn start(redis: &Redis, id: &str, more: &[&str]) -> Process {
     let args = node(redis, id);
     let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
     Process::start(&args)
@@ -32,7 +32,7 @@ fn bigiron(verb: &str, redis: &Redis, more: &[&str]) -> Output {
 }
 
 /// What a process says of one series.
-fn metric(server: &Process, series: &str) -> f64 {
+pub(crate) fn metric(server: &Process, series: &str) -> f64 {
     let text = String::from_utf8(get(server.admin_addr, "/metrics").body).expect("text");
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {series} in {text}")).parse().expect("a number")

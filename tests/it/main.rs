@@ -12,6 +12,7 @@ mod calls; // progress, logs, panics, cancelling, sessions
 mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
 mod cluster; // several processes at one Redis
+mod cluster_sessions; // sessions that any of several processes resumes
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
