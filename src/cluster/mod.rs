@@ -12,6 +12,7 @@ mod node;
 pub(crate) mod rate;
 mod registry;
 pub(crate) mod sessions;
+pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -121,6 +122,12 @@ impl Cluster {
     /// The records of sessions, which live for so long after they were touched.
     pub(crate) fn records(&self, expiry: Duration) -> sessions::Records {
         sessions::Records::new(self.link.clone(), self.keys.clone(), self.id().to_owned(), self.tag(), expiry)
+    }
+
+    /// The streams of sessions, kept while something is said within `open` and for `ended` after their end. Writes in a
+    /// task of the runtime that this is called in.
+    pub(crate) fn streams(&self, open: Duration, ended: Duration) -> streams::Streams {
+        streams::Streams::start(self.link.clone(), self.keys.clone(), self.tag(), open, ended)
     }
 
     /// A number that this process is called by: another in each start.

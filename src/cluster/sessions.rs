@@ -53,6 +53,10 @@ impl Hash {
         Some(Self(bytes))
     }
 
+    pub(super) fn bytes(&self) -> [u8; 16] {
+        self.0
+    }
+
     fn text(&self) -> String {
         hex(&self.0)
     }

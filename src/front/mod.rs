@@ -272,6 +272,10 @@ impl Front {
             Method::POST => {}
             Method::GET if checks::may_have_session(headers) => {
                 checks::accept_events(headers)?; //                               406
+                if let Some(shared) = &self.sessions {
+                    let stream = shared.bring_stream(session.as_ref(), headers.last_event_id(), sender.caller());
+                    Box::pin(stream).await?; //                                   409, 503
+                }
                 let opened =
                     self.router.open_stream(&headers.head(sender, None), headers.last_event_id(), Instant::now());
                 return Ok(Answered::Now(feed::open(conn, opened?, until_turned_away(&conn.front, headers, sender))?)); //          400, 404, 409, 503

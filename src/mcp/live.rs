@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     changes::{Changes, Lists, Subscription, Topic},
+    cluster::streams::Streams as SharedStreams,
     mcp::events::{EventLog, Kept},
 };
 
@@ -49,6 +50,8 @@ pub(crate) struct Live {
 struct Streams {
     next: u32,
     logs: Vec<(u32, Arc<EventLog>)>,
+    /// Those that another instance began, by their names.
+    elsewhere: Vec<Arc<EventLog>>,
 }
 
 /// What all sessions' streams have in common.
@@ -62,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) retention: Duration,
     /// What this process is called, where there are others: its questions have it in their ids.
     pub(crate) tag: Option<u32>,
+    /// Where streams are kept for other instances.
+    pub(crate) streams: Option<SharedStreams>,
 }
 
 /// Bits of a question's id that count; above them is the process that asks. Together they are a number that every
@@ -121,16 +126,51 @@ impl Live {
     /// The stream that an event id names, and the number of the event. `None` for an id that is not of this session, or
     /// of a stream that is not kept any more.
     pub(crate) fn find_stream(&self, event_id: &str, now: Instant) -> Option<(Arc<EventLog>, u64)> {
-        let mut parts = event_id.split('-');
-        let (tag, number, event) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() || u32::from_str_radix(tag, 16).ok()? != self.tag || tag.len() != 8 {
-            return None;
-        }
-        let (number, event): (u32, u64) = (number.parse().ok()?, event.parse().ok()?);
+        let EventId { tag, number, event, name } = EventId::parse(event_id)?;
         let mut streams = self.streams.lock();
         streams.trim(now, self.settings.retention);
+        if let Some(log) = streams.elsewhere.iter().find(|log| log.name() == name) {
+            return (event <= log.newest()).then(|| (Arc::clone(log), event));
+        }
+        if tag != self.tag {
+            return None;
+        }
         let log = streams.logs.iter().find(|(n, _)| *n == number).map(|(_, log)| Arc::clone(log))?;
         (event <= log.newest()).then_some((log, event))
+    }
+
+    /// The parts of an event id where what follows it is not here, and whether it is of a stream that began here. Another
+    /// instance may have it.
+    pub(crate) fn is_elsewhere<'a>(&self, event_id: &'a str) -> Option<(EventId<'a>, bool)> {
+        let id = EventId::parse(event_id)?;
+        let is_own = id.tag == self.tag;
+        let streams = self.streams.lock();
+        let taken_in = streams.elsewhere.iter().find(|log| log.name() == id.name);
+        let own = || streams.logs.iter().find(|(number, _)| is_own && *number == id.number).map(|(_, log)| log);
+        let is_here = taken_in.or_else(own).is_some_and(|log| log.goes_on_after(id.event));
+        (!is_here).then_some((id, is_own))
+    }
+
+    /// Forgets a stream that was taken in.
+    pub(crate) fn let_go(&self, log: &Arc<EventLog>) {
+        self.streams.lock().elsewhere.retain(|other| !Arc::ptr_eq(other, log));
+    }
+
+    /// Takes in the rest of a stream that another instance began, after an event; `None` when there is no room.
+    pub(crate) fn take_in(&self, id: &EventId<'_>, is_standalone: bool) -> Option<Arc<EventLog>> {
+        let mut streams = self.streams.lock();
+        streams.elsewhere.retain(|log| log.name() != id.name);
+        if self.is_closed.load(Ordering::Acquire) {
+            return None;
+        }
+        if streams.elsewhere.len() >= LOGS_MAX {
+            let unread = streams.elsewhere.iter().position(|log| !log.is_read())?;
+            streams.elsewhere.remove(unread);
+        }
+        let (kept, bytes_max) = (Arc::clone(&self.settings.kept), self.settings.buffer_bytes_max);
+        let log = Arc::new(EventLog::after(id.event, id.name.to_owned(), bytes_max, kept, is_standalone));
+        streams.elsewhere.push(Arc::clone(&log));
+        Some(log)
     }
 
     /// Drops what is of no use any more.
@@ -143,12 +183,14 @@ impl Live {
         let (mut streams, mut questions) = (self.streams.lock(), self.questions.lock());
         self.is_closed.store(true, Ordering::Release);
         streams.logs.drain(..).for_each(|(_, log)| log.end(now));
+        streams.elsewhere.drain(..).for_each(|log| log.end(now));
         questions.clear();
     }
 
     /// Whether a stream is open.
     pub(crate) fn is_busy(&self) -> bool {
-        self.streams.lock().logs.iter().any(|(_, log)| log.is_read())
+        let streams = self.streams.lock();
+        streams.logs.iter().map(|(_, log)| log).chain(&streams.elsewhere).any(|log| log.is_read())
     }
 
     /// A new question; `None` when too many are open.
@@ -198,6 +240,30 @@ impl Live {
 impl Streams {
     fn trim(&mut self, now: Instant, retention: Duration) {
         self.logs.retain(|(_, log)| log.is_of_use(now, retention));
+        self.elsewhere.retain(|log| log.is_of_use(now, retention));
+    }
+}
+
+/// The id of an event, in its parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EventId<'a> {
+    tag: u32,
+    number: u32,
+    pub(crate) event: u64,
+    /// That of its stream.
+    pub(crate) name: &'a str,
+}
+
+impl<'a> EventId<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (name, event) = text.rsplit_once('-')?;
+        let (tag, number) = name.split_once('-')?;
+        let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if tag.len() != 8 || !is_number(number) || !is_number(event) {
+            return None;
+        }
+        let event = event.parse().ok().filter(|event| *event < 1 << 53)?;
+        Some(Self { tag: u32::from_str_radix(tag, 16).ok()?, number: number.parse().ok()?, event, name })
     }
 }
 
@@ -212,6 +278,7 @@ mod tests {
             buffer_bytes_max: 1000,
             retention: Duration::from_secs(60),
             tag: None,
+            streams: None,
         })
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod batch;
 pub(crate) mod calling;
 pub(crate) mod catalogue;
 pub(crate) mod code;
+mod elsewhere;
 pub(crate) mod encode;
 pub(crate) mod events;
 pub(crate) mod feed;

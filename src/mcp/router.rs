@@ -19,6 +19,7 @@ use crate::{
         calling::{Hints, PendingCall},
         catalogue::Catalogue,
         code::{Era, Refusal},
+        elsewhere,
         encode::{self, Encoder, OwnedId, Payload},
         feed::{self, Feed},
         head::{Field, Head},
@@ -369,6 +370,7 @@ impl Router {
                     status: 409,
                     ..Refusal::invalid_request("this session has as many open streams as one may have")
                 })?;
+                session.share_stream(&log, || elsewhere::about(None, None));
                 (log, 0)
             }
             // An id of another session, or of a stream that is not kept any more: its rest is nothing. Not 404, which

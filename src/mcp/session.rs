@@ -21,10 +21,12 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::{
     call::{Caller, ClientCapabilities},
+    cluster::{sessions::Hash, streams::Streams},
     input::Answers,
     mcp::{
         LEGACY_VERSIONS,
         encode::OwnedId,
+        events::EventLog,
         live::{Live, Settings},
     },
     outbox::LogLevel,
@@ -33,6 +35,8 @@ use crate::{
 
 /// Shards of the map: enough that threads seldom meet at one lock.
 const SHARDS: usize = 64;
+/// The most that is kept of what a stream is: it stands beside each message. The rest is what a client named at length.
+const ABOUT_BYTES_MAX: usize = 1024;
 /// Random bytes in an id; 192 bits cannot be guessed.
 const ID_BYTES: usize = 24;
 
@@ -82,6 +86,8 @@ pub(crate) struct Session {
     is_closed: AtomicBool,
     /// What other instances should know of is another than it was.
     is_changed: AtomicBool,
+    /// What it is called where instances share it.
+    hash: Mutex<Option<Hash>>,
     /// Calls that may still be cancelled, which are those not answered at once.
     in_flight: Mutex<Vec<(OwnedId, Arc<Notify>)>>,
 }
@@ -124,6 +130,28 @@ impl Session {
     /// The same, and that it has been told.
     pub(crate) fn take_change(&self) -> bool {
         self.is_changed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Says what it is called where instances share it.
+    pub(crate) fn set_hash(&self, hash: Hash) {
+        *self.hash.lock() = Some(hash);
+    }
+
+    pub(crate) fn hash(&self) -> Option<Hash> {
+        *self.hash.lock()
+    }
+
+    /// Keeps what will be said on a stream of this session for other instances too, where there are any. `about` is what
+    /// a reader elsewhere needs to know of it.
+    pub(crate) fn share_stream(&self, log: &EventLog, about: impl FnOnce() -> Value) {
+        if let Some(streams) = &self.settings.streams
+            && let Some(hash) = *self.hash.lock()
+        {
+            let about = about().to_string();
+            if about.len() <= ABOUT_BYTES_MAX {
+                log.keep_in(streams, hash, about);
+            }
+        }
     }
 
     /// Whom it belongs to.
@@ -283,6 +311,11 @@ impl Sessions {
         self.settings.tag
     }
 
+    /// Where streams are kept for other instances.
+    pub(crate) fn streams(&self) -> Option<&Streams> {
+        self.settings.streams.as_ref()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -305,6 +338,7 @@ impl Sessions {
             settings: Arc::clone(&self.settings),
             is_closed: AtomicBool::new(false),
             is_changed: AtomicBool::new(false),
+            hash: Mutex::default(),
             in_flight: Mutex::default(),
         }
     }
@@ -494,6 +528,7 @@ mod tests {
             buffer_bytes_max: 1000,
             retention: Duration::from_secs(60),
             tag: None,
+            streams: None,
         };
         (Sessions::new(config, settings, now), now)
     }

@@ -23,6 +23,7 @@ use crate::{
     mcp::{
         LEGACY_VERSIONS,
         code::Refusal,
+        elsewhere,
         encode::OwnedId,
         head::Field,
         live::asker,
@@ -133,6 +134,7 @@ impl Shared {
         };
         let now = Instant::now();
         let session = self.router.sessions.adopt(id, start, caller.clone(), Some(peer), now).map_err(full)?;
+        session.set_hash(hash);
         take_over(&session, &record);
         self.known.lock().entry(hash).or_insert_with(|| Known { id: id.into(), written: Some(now), used_s: 0 });
         // After it is known, so that an end is either heard with it here or found now.
@@ -141,6 +143,25 @@ impl Shared {
             return Ok(None);
         }
         Ok(Some(session))
+    }
+
+    /// Brings the rest of a stream here that another instance began.
+    ///
+    /// # Errors
+    /// Redis does not say, or there is no room.
+    pub(crate) async fn bring_stream(
+        &self,
+        session: Option<&Arc<Session>>,
+        last_event_id: Field<'_>,
+        caller: &Caller,
+    ) -> Result<(), Refusal> {
+        let (Some(session), Some(id)) = (session.filter(|s| s.caller() == caller), last_event_id.text()) else {
+            return Ok(());
+        };
+        match self.router.sessions.streams() {
+            Some(streams) => elsewhere::bring(session, streams, self.router.catalogue.capabilities(), id).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether an answer has to wait for others to know of something.
@@ -180,6 +201,9 @@ impl Shared {
             }
             return;
         };
+        if let Some(session) = self.router.sessions.here(id, Instant::now()) {
+            session.set_hash(hash);
+        }
         self.known.lock().insert(hash, Known { id: id.into(), written: None, used_s: 0 });
         self.write(hash, Write::New).await;
     }
@@ -416,6 +440,11 @@ impl Shared {
         let mut known = self.known.lock();
         let named = known.drain().filter_map(|(_, one)| Some((self.records.hash(&one.id)?, one)));
         let named: HashMap<_, _> = named.collect();
+        for (hash, one) in &named {
+            if let Some(session) = self.router.sessions.here(&one.id, Instant::now()) {
+                session.set_hash(*hash);
+            }
+        }
         *known = named;
     }
 }

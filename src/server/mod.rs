@@ -545,6 +545,11 @@ impl Builder {
             buffer_bytes_max: stream_buffer_bytes_max,
             retention: Duration::from_secs(tuning.sessions.resume_s),
             tag: cluster.map(Cluster::tag),
+            streams: cluster.map(|cluster| {
+                let _inside = runtime.enter();
+                let time = Duration::from_secs;
+                cluster.streams(time(tuning.sessions.idle_timeout_s), time(tuning.sessions.resume_s))
+            }),
         };
         let sealer = sealer(loaded)?;
         let audit = Audit::start(&tuning.audit, node)

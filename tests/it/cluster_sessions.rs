@@ -277,3 +277,114 @@ fn answers_and_cancels_reach_the_call_wherever_it_runs() {
     while call.next().is_some() {}
     assert_eq!(ping(&b, &session.id).status, 404);
 }
+
+/// What a stream says from here on: ids of events and messages, until it ends.
+fn rest(stream: &mut Stream) -> Vec<(String, Value)> {
+    let said = std::iter::from_fn(|| stream.next());
+    said.filter_map(|event| Some((event.id?, event.message?))).collect()
+}
+
+fn number(id: &str) -> u64 {
+    id.rsplit('-').next().expect("a number").parse().expect("a number")
+}
+
+#[test]
+fn a_stream_is_read_on_at_any_process_without_gap_or_double() {
+    let redis = Redis::start();
+    let [a, b, c] = ["a", "b", "c"].map(|id| everything(&redis, id, &[]));
+    let session = Session::open(a.addr, "2025-11-25");
+    let mut stream = tool(&session, &a, 1, "test_reconnection", json!({}));
+    let first = stream.next().expect("an event to come back to").id.expect("an id");
+    let mut said = rest(&mut stream);
+    assert!(!said.is_empty() && said.len() < 7, "the connection is let go in the middle: {said:?}");
+    let mut last = said.last().expect("one").0.clone();
+    let mut on_b = session.listen(b.addr, Some(&last));
+    assert_eq!(on_b.status, 200);
+    let next = on_b.next().expect("it goes on");
+    last = next.id.expect("an id");
+    said.push((last.clone(), next.message.expect("a message")));
+    on_b.hang_up();
+    said.extend(rest(&mut session.listen(c.addr, Some(&last))));
+    let numbers: Vec<_> = said.iter().map(|(id, _)| number(id)).collect();
+    assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7], "{said:?}");
+    let steps: Vec<_> = said.iter().filter_map(|(_, message)| message["params"]["progress"].as_f64()).collect();
+    assert_eq!(steps, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(said.iter().filter(|(_, message)| message.get("result").is_some()).count(), 1);
+    // From the beginning again, anywhere.
+    for server in [&a, &b, &c] {
+        assert_eq!(rest(&mut session.listen(server.addr, Some(&first))), said);
+    }
+    // Another session's id finds nothing.
+    let other = Session::open(b.addr, "2025-11-25");
+    assert!(other.listen(b.addr, Some(&first)).has_nothing());
+}
+
+#[test]
+fn a_call_whose_process_dies_ends_once_and_says_so() {
+    let redis = Redis::start();
+    let [a, b, c] = ["a", "b", "c"].map(|id| everything(&redis, id, &[]));
+    let session = Session::open_with(a.addr, "2025-11-25", json!({ "elicitation": {} }));
+    let mut stream = tool(&session, &a, 1, "test_elicitation", json!({ "message": "Who?" }));
+    let asked = std::iter::from_fn(|| stream.next()).find(|event| event.message.is_some()).expect("a question");
+    let last = asked.id.expect("an id");
+    eventually("it is kept", || !redis.keys("mcp:session:").iter().all(|key| !key.contains(":s:")));
+    a.signal("KILL");
+    let ends: Vec<_> = [&b, &c].map(|server| rest(&mut session.listen(server.addr, Some(&last)))).into();
+    let [(id, end)] = &ends[0][..] else { panic!("one end: {ends:?}") };
+    assert_eq!((number(id), &end["id"]), (number(&last) + 1, &json!(1)));
+    assert!(end["error"]["message"].as_str().is_some_and(|text| text.contains("may have run")), "{end}");
+    assert_eq!(ends[0], ends[1], "the same for all");
+    assert_eq!(ping(&b, &session.id).status, 200, "the session lives");
+}
+
+#[test]
+fn a_message_that_is_missing_is_said_and_not_skipped() {
+    let redis = Redis::start();
+    let (a, b) = (everything(&redis, "a", &[]), everything(&redis, "b", &[]));
+    let session = Session::open_with(a.addr, "2025-11-25", json!({ "elicitation": {} }));
+    let mut stream = tool(&session, &a, 1, "test_elicitation", json!({ "message": "Who?" }));
+    let first = stream.next().expect("an event to come back to").id.expect("an id");
+    let question = stream.message();
+    let kept = || redis.keys("mcp:session:").into_iter().find(|key| key.contains(":s:"));
+    eventually("it is kept", || kept().is_some_and(|key| redis.cli(&["XDEL", &key, "1-1"]) == "1"));
+    let mut on_b = session.listen(b.addr, Some(&first));
+    assert_eq!(session.answer(b.addr, &question, json!({ "action": "decline" })).status, 202);
+    let said = rest(&mut on_b);
+    let [(_, end)] = &said[..] else { panic!("an error and nothing else: {said:?}") };
+    assert!(end["error"]["message"].as_str().is_some_and(|text| text.contains("lost")), "{end}");
+}
+
+#[test]
+fn a_sessions_own_stream_goes_on_at_another_process() {
+    let redis = Redis::start();
+    let (a, b) = (everything(&redis, "a", &[]), everything(&redis, "b", &[]));
+    let session = Session::open(a.addr, "2025-11-25");
+    let mut stream = session.listen(a.addr, None);
+    stream.comment();
+    let change = |server: &Process| {
+        let params = json!({ "name": "test_trigger_tool_change", "arguments": {} });
+        assert_eq!(ask(server.addr, &session.id, "tools/call", params).status, 200);
+    };
+    change(&a);
+    let told = stream.next().expect("it is told");
+    assert_eq!(told.message.expect("a message")["method"], "notifications/tools/list_changed");
+    let last = told.id.expect("an id");
+    eventually("it is kept", || redis.keys("mcp:session:").iter().any(|key| key.contains(":s:")));
+    stream.hang_up();
+    change(&a); // heard by nobody
+    let mut on_b = session.listen(b.addr, Some(&last));
+    let mut methods = Vec::new();
+    let mut before = number(&last);
+    while methods.len() < 3 {
+        let event = on_b.next().expect("it goes on");
+        let now = number(&event.id.expect("an id"));
+        assert!(now > before);
+        before = now;
+        methods.push(event.message.expect("a message")["method"].as_str().expect("a method").to_owned());
+    }
+    methods.sort();
+    let all = ["prompts", "resources", "tools"].map(|list| format!("notifications/{list}/list_changed"));
+    assert_eq!(methods, all, "what may have changed meanwhile is told as changed");
+    change(&b);
+    assert_eq!(on_b.message()["method"], "notifications/tools/list_changed");
+}
