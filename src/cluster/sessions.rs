@@ -9,23 +9,33 @@
 //! sessions               channel: what happened to sessions
 //! ```
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::Sha256;
+use tokio::sync::watch;
 
 use super::{
     keys::{Keys, hex},
-    link::{Event, Link, LinkError, Script, Subscription, cmd, pipe},
+    link::{Event, Link, LinkError, Script, State, Subscription, cmd, pipe},
 };
 
 /// The most that a record has.
 pub(crate) const RECORD_BYTES_MAX: usize = 640;
 /// How long it is remembered that a session was ended: longer than a listener may be deaf for a moment.
 const ENDED_MS: u64 = 60_000;
+
+/// How long after Redis lost all a record may be missing that will be there again.
+const COMES_BACK: Duration = Duration::from_secs(5);
 
 /// Gets the key of the hash and the epoch, and makes them where there are none.
 static SECRET: LazyLock<Script> = LazyLock::new(|| {
@@ -141,6 +151,9 @@ pub(crate) struct Records {
     tag: u32,
     expiry: Duration,
     secret: Mutex<Option<Secret>>,
+    /// When it was noticed that Redis had lost everything.
+    lost: Mutex<Option<Instant>>,
+    is_owed: AtomicBool,
 }
 
 impl std::fmt::Debug for Records {
@@ -152,11 +165,25 @@ impl std::fmt::Debug for Records {
 impl Records {
     /// `expiry` is how long a record lives after it was touched.
     pub(crate) fn new(link: Link, keys: Keys, node: String, tag: u32, expiry: Duration) -> Self {
-        Self { link, keys, node, tag, expiry, secret: Mutex::default() }
+        Self {
+            link,
+            keys,
+            node,
+            tag,
+            expiry,
+            secret: Mutex::default(),
+            lost: Mutex::default(),
+            is_owed: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Whether Redis is there, to wait for a change.
+    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+        self.link.watch()
     }
 
     pub(crate) fn is_away(&self) -> bool {
@@ -193,7 +220,37 @@ impl Records {
         let now = Secret { key, epoch };
         let is_other = before.is_some_and(|before| before != now);
         *self.secret.lock() = Some(now);
+        if is_other {
+            *self.lost.lock() = Some(Instant::now());
+        }
         Ok(is_other)
+    }
+
+    /// Whether a record that is not there may be written yet by who has the session: Redis has lost all, or was away, just
+    /// now.
+    ///
+    /// # Errors
+    /// Redis does not say.
+    pub(crate) async fn may_come_back(&self) -> Result<bool, LinkError> {
+        let is_recent = || self.lost.lock().is_some_and(|at| at.elapsed() < COMES_BACK);
+        if is_recent() {
+            return Ok(true);
+        }
+        let is_other = self.renew().await?;
+        if is_other {
+            self.is_owed.store(true, Relaxed);
+        }
+        Ok(is_other)
+    }
+
+    /// Redis was away: what others could not write meanwhile they write now.
+    pub(crate) fn note_return(&self) {
+        *self.lost.lock() = Some(Instant::now());
+    }
+
+    /// Whether that was noticed beside [`Records::renew`] since the last time.
+    pub(crate) fn take_owed(&self) -> bool {
+        self.is_owed.swap(false, Relaxed)
     }
 
     /// The name of the session of this id; none before the key is known.
@@ -318,7 +375,7 @@ impl Records {
         };
         let text = format!("{kind}{:08x}{}{question} {value}", self.tag, hash.text());
         let heard: u64 = self.link.query(cmd("PUBLISH").arg(self.keys.mail(tag)).arg(text)).await?;
-        // In a cluster a node counts its own listeners only.
+        // In a cluster a node counts its own listeners only, and nobody else is there to be asked in one go.
         Ok(heard > 0 || self.keys.is_cluster())
     }
 

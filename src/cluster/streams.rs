@@ -56,6 +56,12 @@ for i = 6, #ARGV, 3 do
     redis.call('XADD', KEYS[1], string.format('%.0f-9', number), 'n', ARGV[3])
     ms = ARGV[2]
     break
+  elseif kind == '8' then
+    if number <= top then return 0 end
+    redis.call('XADD', KEYS[1], string.format('%.0f-1', number), 'n', ARGV[3], 'a', ARGV[5], 'm', ARGV[i + 2])
+    redis.call('XADD', KEYS[1], string.format('%.0f-9', number), 'n', ARGV[3])
+    ms = ARGV[2]
+    break
   elseif number > top then
     redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], string.format('%.0f-1', number), 'n', ARGV[3], 'a', ARGV[5], 'm', ARGV[i + 2])
     top = number
@@ -80,6 +86,8 @@ enum What {
     Opened,
     Said(u64, Bytes),
     Ended(u64),
+    /// The last message, unless its number is taken.
+    Last(u64, Bytes),
 }
 
 /// One stream, as who speaks writes to it.
@@ -113,7 +121,7 @@ const SIZE: usize = 128;
 
 impl What {
     fn size(&self) -> usize {
-        SIZE + if let Self::Said(_, message) = self { message.len() } else { 0 }
+        SIZE + if let Self::Said(_, message) | Self::Last(_, message) = self { message.len() } else { 0 }
     }
 }
 
@@ -196,13 +204,14 @@ impl Streams {
             match what {
                 What::Opened => script.arg(0).arg("1").arg(""),
                 What::Said(number, message) => script.arg(*number).arg("1").arg(message.as_ref()),
+                What::Last(number, message) => script.arg(*number).arg("8").arg(message.as_ref()),
                 What::Ended(number) => script.arg(*number).arg("9").arg(""),
             };
         }
         self.link.script(&script).await
     }
 
-    /// Ends a stream whose writer has gone, with a last message; false when it has ended already.
+    /// Ends a stream whose writer has gone, with a last message; false when it has ended already, or gone on.
     ///
     /// # Errors
     /// Redis does not say.
@@ -215,7 +224,7 @@ impl Streams {
         message: Bytes,
     ) -> Result<bool, LinkError> {
         let named = Named { hash, name: name.to_owned(), about: about.to_owned() };
-        self.append(&named, &[What::Said(number, message), What::Ended(number)]).await
+        self.append(&named, &[What::Last(number, message)]).await
     }
 
     /// What follows after the message of this number, and what the stream is. `None` when it is not kept.
@@ -249,14 +258,17 @@ impl Streams {
         Ok(Some(whole))
     }
 
+    /// Bytes that are not written yet, and what stands beside them.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
     /// Whether a process is there; `None` when that cannot be told.
     pub(crate) async fn lives(&self, tag: u32) -> Option<bool> {
         if tag == self.tag {
             return Some(true);
         }
-        if self.keys.is_cluster() {
-            return None; // each node knows its own listeners only
-        }
+        // In a cluster all nodes are asked and the answers added up.
         let counted: Vec<(String, u64)> =
             self.link.query(cmd("PUBSUB").arg("NUMSUB").arg(self.keys.mail(tag))).await.ok()?;
         counted.first().map(|(_, listeners)| *listeners > 0)

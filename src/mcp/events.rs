@@ -182,6 +182,14 @@ impl EventLog {
         wake(state);
     }
 
+    /// The same for a session's own stream too: the session has ended.
+    pub(crate) fn close(&self, now: Instant) {
+        if let Some(writer) = self.writer.get().filter(|_| self.is_standalone) {
+            writer.end(self.newest());
+        }
+        self.end(now);
+    }
+
     /// A new reader, who takes over from the one before.
     pub(crate) fn attach(&self) -> u64 {
         let mut state = self.state.lock();

@@ -182,8 +182,8 @@ impl Live {
     pub(crate) fn close(&self, now: Instant) {
         let (mut streams, mut questions) = (self.streams.lock(), self.questions.lock());
         self.is_closed.store(true, Ordering::Release);
-        streams.logs.drain(..).for_each(|(_, log)| log.end(now));
-        streams.elsewhere.drain(..).for_each(|log| log.end(now));
+        streams.logs.drain(..).for_each(|(_, log)| log.close(now));
+        streams.elsewhere.drain(..).for_each(|log| log.close(now));
         questions.clear();
     }
 

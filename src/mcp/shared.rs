@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::{
     call::{Caller, ClientCapabilities},
+    cluster::link::LinkError,
     cluster::sessions::{Hash, News, RECORD_BYTES_MAX, Record, Records, There, Write},
     mcp::{
         LEGACY_VERSIONS,
@@ -40,6 +41,8 @@ const ENDED_MAX: usize = 10_000;
 const FRESH: Duration = Duration::from_secs(30);
 /// The longest id of a call, or answer to a question, that is passed on.
 const PASSED_BYTES_MAX: usize = 1 << 20;
+/// For what is still to be written when this instance ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What a client is told to wait while Redis is away.
 const RETRY_S: u32 = 1;
 
@@ -65,6 +68,8 @@ struct Known {
     written: Option<Instant>,
     /// Its last use that the record knows of.
     used_s: u32,
+    /// Redis has lost its record, as all others.
+    is_lost: bool,
 }
 
 /// What is known of the session that a request names, without asking.
@@ -109,8 +114,12 @@ impl Shared {
     pub(crate) async fn bring(&self, id: &str, caller: &Caller, peer: IpAddr) -> Result<Option<Arc<Session>>, Refusal> {
         let looked_up = async {
             self.records.ready().await?;
-            let Some(hash) = self.records.hash(id) else { return Ok(None) };
-            self.records.load(hash).await.map(|record| record.map(|record| (hash, record)))
+            let Some(hash) = self.records.hash(id).filter(|hash| !self.has_ended(*hash)) else { return Ok(None) };
+            let record = self.records.load(hash).await?;
+            if record.is_none() && self.records.may_come_back().await? {
+                return Err(LinkError::Odd("it has lost all sessions just now".into()));
+            }
+            Ok(record.map(|record| (hash, record)))
         };
         let found = looked_up.await.map_err(|error| {
             tracing::debug!(%error, "a session was not looked up");
@@ -136,7 +145,12 @@ impl Shared {
         let session = self.router.sessions.adopt(id, start, caller.clone(), Some(peer), now).map_err(full)?;
         session.set_hash(hash);
         take_over(&session, &record);
-        self.known.lock().entry(hash).or_insert_with(|| Known { id: id.into(), written: Some(now), used_s: 0 });
+        self.known.lock().entry(hash).or_insert_with(|| Known {
+            id: id.into(),
+            written: Some(now),
+            used_s: 0,
+            is_lost: false,
+        });
         // After it is known, so that an end is either heard with it here or found now.
         if self.has_ended(hash) {
             self.forget(hash);
@@ -162,6 +176,17 @@ impl Shared {
             Some(streams) => elsewhere::bring(session, streams, self.router.catalogue.capabilities(), id).await,
             None => Ok(()),
         }
+    }
+
+    /// Has Redis know what it does not know yet, before this instance ends; waits for a short time only.
+    pub(crate) async fn flush(&self) {
+        let done = async {
+            self.look_at_all(false).await;
+            while self.router.sessions.streams().is_some_and(|streams| streams.waiting() > 0) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, done).await;
     }
 
     /// Whether an answer has to wait for others to know of something.
@@ -204,7 +229,7 @@ impl Shared {
         if let Some(session) = self.router.sessions.here(id, Instant::now()) {
             session.set_hash(hash);
         }
-        self.known.lock().insert(hash, Known { id: id.into(), written: None, used_s: 0 });
+        self.known.lock().insert(hash, Known { id: id.into(), written: None, used_s: 0, is_lost: false });
         self.write(hash, Write::New).await;
     }
 
@@ -217,7 +242,7 @@ impl Shared {
         match self.records.save(hash, record, how).await {
             Ok(_) => {
                 if let Some(known) = self.known.lock().get_mut(&hash) {
-                    (known.written, known.used_s) = (Some(Instant::now()), used_s);
+                    (known.written, known.used_s, known.is_lost) = (Some(Instant::now()), used_s, false);
                 }
             }
             Err(error) => tracing::debug!(%error, "a session is not written yet"),
@@ -366,7 +391,10 @@ impl Shared {
                     .is_some_and(|session| session.live_if_any().is_some_and(|live| live.answer(question, answer)));
                 tracing::debug!(taken, "another instance passed an answer on");
             }
-            News::Gap => self.look_at_all(true).await,
+            News::Gap => {
+                self.records.note_return();
+                self.look_at_all(true).await;
+            }
         }
     }
 
@@ -395,6 +423,7 @@ impl Shared {
             return;
         }
         let Ok(is_other) = self.records.renew().await else { return };
+        let is_other = self.records.take_owed() || is_other;
         if is_other {
             tracing::info!("Redis has lost the sessions; those that are here are written again");
             self.name_again();
@@ -407,8 +436,10 @@ impl Shared {
                     self.known.lock().remove(&hash); // its time here is over; the record expires by itself
                     return;
                 };
-                if is_other || known.written.is_none() {
-                    self.write(hash, if is_other { Write::Again } else { Write::New }).await;
+                if known.written.is_none() {
+                    self.write(hash, Write::New).await;
+                } else if known.is_lost {
+                    self.look_at(hash, &known, &session).await;
                 } else if session.take_change() {
                     self.changed(&known.id, &session).await;
                 } else if all || session.is_busy() || session.last_used_s() != known.used_s {
@@ -419,15 +450,16 @@ impl Shared {
     }
 
     /// Has the record of a session that is used live on, and ends the copy when there is no record any more.
+    /// Where Redis has lost all, it is written again.
     async fn look_at(&self, hash: Hash, known: &Known, session: &Session) {
         let used_s = session.last_used_s();
         match self.records.touch(hash).await {
             Ok(There::Yes) => {
                 if let Some(known) = self.known.lock().get_mut(&hash) {
-                    known.used_s = used_s;
+                    (known.used_s, known.is_lost) = (used_s, false);
                 }
             }
-            Ok(There::No) if known.written.is_some_and(|at| at.elapsed() < FRESH) => {
+            Ok(There::No) if known.is_lost || known.written.is_some_and(|at| at.elapsed() < FRESH) => {
                 self.write(hash, Write::Again).await;
             }
             Ok(There::No | There::Ended) => self.forget(hash),
@@ -438,7 +470,8 @@ impl Shared {
     /// After Redis began empty, perhaps with another key: all sessions get the names that they have now.
     fn name_again(&self) {
         let mut known = self.known.lock();
-        let named = known.drain().filter_map(|(_, one)| Some((self.records.hash(&one.id)?, one)));
+        let lost = |one: Known| Known { is_lost: true, ..one };
+        let named = known.drain().filter_map(|(_, one)| Some((self.records.hash(&one.id)?, lost(one))));
         let named: HashMap<_, _> = named.collect();
         for (hash, one) in &named {
             if let Some(session) = self.router.sessions.here(&one.id, Instant::now()) {
@@ -481,11 +514,27 @@ async fn hear(shared: Weak<Shared>, mut listener: crate::cluster::sessions::List
     }
 }
 
-/// Looks at what was used, again and again. Ends with the sessions.
+/// Looks at what was used, again and again, and at all when Redis is back. Ends with the sessions.
 async fn keep(shared: Weak<Shared>, pause: Duration) {
+    let Some(mut state) = shared.upgrade().map(|shared| shared.records.watch()) else { return };
+    let mut was_away = false;
     loop {
-        tokio::time::sleep(pause).await;
+        let is_due = tokio::select! {
+            () = tokio::time::sleep(pause) => true,
+            changed = state.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => return,
+            },
+        };
         let Some(shared) = shared.upgrade() else { return };
-        shared.look_at_all(false).await;
+        let is_away = shared.records.is_away();
+        let is_back = was_away && !is_away;
+        was_away = is_away;
+        if is_back {
+            shared.records.note_return();
+        }
+        if is_due || is_back {
+            shared.look_at_all(is_back).await;
+        }
     }
 }

@@ -117,6 +117,9 @@ impl Running {
         let Some(cluster) = &self.front.cluster else { return self.finished().await };
         cluster.status(Status::Stopping).await;
         self.finished().await;
+        if let Some(shared) = &self.front.sessions {
+            shared.flush().await;
+        }
         cluster.leave().await;
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{node, start},
-    redis::{PATIENCE, Redis},
+    redis::{PATIENCE, Redis, Six},
     support::{Client, Process, Response, Session, Stream, eventually, get, post_bytes},
 };
 
@@ -163,11 +163,12 @@ fn what_a_session_was_told_goes_with_it() {
     assert_eq!(ping(&c, &session.id).status, 200);
     for key in redis.keys("mcp:session:") {
         let usage: u64 = redis.cli(&["MEMORY", "USAGE", &key]).parse().expect("bytes");
-        assert!(usage <= 1024 || key.ends_with(":topics"), "{key}: {usage} bytes");
+        assert!(usage <= 1024 || !key.ends_with('}'), "{key}: {usage} bytes");
         assert_ne!(redis.cli(&["PTTL", &key]), "-1", "{key} expires by itself");
     }
     assert_eq!(end(&c, &session.id), 204);
-    assert!(redis.keys("mcp:session:").iter().all(|key| key.ends_with(":ended")));
+    let is_left = |key: &String| key.ends_with('}') || key.ends_with(":topics");
+    assert!(!redis.keys("mcp:session:").iter().any(is_left));
 }
 
 #[test]
@@ -230,7 +231,13 @@ fn without_redis_known_sessions_go_on_and_others_are_for_later() {
     assert_eq!(end(&b, &here.id), 204);
     redis.restart(); // with nothing in it
     for (session, what) in [(&only_a, "of before"), (&alone, "opened meanwhile")] {
-        eventually(what, || ping(&b, &session.id).status == 200);
+        eventually(what, || match ping(&b, &session.id).status {
+            200 => true,
+            status => {
+                assert_eq!(status, 503, "{what}: never unknown, since its client would give it up");
+                false
+            }
+        });
         assert_eq!(ping(&a, &session.id).status, 200);
     }
     eventually("the end is told", || ping(&a, &here.id).status == 404);
@@ -276,6 +283,28 @@ fn answers_and_cancels_reach_the_call_wherever_it_runs() {
     assert_eq!(end(&a, &session.id), 204);
     while call.next().is_some() {}
     assert_eq!(ping(&b, &session.id).status, 404);
+}
+
+/// Keys of one session share a slot, so nothing of it depends on which node has what.
+#[test]
+fn in_a_cluster_of_redis_it_is_the_same() {
+    let six = Six::start();
+    let url = format!("cluster.redis={}", six.url());
+    let [a, b] = ["a", "b"].map(|id| everything(&six.0[0], id, &["--set", &url]));
+    let session = Session::open_with(a.addr, "2025-11-25", json!({ "elicitation": {} }));
+    let mut call = tool(&session, &a, 1, "test_elicitation", json!({ "message": "Who?" }));
+    let first = call.next().expect("an event to come back to").id.expect("an id");
+    let question = call.message();
+    let mut on_b = session.listen(b.addr, Some(&first));
+    assert_eq!(on_b.message(), question);
+    assert_eq!(session.answer(b.addr, &question, json!({ "action": "decline" })).status, 202);
+    let done = call.message();
+    assert!(done.get("result").is_some(), "{done}");
+    assert_eq!(rest(&mut on_b), [(format!("{}2", first.strip_suffix('0').expect("the first")), done)]);
+    let cut = tool(&session, &a, 2, "test_elicitation", json!({ "message": "Who?" })).message();
+    assert_eq!(cut["method"], "elicitation/create");
+    assert_eq!(end(&b, &session.id), 204);
+    eventually("it is gone on the other", || ping(&a, &session.id).status == 404);
 }
 
 /// What a stream says from here on: ids of events and messages, until it ends.
