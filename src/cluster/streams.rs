@@ -31,6 +31,8 @@ use super::{
 const MESSAGES_MAX: usize = 1000;
 /// Bytes that wait to be written.
 const WAITING_BYTES_MAX: usize = 32 << 20;
+/// Messages that wait to be written.
+const WAITING_MAX: usize = 64 * 1024;
 /// Messages that are read or written together.
 const TOGETHER_MAX: usize = 128;
 /// Streams that are written at once.
@@ -94,25 +96,28 @@ enum What {
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
     named: Arc<Named>,
-    queue: mpsc::UnboundedSender<(Arc<Named>, What)>,
+    queue: mpsc::Sender<(Arc<Named>, What)>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Writer {
     /// Keeps a message under its number. Whoever calls keeps the order.
     pub(crate) fn say(&self, number: u64, message: Bytes) {
-        let size = message.len() + SIZE;
-        if self.waiting.fetch_add(size, Relaxed) + size > WAITING_BYTES_MAX {
-            self.waiting.fetch_sub(size, Relaxed);
-            return; // whoever reads sees that the number is missing
-        }
-        let _ = self.queue.send((Arc::clone(&self.named), What::Said(number, message)));
+        self.put(What::Said(number, message));
     }
 
     /// Nothing follows after the message of this number.
     pub(crate) fn end(&self, number: u64) {
-        self.waiting.fetch_add(SIZE, Relaxed);
-        let _ = self.queue.send((Arc::clone(&self.named), What::Ended(number)));
+        self.put(What::Ended(number));
+    }
+
+    /// What has no room is missing: whoever reads sees it by the numbers.
+    fn put(&self, what: What) {
+        let size = what.size();
+        let has_room = self.waiting.fetch_add(size, Relaxed) + size <= WAITING_BYTES_MAX;
+        if !has_room || self.queue.try_send((Arc::clone(&self.named), what)).is_err() {
+            self.waiting.fetch_sub(size, Relaxed);
+        }
     }
 }
 
@@ -151,7 +156,7 @@ pub(crate) struct Streams {
     tag: u32,
     open_ms: u64,
     ended_ms: u64,
-    queue: mpsc::UnboundedSender<(Arc<Named>, What)>,
+    queue: mpsc::Sender<(Arc<Named>, What)>,
     waiting: Arc<AtomicUsize>,
 }
 
@@ -165,7 +170,7 @@ impl Streams {
     /// Begins to write, in a task of the runtime that this is called in. A stream in which nothing is said for the time
     /// `open` is forgotten, and one that has ended after `ended`.
     pub(crate) fn start(link: Link, keys: Keys, tag: u32, open: Duration, ended: Duration) -> Self {
-        let (queue, receiver) = mpsc::unbounded_channel();
+        let (queue, receiver) = mpsc::channel(WAITING_MAX);
         let waiting = Arc::<AtomicUsize>::default();
         let ms = |time: Duration| time.as_millis() as u64;
         let streams = Self {
@@ -177,7 +182,7 @@ impl Streams {
             queue,
             waiting: Arc::clone(&waiting),
         };
-        let (queue, _) = mpsc::unbounded_channel(); // its own end of the queue is none, so that it ends with the others
+        let (queue, _) = mpsc::channel(1); // its own end of the queue is none, so that it ends with the others
         let writer = Self { queue, ..streams.clone() };
         tokio::spawn(write(writer, receiver));
         streams
@@ -186,9 +191,9 @@ impl Streams {
     /// A stream to speak on.
     pub(crate) fn open(&self, hash: Hash, name: String, about: String) -> Writer {
         let named = Arc::new(Named { hash, name, about });
-        self.waiting.fetch_add(SIZE, Relaxed);
-        let _ = self.queue.send((Arc::clone(&named), What::Opened));
-        Writer { named, queue: self.queue.clone(), waiting: Arc::clone(&self.waiting) }
+        let writer = Writer { named, queue: self.queue.clone(), waiting: Arc::clone(&self.waiting) };
+        writer.put(What::Opened);
+        writer
     }
 
     fn key(&self, hash: Hash, name: &str) -> String {
@@ -285,7 +290,7 @@ fn about(fields: &HashMap<String, Value>) -> Found {
 }
 
 /// Writes what waits: of each stream in order, of several at once. Ends when nobody can speak any more.
-async fn write(streams: Streams, mut queue: mpsc::UnboundedReceiver<(Arc<Named>, What)>) {
+async fn write(streams: Streams, mut queue: mpsc::Receiver<(Arc<Named>, What)>) {
     let mut taken = Vec::new();
     while queue.recv_many(&mut taken, TOGETHER_MAX).await > 0 {
         let mut by_stream: Vec<(Arc<Named>, Vec<What>)> = Vec::new();
