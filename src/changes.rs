@@ -321,6 +321,15 @@ impl Subscription {
         }
     }
 
+    /// The resources among them.
+    pub(crate) fn resources(&self) -> Vec<Arc<str>> {
+        let topics = self.topics.lock();
+        topics
+            .iter()
+            .filter_map(|topic| if let Topic::Resource(uri) = topic { Some(uri.clone()) } else { None })
+            .collect()
+    }
+
     /// Things heard of by name.
     pub(crate) fn topics(&self) -> usize {
         self.topics.lock().len()

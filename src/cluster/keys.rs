@@ -51,6 +51,26 @@ impl Keys {
         format!("{}node:{id}", self.prefix)
     }
 
+    /// The record of a session. What belongs to one session is in one slot, in a cluster.
+    pub(crate) fn session(&self, hash: &str) -> String {
+        format!("{}session:{{{hash}}}", self.prefix)
+    }
+
+    /// With what sessions are hashed.
+    pub(crate) fn sessions_key(&self) -> String {
+        format!("{}sessions:key", self.prefix)
+    }
+
+    /// The channel of what happens to sessions.
+    pub(crate) fn sessions(&self) -> String {
+        format!("{}sessions", self.prefix)
+    }
+
+    /// The channel of one process.
+    pub(crate) fn mail(&self, tag: u32) -> String {
+        format!("{}mail:{tag:08x}", self.prefix)
+    }
+
     /// Where all instances tell each other what changed.
     pub(crate) fn news(&self) -> String {
         format!("{}news", self.prefix)

@@ -13,7 +13,9 @@ pub(crate) mod link;
 mod node;
 pub(crate) mod rate;
 mod registry;
+pub(crate) mod sessions;
 mod state_key;
+pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -122,6 +124,22 @@ impl Cluster {
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
         let bus = Bus::new(link.clone(), keys.clone(), &named.run);
         Ok(Self { config: config.clone(), link, keys, rates, bus, named, registry: OnceLock::new() })
+    }
+
+    /// The records of sessions, which live for so long after they were touched.
+    pub(crate) fn records(&self, expiry: Duration) -> sessions::Records {
+        sessions::Records::new(self.link.clone(), self.keys.clone(), self.id().to_owned(), self.tag(), expiry)
+    }
+
+    /// The streams of sessions, kept while something is said within `open` and for `ended` after their end. Writes in a
+    /// task of the runtime that this is called in.
+    pub(crate) fn streams(&self, open: Duration, ended: Duration) -> streams::Streams {
+        streams::Streams::start(self.link.clone(), self.keys.clone(), self.tag(), open, ended)
+    }
+
+    /// A number that this process is called by: another in each start.
+    pub(crate) fn tag(&self) -> u32 {
+        u32::from_str_radix(&self.named.run[..8], 16).unwrap_or_default()
     }
 
     /// The name of this instance.

@@ -49,6 +49,7 @@ use crate::{
     mcp::{
         calling::PendingCall,
         router::{Answer, Router, Step},
+        shared::{Named, Shared},
     },
     rate::{Decision, Limiter, real_ip::Trusted},
     telemetry::refusals::Refusals,
@@ -79,6 +80,8 @@ pub(crate) struct Front {
     pub(crate) tells_rates: bool,
     /// What instances share, where there are several.
     pub(crate) cluster: Option<Arc<Cluster>>,
+    /// The sessions of all instances, where there are several.
+    pub(crate) sessions: Option<Arc<Shared>>,
     pub(crate) router: Arc<Router>,
 }
 
@@ -258,16 +261,30 @@ impl Front {
             *rate = decision;
             passed?; //                                                           429
         }
+        let session = match &self.sessions {
+            None => None,
+            Some(shared) => match shared.named(headers.session_id(), !checks::may_have_session(headers)) {
+                Named::Settled(session) => session,
+                Named::Unknown(id) => Box::pin(shared.bring(id, sender.caller(), sender.address)).await?, // 429, 503
+            },
+        };
         match head.method {
             Method::POST => {}
             Method::GET if checks::may_have_session(headers) => {
                 checks::accept_events(headers)?; //                               406
+                if let Some(shared) = &self.sessions {
+                    let stream = shared.bring_stream(session.as_ref(), headers.last_event_id(), sender.caller());
+                    Box::pin(stream).await?; //                                   409, 503
+                }
                 let opened =
                     self.router.open_stream(&headers.head(sender, None), headers.last_event_id(), Instant::now());
                 return Ok(Answered::Now(feed::open(conn, opened?, until_turned_away(&conn.front, headers, sender))?)); //          400, 404, 409, 503
             }
             Method::DELETE if checks::may_have_session(headers) => {
                 let ended = self.router.end_session(&headers.head(sender, None), Instant::now())?; // 400, 404
+                if let Some(shared) = &self.sessions {
+                    Box::pin(shared.ended(headers.session_id())).await;
+                }
                 return Ok(Answered::Now(reply::answer(ended)));
             }
             _ => return Err(reply::no_such_method()), //                          405
@@ -285,7 +302,14 @@ impl Front {
         };
         self.gate.check(conn, sender)?; //                                        503
         let now = Instant::now(); // deadlines count from here
-        Ok(match self.message(headers, sender, (rate, ahead), &body, now) {
+        let mut step = self.message(headers, sender, (rate, ahead), &body, now);
+        if let Some(shared) = &self.sessions
+            && Shared::is_unsettled(&step, session.as_ref())
+        {
+            let named = headers.session_id();
+            step = Box::pin(shared.settle(step, named.text().zip(session.as_ref()))).await;
+        }
+        Ok(match step {
             // What is answered at once takes no place: no more of it can run at once than there are threads here.
             Step::Done(answer) => {
                 self.count(&answer);

@@ -88,7 +88,7 @@ pub(crate) fn message(answered: Answer, takes: Takes) -> Response<Body> {
 
 /// A message as JSON.
 pub(crate) fn answer(answered: Answer) -> Response<Body> {
-    let Answer { status, payload, session_id, retry_after_s, refused: _ } = answered;
+    let Answer { status, payload, session_id, retry_after_s, .. } = answered;
     let has_body = payload.len() > 0;
     let mut response = Response::new(Body::from(payload));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -22,6 +22,7 @@ use crate::{
     mcp::{
         MODERN_VERSION,
         code::{self, Era, Refusal},
+        elsewhere,
         encode::{self, OwnedId, Payload},
         events::EventLog,
         head::{Head, Via, param_disagreement},
@@ -95,6 +96,8 @@ pub(super) enum Hints {
 pub(crate) struct Voice {
     pub(crate) outbox: Arc<Outbox>,
     progress_token: Option<OwnedId>,
+    /// The request that it is, in a session.
+    request: Option<OwnedId>,
     /// Whose client can come back to the stream when its connection ends.
     pub(crate) session: Option<Arc<Session>>,
     /// The tool that speaks.
@@ -104,10 +107,12 @@ pub(crate) struct Voice {
 impl Voice {
     /// Opens a stream of the session that keeps what is said.
     pub(crate) fn open_log(&self) -> Option<Arc<EventLog>> {
-        let log = self.session.as_ref()?.live().open_stream(false, Instant::now())?;
+        let session = self.session.as_ref()?;
+        let log = session.live().open_stream(false, Instant::now())?;
         if let Some(tool) = &self.tool {
             log.note_tool(tool.tool.name());
         }
+        session.share_stream(&log, || elsewhere::about(self.request.as_ref(), log.tool()));
         Some(log)
     }
 
@@ -504,7 +509,9 @@ impl PendingCall {
     pub(crate) fn voice(&self) -> Option<Voice> {
         let outbox = self.ctx.outbox.clone()?;
         let tool = if let Target::Tool(tool) = &self.target { Some(Arc::clone(tool)) } else { None };
-        Some(Voice { outbox, progress_token: self.progress_token.clone(), session: self.session.clone(), tool })
+        let (progress_token, session) = (self.progress_token.clone(), self.session.clone());
+        let request = session.is_some().then(|| self.id.clone());
+        Some(Voice { outbox, progress_token, request, session, tool })
     }
 
     /// Gives a hosted handler the HTTP request's head.

@@ -15,6 +15,11 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::cluster::{
+    sessions::Hash,
+    streams::{Streams, Writer},
+};
+
 /// The size of a message that is kept whatever else is.
 const SPARED_BYTES_MAX: usize = 4096;
 
@@ -62,6 +67,8 @@ pub(crate) struct EventLog {
     is_standalone: bool,
     /// The tool whose call it is, where it is a tool's.
     tool: OnceLock<Box<str>>,
+    /// Where it is kept for other instances too.
+    writer: OnceLock<Writer>,
     state: Mutex<State>,
 }
 
@@ -86,8 +93,29 @@ impl State {
 
 impl EventLog {
     pub(crate) fn new(name: String, bytes_max: usize, kept: Arc<Kept>, is_standalone: bool) -> Self {
-        let state = Mutex::new(State { first: 1, ..State::default() });
-        Self { name, kept, bytes_max, is_standalone, tool: OnceLock::new(), state }
+        Self::after(0, name, bytes_max, kept, is_standalone)
+    }
+
+    /// The rest of a stream after the message of this number.
+    pub(crate) fn after(number: u64, name: String, bytes_max: usize, kept: Arc<Kept>, is_standalone: bool) -> Self {
+        let state = Mutex::new(State { first: number + 1, ..State::default() });
+        Self { name, kept, bytes_max, is_standalone, tool: OnceLock::new(), writer: OnceLock::new(), state }
+    }
+
+    /// Keeps all that follows for other instances too.
+    pub(crate) fn keep_in(&self, streams: &Streams, hash: Hash, about: String) {
+        let _ = self.writer.set(streams.open(hash, self.name.clone(), about));
+    }
+
+    /// What the ids of its events start with.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the message after this one is kept, or will be.
+    pub(crate) fn goes_on_after(&self, number: u64) -> bool {
+        let state = self.state.lock();
+        number + 1 >= state.first && number < state.first + state.messages.len() as u64
     }
 
     /// Says whose call it is.
@@ -118,6 +146,9 @@ impl EventLog {
     fn add(&self, message: Bytes, is_answer: bool) -> u64 {
         let mut state = self.state.lock();
         let number = state.first + state.messages.len() as u64;
+        if let Some(writer) = self.writer.get() {
+            writer.say(number, message.clone()); // under the lock, which is what keeps the order
+        }
         state.bytes += message.len();
         self.kept.bytes.fetch_add(message.len(), Ordering::Relaxed);
         state.messages.push_back(message);
@@ -141,8 +172,22 @@ impl EventLog {
     /// No more messages will come.
     pub(crate) fn end(&self, now: Instant) {
         let mut state = self.state.lock();
+        if state.ended.is_none()
+            && !self.is_standalone
+            && let Some(writer) = self.writer.get()
+        {
+            writer.end(state.first + state.messages.len() as u64 - 1);
+        }
         state.ended.get_or_insert(now);
         wake(state);
+    }
+
+    /// The same for a session's own stream too: the session has ended.
+    pub(crate) fn close(&self, now: Instant) {
+        if let Some(writer) = self.writer.get().filter(|_| self.is_standalone) {
+            writer.end(self.newest());
+        }
+        self.end(now);
     }
 
     /// A new reader, who takes over from the one before.

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     changes::{Changes, Lists, Subscription, Topic},
+    cluster::streams::Streams as SharedStreams,
     mcp::events::{EventLog, Kept},
 };
 
@@ -40,6 +41,7 @@ pub(crate) struct Live {
     questions: Mutex<HashMap<u64, oneshot::Sender<Result<Value, Value>>>>,
     /// Set under both locks: what is opened afterwards would never end.
     is_closed: AtomicBool,
+    /// Counts; the part that says whose question it is comes before it.
     next_question: AtomicU64,
     subscription: Subscription,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Live {
 struct Streams {
     next: u32,
     logs: Vec<(u32, Arc<EventLog>)>,
+    /// Those that another instance began, by their names.
+    elsewhere: Vec<Arc<EventLog>>,
 }
 
 /// What all sessions' streams have in common.
@@ -59,6 +63,19 @@ pub(crate) struct Settings {
     pub(crate) buffer_bytes_max: usize,
     /// How long the messages of a stream are kept after its end.
     pub(crate) retention: Duration,
+    /// What this process is called, where there are others: its questions have it in their ids.
+    pub(crate) tag: Option<u32>,
+    /// Where streams are kept for other instances.
+    pub(crate) streams: Option<SharedStreams>,
+}
+
+/// Bits of a question's id that count; above them is the process that asks. Together they are a number that every
+/// client keeps exactly.
+const QUESTION_BITS: u32 = 20;
+
+/// The process that asked a question of this id.
+pub(crate) fn asker(question: u64) -> Option<u32> {
+    u32::try_from(question >> QUESTION_BITS).ok()
 }
 
 impl Live {
@@ -109,16 +126,51 @@ impl Live {
     /// The stream that an event id names, and the number of the event. `None` for an id that is not of this session, or
     /// of a stream that is not kept any more.
     pub(crate) fn find_stream(&self, event_id: &str, now: Instant) -> Option<(Arc<EventLog>, u64)> {
-        let mut parts = event_id.split('-');
-        let (tag, number, event) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() || u32::from_str_radix(tag, 16).ok()? != self.tag || tag.len() != 8 {
-            return None;
-        }
-        let (number, event): (u32, u64) = (number.parse().ok()?, event.parse().ok()?);
+        let EventId { tag, number, event, name } = EventId::parse(event_id)?;
         let mut streams = self.streams.lock();
         streams.trim(now, self.settings.retention);
+        if let Some(log) = streams.elsewhere.iter().find(|log| log.name() == name) {
+            return (event <= log.newest()).then(|| (Arc::clone(log), event));
+        }
+        if tag != self.tag {
+            return None;
+        }
         let log = streams.logs.iter().find(|(n, _)| *n == number).map(|(_, log)| Arc::clone(log))?;
         (event <= log.newest()).then_some((log, event))
+    }
+
+    /// The parts of an event id where what follows it is not here, and whether it is of a stream that began here. Another
+    /// instance may have it.
+    pub(crate) fn is_elsewhere<'a>(&self, event_id: &'a str) -> Option<(EventId<'a>, bool)> {
+        let id = EventId::parse(event_id)?;
+        let is_own = id.tag == self.tag;
+        let streams = self.streams.lock();
+        let taken_in = streams.elsewhere.iter().find(|log| log.name() == id.name);
+        let own = || streams.logs.iter().find(|(number, _)| is_own && *number == id.number).map(|(_, log)| log);
+        let is_here = taken_in.or_else(own).is_some_and(|log| log.goes_on_after(id.event));
+        (!is_here).then_some((id, is_own))
+    }
+
+    /// Forgets a stream that was taken in.
+    pub(crate) fn let_go(&self, log: &Arc<EventLog>) {
+        self.streams.lock().elsewhere.retain(|other| !Arc::ptr_eq(other, log));
+    }
+
+    /// Takes in the rest of a stream that another instance began, after an event; `None` when there is no room.
+    pub(crate) fn take_in(&self, id: &EventId<'_>, is_standalone: bool) -> Option<Arc<EventLog>> {
+        let mut streams = self.streams.lock();
+        streams.elsewhere.retain(|log| log.name() != id.name);
+        if self.is_closed.load(Ordering::Acquire) {
+            return None;
+        }
+        if streams.elsewhere.len() >= LOGS_MAX {
+            let unread = streams.elsewhere.iter().position(|log| !log.is_read())?;
+            streams.elsewhere.remove(unread);
+        }
+        let (kept, bytes_max) = (Arc::clone(&self.settings.kept), self.settings.buffer_bytes_max);
+        let log = Arc::new(EventLog::after(id.event, id.name.to_owned(), bytes_max, kept, is_standalone));
+        streams.elsewhere.push(Arc::clone(&log));
+        Some(log)
     }
 
     /// Drops what is of no use any more.
@@ -130,13 +182,15 @@ impl Live {
     pub(crate) fn close(&self, now: Instant) {
         let (mut streams, mut questions) = (self.streams.lock(), self.questions.lock());
         self.is_closed.store(true, Ordering::Release);
-        streams.logs.drain(..).for_each(|(_, log)| log.end(now));
+        streams.logs.drain(..).for_each(|(_, log)| log.close(now));
+        streams.elsewhere.drain(..).for_each(|log| log.close(now));
         questions.clear();
     }
 
     /// Whether a stream is open.
     pub(crate) fn is_busy(&self) -> bool {
-        self.streams.lock().logs.iter().any(|(_, log)| log.is_read())
+        let streams = self.streams.lock();
+        streams.logs.iter().map(|(_, log)| log).chain(&streams.elsewhere).any(|log| log.is_read())
     }
 
     /// A new question; `None` when too many are open.
@@ -146,7 +200,11 @@ impl Live {
         if questions.len() >= QUESTIONS_MAX || self.is_closed.load(Ordering::Acquire) {
             return None;
         }
-        let id = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let count = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let id = match self.settings.tag {
+            None => count,
+            Some(tag) => u64::from(tag) << QUESTION_BITS | count & ((1 << QUESTION_BITS) - 1),
+        };
         questions.insert(id, sender);
         Some((id, receiver))
     }
@@ -182,6 +240,30 @@ impl Live {
 impl Streams {
     fn trim(&mut self, now: Instant, retention: Duration) {
         self.logs.retain(|(_, log)| log.is_of_use(now, retention));
+        self.elsewhere.retain(|log| log.is_of_use(now, retention));
+    }
+}
+
+/// The id of an event, in its parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EventId<'a> {
+    tag: u32,
+    number: u32,
+    pub(crate) event: u64,
+    /// That of its stream.
+    pub(crate) name: &'a str,
+}
+
+impl<'a> EventId<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (name, event) = text.rsplit_once('-')?;
+        let (tag, number) = name.split_once('-')?;
+        let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if tag.len() != 8 || !is_number(number) || !is_number(event) {
+            return None;
+        }
+        let event = event.parse().ok().filter(|event| *event < 1 << 53)?;
+        Some(Self { tag: u32::from_str_radix(tag, 16).ok()?, number: number.parse().ok()?, event, name })
     }
 }
 
@@ -195,6 +277,8 @@ mod tests {
             kept: Arc::new(Kept::new(1 << 20)),
             buffer_bytes_max: 1000,
             retention: Duration::from_secs(60),
+            tag: None,
+            streams: None,
         })
     }
 

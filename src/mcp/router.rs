@@ -19,12 +19,13 @@ use crate::{
         calling::{Hints, PendingCall},
         catalogue::Catalogue,
         code::{Era, Refusal},
+        elsewhere,
         encode::{self, Encoder, OwnedId, Payload},
         feed::{self, Feed},
         head::{Field, Head},
         legacy::{self, OwnSession},
         listing::Listing,
-        live::SUBSCRIBED_BYTES_MAX,
+        live::{SUBSCRIBED_BYTES_MAX, asker},
         modern,
         seal::Sealer,
         session::{Session, Sessions},
@@ -51,11 +52,22 @@ pub(crate) struct Answer {
     pub(crate) retry_after_s: Option<u32>,
     /// Why there is no result.
     pub(crate) refused: Option<Reason>,
+    /// It was for another instance, perhaps.
+    pub(crate) elsewhere: Option<Box<Elsewhere>>,
+}
+
+/// What a client sent to an instance that it does not concern.
+#[derive(Debug)]
+pub(crate) enum Elsewhere {
+    /// It takes a call back that does not run here.
+    Cancel(OwnedId),
+    /// It answers a question that was not asked here.
+    Answer(u64, Result<Value, Value>),
 }
 
 impl Answer {
     pub(super) fn ok(payload: Payload) -> Self {
-        Self { status: 200, payload, session_id: None, retry_after_s: None, refused: None }
+        Self { status: 200, payload, session_id: None, retry_after_s: None, refused: None, elsewhere: None }
     }
 
     /// A message taken in that has no answer.
@@ -265,7 +277,11 @@ impl Router {
             if let (Some("notifications/cancelled"), IdField::Is(id)) =
                 (envelope.method.get(), envelope.params.request_id)
             {
-                session.cancel(&id.into());
+                let id = OwnedId::from(id);
+                if !session.cancel(&id) {
+                    let elsewhere = Some(Box::new(Elsewhere::Cancel(id)));
+                    return Ok(Step::Done(Answer { elsewhere, ..Answer::accepted() }));
+                }
             }
             return Ok(Step::Done(Answer::accepted()));
         };
@@ -361,6 +377,7 @@ impl Router {
                     status: 409,
                     ..Refusal::invalid_request("this session has as many open streams as one may have")
                 })?;
+                session.share_stream(&log, || elsewhere::about(None, None));
                 (log, 0)
             }
             // An id of another session, or of a stream that is not kept any more: its rest is nothing. Not 404, which
@@ -395,11 +412,17 @@ impl Router {
             Some(Id::Number(id)) => u64::try_from(id).ok(),
             _ => None,
         };
+        if let (Some(tag), Some(id)) = (self.sessions.tag(), asked)
+            && asker(id).is_some_and(|asker| asker != tag)
+        {
+            let elsewhere = Some(Box::new(Elsewhere::Answer(id, answer)));
+            return Ok(Step::Done(Answer { elsewhere, ..Answer::accepted() }));
+        }
         let taken = asked.zip(session.live_if_any()).is_some_and(|(id, live)| live.answer(id, answer));
         if taken {
             return Ok(Step::Done(Answer::accepted()));
         }
-        Err(Refusal::invalid_request("nothing was asked of this client under this id, or the call is over"))
+        Err(nothing_was_asked())
     }
 
     /// Ends the session that a DELETE names.
@@ -494,10 +517,17 @@ fn subscribe(id: Id<'_>, session: &Session, params: &Params<'_>, on: bool) -> Ha
     }
     if !on {
         session.live_if_any().into_iter().for_each(|live| live.unsubscribe(uri));
+        session.note_change();
     } else if !session.live().subscribe(uri) {
         return Err(Refusal::invalid_params(false, "this session has as many subscriptions as one may have"));
+    } else {
+        session.note_change();
     }
     Ok(Step::Done(Answer::ok(encode::empty_result(id))))
+}
+
+pub(super) fn nothing_was_asked() -> Refusal {
+    Refusal::invalid_request("nothing was asked of this client under this id, or the call is over")
 }
 
 pub(super) fn invalid_log_level() -> Refusal {

@@ -2,7 +2,7 @@
 //! record; nothing runs for it. It belongs to the caller who opened it: for anybody else it is as if it were not there.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt::Write,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
@@ -21,10 +21,12 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::{
     call::{Caller, ClientCapabilities},
+    cluster::{sessions::Hash, streams::Streams},
     input::Answers,
     mcp::{
         LEGACY_VERSIONS,
         encode::OwnedId,
+        events::EventLog,
         live::{Live, Settings},
     },
     outbox::LogLevel,
@@ -33,6 +35,8 @@ use crate::{
 
 /// Shards of the map: enough that threads seldom meet at one lock.
 const SHARDS: usize = 64;
+/// The most that is kept of what a stream is: it stands beside each message. The rest is what a client named at length.
+const ABOUT_BYTES_MAX: usize = 1024;
 /// Random bytes in an id; 192 bits cannot be guessed.
 const ID_BYTES: usize = 24;
 
@@ -80,6 +84,10 @@ pub(crate) struct Session {
     live: OnceLock<Box<Live>>,
     settings: Arc<Settings>,
     is_closed: AtomicBool,
+    /// What other instances should know of is another than it was.
+    is_changed: AtomicBool,
+    /// What it is called where instances share it.
+    hash: Mutex<Option<Hash>>,
     /// Calls that may still be cancelled, which are those not answered at once.
     in_flight: Mutex<Vec<(OwnedId, Arc<Notify>)>>,
 }
@@ -102,6 +110,58 @@ impl Session {
 
     pub(crate) fn set_log_level(&self, level: LogLevel) {
         self.log_level.store(level.rank(), Ordering::Relaxed);
+        self.note_change();
+    }
+
+    /// Takes over a level that another instance was told.
+    pub(crate) fn take_log_level(&self, rank: Option<u8>) {
+        self.log_level.store(rank.unwrap_or(LogLevel::UNSET), Ordering::Relaxed);
+    }
+
+    /// Something is other than it was that other instances should know of.
+    pub(crate) fn note_change(&self) {
+        self.is_changed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_changed(&self) -> bool {
+        self.is_changed.load(Ordering::Acquire)
+    }
+
+    /// The same, and that it has been told.
+    pub(crate) fn take_change(&self) -> bool {
+        self.is_changed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Says what it is called where instances share it.
+    pub(crate) fn set_hash(&self, hash: Hash) {
+        *self.hash.lock() = Some(hash);
+    }
+
+    pub(crate) fn hash(&self) -> Option<Hash> {
+        *self.hash.lock()
+    }
+
+    /// Keeps what will be said on a stream of this session for other instances too, where there are any. `about` is what
+    /// a reader elsewhere needs to know of it.
+    pub(crate) fn share_stream(&self, log: &EventLog, about: impl FnOnce() -> Value) {
+        if let Some(streams) = &self.settings.streams
+            && let Some(hash) = *self.hash.lock()
+        {
+            let about = about().to_string();
+            if about.len() <= ABOUT_BYTES_MAX {
+                log.keep_in(streams, hash, about);
+            }
+        }
+    }
+
+    /// Whom it belongs to.
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// When it was last used, in seconds of its map.
+    pub(crate) fn last_used_s(&self) -> u32 {
+        self.last_used_s.load(Ordering::Relaxed)
     }
 
     /// Its streams, questions and subscriptions, made at the first need.
@@ -139,15 +199,15 @@ impl Session {
         Some(InFlight { session: Arc::clone(self), id, cancelled })
     }
 
-    /// Cancels a running call; does nothing when there is none with this id.
-    pub(crate) fn cancel(&self, id: &OwnedId) {
+    /// Cancels a running call; false when there is none with this id.
+    pub(crate) fn cancel(&self, id: &OwnedId) -> bool {
         let in_flight = self.in_flight.lock();
-        if let Some((_, cancelled)) = in_flight.iter().find(|(other, _)| other == id) {
-            cancelled.notify_one();
-        }
+        let found = in_flight.iter().find(|(other, _)| other == id);
+        found.into_iter().for_each(|(_, cancelled)| cancelled.notify_one());
+        found.is_some()
     }
 
-    fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         !self.in_flight.lock().is_empty() || self.live.get().is_some_and(|live| live.is_busy())
     }
 }
@@ -246,6 +306,16 @@ impl Sessions {
         }
     }
 
+    /// What this process is called in the ids of questions, where there are others.
+    pub(crate) fn tag(&self) -> Option<u32> {
+        self.settings.tag
+    }
+
+    /// Where streams are kept for other instances.
+    pub(crate) fn streams(&self) -> Option<&Streams> {
+        self.settings.streams.as_ref()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -267,6 +337,8 @@ impl Sessions {
             live: OnceLock::new(),
             settings: Arc::clone(&self.settings),
             is_closed: AtomicBool::new(false),
+            is_changed: AtomicBool::new(false),
+            hash: Mutex::default(),
             in_flight: Mutex::default(),
         }
     }
@@ -279,6 +351,31 @@ impl Sessions {
         peer: Option<IpAddr>,
         now: Instant,
     ) -> Result<String, Full> {
+        let id = new_id();
+        self.insert(&id, start, caller, peer, now)?;
+        Ok(id)
+    }
+
+    /// A copy of a session that another instance has opened; the one that is here already when there is one.
+    pub(crate) fn adopt(
+        &self,
+        id: &str,
+        start: Start,
+        caller: Caller,
+        peer: Option<IpAddr>,
+        now: Instant,
+    ) -> Result<Arc<Session>, Full> {
+        self.insert(id, start, caller, peer, now)
+    }
+
+    fn insert(
+        &self,
+        id: &str,
+        start: Start,
+        caller: Caller,
+        peer: Option<IpAddr>,
+        now: Instant,
+    ) -> Result<Arc<Session>, Full> {
         let below = |n: usize| (n < self.config.sessions_max).then_some(n + 1);
         self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).map_err(|_| Full::Server)?;
         if let Some(owner) = Owner::of(&caller, peer) {
@@ -290,10 +387,23 @@ impl Sessions {
             }
             *count += 1;
         }
-        let id = new_id();
-        let session = self.session(start, caller, peer, self.seconds(now));
-        self.shard(&id).lock().insert(id.as_str().into(), Arc::new(session));
-        Ok(id)
+        let session = Arc::new(self.session(start, caller, peer, self.seconds(now)));
+        let known = match self.shard(id).lock().entry(id.into()) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(free) => return Ok(Arc::clone(free.insert(session))),
+        };
+        self.uncount(&session);
+        Ok(known)
+    }
+
+    /// The session of this id, whoever it belongs to, where it is here and its time is not over.
+    pub(crate) fn here(&self, id: &str, now: Instant) -> Option<Arc<Session>> {
+        let session = self.shard(id).lock().get(id).cloned()?;
+        if self.is_over(&session, self.seconds(now)) {
+            self.remove(id);
+            return None;
+        }
+        Some(session)
     }
 
     /// The caller's session of this id, noted as used at `now`.
@@ -350,7 +460,8 @@ impl Sessions {
         u64::from(idle_s) > self.config.idle_timeout_s
     }
 
-    fn remove(&self, id: &str) -> bool {
+    /// Ends a session here, whoever it belongs to.
+    pub(crate) fn remove(&self, id: &str) -> bool {
         let removed = self.shard(id).lock().remove(id);
         removed.is_some_and(|session| {
             session.close(Instant::now());
@@ -384,6 +495,11 @@ impl Sessions {
 
 const ID_CHARS: usize = ID_BYTES * 2;
 
+/// Whether this can be an id of ours.
+pub(crate) fn is_id(text: &str) -> bool {
+    text.len() == ID_CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Random, in hex: visible ASCII, as the header demands.
 fn new_id() -> String {
     let mut bytes = [0; ID_BYTES];
@@ -411,6 +527,8 @@ mod tests {
             kept: Arc::new(Kept::new(1000)),
             buffer_bytes_max: 1000,
             retention: Duration::from_secs(60),
+            tag: None,
+            streams: None,
         };
         (Sessions::new(config, settings, now), now)
     }

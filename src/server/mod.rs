@@ -58,6 +58,7 @@ use crate::{
         router::{Identity, Router},
         seal::Sealer,
         session::Sessions,
+        shared::Shared as SharedSessions,
         tasking,
         wire::ShapeLimits,
     },
@@ -394,6 +395,13 @@ impl Builder {
         runtime: &Runtime,
     ) -> Result<Front, StartError> {
         let tuning = &loaded.tuning;
+        let router = self.router(
+            loaded,
+            &format!("{}:{}", runtime::host_name(), addr.port()),
+            cluster.as_deref(),
+            drain,
+            runtime,
+        )?;
         Ok(Front {
             path: tuning.server.path.clone(),
             hosts: Hosts::new(&addr_host(addr), &tuning.server.allowed_hosts),
@@ -416,13 +424,10 @@ impl Builder {
                 None => limiter(tuning),
                 Some(_) => limiter(tuning).map(Limiter::with_shared_keys),
             },
-            router: self.router(
-                loaded,
-                &format!("{}:{}", runtime::host_name(), addr.port()),
-                cluster.as_deref(),
-                drain,
-                runtime,
-            )?,
+            sessions: cluster
+                .as_ref()
+                .map(|cluster| share_sessions(cluster, &router, tuning.sessions.idle_timeout_s, runtime)),
+            router,
             cluster,
             tells_rates: tuning.rate_limit.headers_on_success,
         })
@@ -550,6 +555,12 @@ impl Builder {
             kept: Arc::new(Kept::new(tuning.sessions.resume_bytes_max.as_usize())),
             buffer_bytes_max: stream_buffer_bytes_max,
             retention: Duration::from_secs(tuning.sessions.resume_s),
+            tag: cluster.map(Cluster::tag),
+            streams: cluster.map(|cluster| {
+                let _inside = runtime.enter();
+                let time = Duration::from_secs;
+                cluster.streams(time(tuning.sessions.idle_timeout_s), time(tuning.sessions.resume_s))
+            }),
         };
         let sealer = sealer(loaded)?;
         if let Some(cluster) = cluster {
@@ -693,6 +704,20 @@ fn connect(loaded: &Loaded, addr: SocketAddr, runtime: &Runtime) -> Result<Optio
         JoinError::Setting(path, message) => StartError::config(loaded.fault(path, message)),
         JoinError::Away(why) => StartError::host("Redis is away, and cluster.start = \"refuse\"", why),
     })
+}
+
+/// Shares the sessions of the older revisions. A record outlives its session's time a little, so that none expires
+/// between its use and the moment when that is noted.
+fn share_sessions(
+    cluster: &Cluster,
+    router: &Arc<Router>,
+    idle_timeout_s: u64,
+    runtime: &Runtime,
+) -> Arc<SharedSessions> {
+    let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 10));
+    let expiry = Duration::from_secs(idle_timeout_s) + 2 * pause;
+    let _inside = runtime.enter();
+    SharedSessions::start(cluster.records(expiry), Arc::clone(router), pause)
 }
 
 /// Tells the other instances that this one is there, and then that it serves.

@@ -118,6 +118,9 @@ impl Running {
         // A Redis that is slow must not keep the listener open: the balancer asks /ready.
         let _ = timeout(LAST_WORDS, cluster.status(Status::Stopping)).await;
         self.finished().await;
+        if let Some(shared) = &self.front.sessions {
+            shared.flush().await;
+        }
         cluster.leave().await;
     }
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Settings of a node of this name; quick to notice who is gone.
-fn node(redis: &Redis, id: &str) -> Vec<String> {
+pub(crate) fn node(redis: &Redis, id: &str) -> Vec<String> {
     ["cluster.heartbeat_s=1", "cluster.command_timeout_ms=2000", "cluster.connect_timeout_ms=1000"]
         .map(str::to_owned)
         .into_iter()

@@ -1,0 +1,469 @@
+//! Sessions as Redis keeps them, so that any instance resumes any of them: a small record under a hash of the session's
+//! id. Redis never sees the id itself, so who reads Redis can use no session. What a session is, is not known here.
+//!
+//! ```text
+//! session:{HASH}         the record; expires some time after the session's last use
+//! session:{HASH}:topics  what it subscribes to, where that does not fit into the record
+//! session:{HASH}:ended   it was ended, a short while ago
+//! sessions:key           the key of the hash, and the epoch: another in each Redis that began empty
+//! sessions               channel: what happened to sessions
+//! ```
+
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use hmac::{Hmac, KeyInit, Mac};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::Sha256;
+use tokio::sync::watch;
+
+use super::{
+    keys::{Keys, hex},
+    link::{Event, Link, LinkError, Script, State, Subscription, cmd, pipe},
+};
+
+/// The most that a record has.
+pub(crate) const RECORD_BYTES_MAX: usize = 640;
+/// How long it is remembered that a session was ended: longer than a listener may be deaf for a moment.
+const ENDED_MS: u64 = 60_000;
+
+/// How long after Redis lost all a record may be missing that will be there again.
+const COMES_BACK: Duration = Duration::from_secs(5);
+
+/// Gets the key of the hash and the epoch, and makes them where there are none.
+static SECRET: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"redis.call('HSETNX', KEYS[1], 'key', ARGV[1])
+redis.call('HSETNX', KEYS[1], 'epoch', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return redis.call('HMGET', KEYS[1], 'key', 'epoch')",
+    )
+});
+
+/// A session's name in Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Hash([u8; 16]);
+
+impl Hash {
+    fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; 16];
+        if text.len() != 32 {
+            return None;
+        }
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+
+    pub(super) fn bytes(&self) -> [u8; 16] {
+        self.0
+    }
+
+    fn text(&self) -> String {
+        hex(&self.0)
+    }
+}
+
+/// What is kept of a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The revision that was agreed on.
+    #[serde(rename = "v")]
+    pub(crate) version: String,
+    /// What the client can do, as bits.
+    #[serde(rename = "c")]
+    pub(crate) client: u8,
+    /// A hash of whom it belongs to.
+    #[serde(rename = "o")]
+    pub(crate) owner: String,
+    /// The rank of the least level that the client wants to hear of.
+    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log_level: Option<u8>,
+    /// What `initialize` said, where a hosted handler wants to know.
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) initialize: Option<Value>,
+    /// Resources that it subscribes to.
+    #[serde(rename = "s", default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) topics: Vec<String>,
+    /// They are in a key of their own.
+    #[serde(rename = "m", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) has_more: bool,
+    /// Who wrote this.
+    #[serde(rename = "n")]
+    pub(crate) node: String,
+}
+
+/// What happened to a session, as instances tell each other.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum News {
+    /// It has ended.
+    Ended(Hash),
+    /// Its record is another.
+    Changed(Hash),
+    /// Its client takes this call back.
+    Cancelled(Hash, Value),
+    /// Its client answered a question of ours.
+    Answered(Hash, u64, Result<Value, Value>),
+    /// It is not known any more what happened.
+    Gap,
+}
+
+/// How a record is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// It is new.
+    New,
+    /// It is there; where it is not any more the session has ended.
+    Known,
+    /// Redis may have lost it.
+    Again,
+}
+
+/// Whether a record is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum There {
+    Yes,
+    No,
+    /// It was ended.
+    Ended,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Secret {
+    key: [u8; 32],
+    epoch: String,
+}
+
+/// The records of all sessions.
+pub(crate) struct Records {
+    link: Link,
+    keys: Keys,
+    node: String,
+    /// What this process is called in questions and messages: another in each start.
+    tag: u32,
+    expiry: Duration,
+    secret: Mutex<Option<Secret>>,
+    /// When it was noticed that Redis had lost everything.
+    lost: Mutex<Option<Instant>>,
+    is_owed: AtomicBool,
+}
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Records").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+impl Records {
+    /// `expiry` is how long a record lives after it was touched.
+    pub(crate) fn new(link: Link, keys: Keys, node: String, tag: u32, expiry: Duration) -> Self {
+        Self {
+            link,
+            keys,
+            node,
+            tag,
+            expiry,
+            secret: Mutex::default(),
+            lost: Mutex::default(),
+            is_owed: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Whether Redis is there, to wait for a change.
+    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+        self.link.watch()
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
+        self.link.is_away()
+    }
+
+    /// Learns the key of the hash where it is not known. It is asked for once in a process's life.
+    ///
+    /// # Errors
+    /// Redis does not say.
+    pub(crate) async fn ready(&self) -> Result<(), LinkError> {
+        if self.secret.lock().is_some() { Ok(()) } else { self.renew().await.map(drop) }
+    }
+
+    /// Keeps the key of the hash in Redis, and says whether Redis is another than before: it has lost all records, or has
+    /// another key.
+    ///
+    /// # Errors
+    /// Redis does not say.
+    pub(crate) async fn renew(&self) -> Result<bool, LinkError> {
+        let before = self.secret.lock().clone();
+        let mut fresh = [0; 48];
+        getrandom::fill(&mut fresh).map_err(|_| LinkError::Odd("no random numbers".into()))?;
+        let key = before.as_ref().map_or_else(|| hex(&fresh[..32]), |secret| hex(&secret.key));
+        let mut script = SECRET.prepare_invoke();
+        let ms = 2 * self.expiry.as_millis() as u64;
+        script.key(self.keys.sessions_key()).arg(key).arg(hex(&fresh[32..40])).arg(ms);
+        let (key, epoch): (String, String) = self.link.script(&script).await?;
+        let halves = key.get(..32).and_then(Hash::parse).zip(key.get(32..).and_then(Hash::parse));
+        let (left, right) = halves.ok_or_else(|| LinkError::Odd("a key of sessions that is none".into()))?;
+        let mut key = [0; 32];
+        key[..16].copy_from_slice(&left.0);
+        key[16..].copy_from_slice(&right.0);
+        let now = Secret { key, epoch };
+        let is_other = before.is_some_and(|before| before != now);
+        *self.secret.lock() = Some(now);
+        if is_other {
+            *self.lost.lock() = Some(Instant::now());
+        }
+        Ok(is_other)
+    }
+
+    /// Whether a record that is not there may be written yet by who has the session: Redis has lost all, or was away, just
+    /// now.
+    ///
+    /// # Errors
+    /// Redis does not say.
+    pub(crate) async fn may_come_back(&self) -> Result<bool, LinkError> {
+        let is_recent = || self.lost.lock().is_some_and(|at| at.elapsed() < COMES_BACK);
+        if is_recent() {
+            return Ok(true);
+        }
+        let is_other = self.renew().await?;
+        if is_other {
+            self.is_owed.store(true, Relaxed);
+        }
+        Ok(is_other)
+    }
+
+    /// Redis was away: what others could not write meanwhile they write now.
+    pub(crate) fn note_return(&self) {
+        *self.lost.lock() = Some(Instant::now());
+    }
+
+    /// Whether that was noticed beside [`Records::renew`] since the last time.
+    pub(crate) fn take_owed(&self) -> bool {
+        self.is_owed.swap(false, Relaxed)
+    }
+
+    /// The name of the session of this id; none before the key is known.
+    pub(crate) fn hash(&self, id: &str) -> Option<Hash> {
+        self.mac(b"session", id)
+    }
+
+    /// A hash of whom a session belongs to.
+    pub(crate) fn owner(&self, subject: &str) -> Option<String> {
+        self.mac(b"owner", subject).map(|hash| hash.text())
+    }
+
+    fn mac(&self, what: &[u8], text: &str) -> Option<Hash> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret.lock().as_ref()?.key).ok()?;
+        mac.update(what);
+        mac.update(b"\0");
+        mac.update(text.as_bytes());
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&mac.finalize().into_bytes()[..16]);
+        Some(Hash(hash))
+    }
+
+    /// The record of a session: one round trip, or two where it subscribes to much.
+    ///
+    /// # Errors
+    /// Redis does not say, or it is none that we wrote.
+    pub(crate) async fn load(&self, hash: Hash) -> Result<Option<Record>, LinkError> {
+        let text: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.keys.session(&hash.text()))).await?;
+        let Some(text) = text else { return Ok(None) };
+        let odd = || LinkError::Odd("a session that is none".into());
+        let mut record: Record = serde_json::from_slice(&text).map_err(|_| odd())?;
+        if record.has_more {
+            let topics: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.topics(hash))).await?;
+            record.topics = serde_json::from_slice(&topics.unwrap_or_default()).map_err(|_| odd())?;
+        }
+        Ok(Some(record))
+    }
+
+    /// Writes a record; whether it was.
+    ///
+    /// # Errors
+    /// Redis did not take it.
+    pub(crate) async fn save(&self, hash: Hash, mut record: Record, how: Write) -> Result<bool, LinkError> {
+        let ms = self.expiry.as_millis() as u64;
+        let mut text = serde_json::to_vec(&record).unwrap_or_default();
+        if text.len() > RECORD_BYTES_MAX && !record.topics.is_empty() {
+            let topics = serde_json::to_vec(&std::mem::take(&mut record.topics)).unwrap_or_default();
+            self.link.query::<()>(cmd("SET").arg(self.topics(hash)).arg(topics).arg("PX").arg(ms)).await?;
+            record.has_more = true;
+            text = serde_json::to_vec(&record).unwrap_or_default();
+        }
+        let mut set = cmd("SET");
+        set.arg(self.keys.session(&hash.text())).arg(text).arg("PX").arg(ms);
+        match how {
+            Write::New => {}
+            Write::Known => drop(set.arg("XX")),
+            Write::Again => drop(set.arg("NX")),
+        }
+        let done: Option<String> = self.link.query(&set).await?;
+        Ok(done.is_some())
+    }
+
+    /// Has a record live for longer, as its session was used.
+    ///
+    /// # Errors
+    /// Redis does not say.
+    pub(crate) async fn touch(&self, hash: Hash) -> Result<There, LinkError> {
+        let (key, ms) = (self.keys.session(&hash.text()), self.expiry.as_millis() as u64);
+        let mut commands = pipe();
+        commands.cmd("PEXPIRE").arg(key).arg(ms).cmd("PEXPIRE").arg(self.topics(hash)).arg(ms);
+        commands.cmd("EXISTS").arg(self.ended(hash));
+        let (is_there, _, is_ended): (bool, bool, bool) = self.link.pipeline(&commands).await?;
+        Ok(match (is_there, is_ended) {
+            (_, true) => There::Ended,
+            (true, false) => There::Yes,
+            (false, false) => There::No,
+        })
+    }
+
+    /// Ends a session, for all instances.
+    ///
+    /// # Errors
+    /// Redis did not take it.
+    pub(crate) async fn end(&self, hash: Hash) -> Result<(), LinkError> {
+        let mut commands = pipe();
+        commands.cmd("SET").arg(self.ended(hash)).arg("").arg("PX").arg(ENDED_MS).ignore();
+        commands.cmd("DEL").arg(self.keys.session(&hash.text())).arg(self.topics(hash)).ignore();
+        self.link.pipeline::<()>(&commands).await?;
+        self.tell("e", hash, "").await
+    }
+
+    /// Tells the others that a record is another.
+    ///
+    /// # Errors
+    /// Redis did not take it.
+    pub(crate) async fn tell_changed(&self, hash: Hash) -> Result<(), LinkError> {
+        self.tell("c", hash, "").await
+    }
+
+    /// Tells the others that the client takes a call back.
+    ///
+    /// # Errors
+    /// Redis did not take it.
+    pub(crate) async fn tell_cancelled(&self, hash: Hash, id: &Value) -> Result<(), LinkError> {
+        self.tell("x", hash, &id.to_string()).await
+    }
+
+    /// Tells the one process of this tag what the client answered; whether it may have heard it.
+    ///
+    /// # Errors
+    /// Redis did not take it.
+    pub(crate) async fn tell_answer(
+        &self,
+        tag: u32,
+        hash: Hash,
+        question: u64,
+        answer: &Result<Value, Value>,
+    ) -> Result<bool, LinkError> {
+        let (kind, value) = match answer {
+            Ok(value) => ("r", value),
+            Err(value) => ("f", value),
+        };
+        let text = format!("{kind}{:08x}{}{question} {value}", self.tag, hash.text());
+        let heard: u64 = self.link.query(cmd("PUBLISH").arg(self.keys.mail(tag)).arg(text)).await?;
+        // In a cluster a node counts its own listeners only, and nobody else is there to be asked in one go.
+        Ok(heard > 0 || self.keys.is_cluster())
+    }
+
+    async fn tell(&self, kind: &str, hash: Hash, rest: &str) -> Result<(), LinkError> {
+        let text = format!("{kind}{:08x}{}{rest}", self.tag, hash.text());
+        self.link.query(cmd("PUBLISH").arg(self.keys.sessions()).arg(text)).await
+    }
+
+    /// Listens to what the others tell.
+    pub(crate) fn listen(&self) -> Listener {
+        let channels = vec![self.keys.sessions(), self.keys.mail(self.tag)];
+        Listener { events: self.link.subscribe(channels), tag: self.tag }
+    }
+
+    fn topics(&self, hash: Hash) -> String {
+        format!("{}:topics", self.keys.session(&hash.text()))
+    }
+
+    fn ended(&self, hash: Hash) -> String {
+        format!("{}:ended", self.keys.session(&hash.text()))
+    }
+}
+
+/// Who hears what the others tell.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    events: Subscription,
+    tag: u32,
+}
+
+impl Listener {
+    /// The next news; none when the runtime ends.
+    pub(crate) async fn next(&mut self) -> Option<News> {
+        loop {
+            match self.events.next().await? {
+                Event::Begun => {}
+                Event::Gap => return Some(News::Gap),
+                Event::Message(message) => {
+                    if let Some(news) = read(&message.payload, self.tag) {
+                        return Some(news);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Reads a message of another; none when it is our own, or none of ours.
+fn read(payload: &[u8], own: u32) -> Option<News> {
+    let text = std::str::from_utf8(payload).ok()?;
+    let (kind, tag) = (text.get(..1)?, u32::from_str_radix(text.get(1..9)?, 16).ok()?);
+    let (hash, rest) = (Hash::parse(text.get(9..41)?)?, text.get(41..)?);
+    if tag == own {
+        return None;
+    }
+    let answered = || {
+        let (question, value) = rest.split_once(' ')?;
+        Some((question.parse().ok()?, serde_json::from_str(value).ok()?))
+    };
+    Some(match kind {
+        "e" => News::Ended(hash),
+        "c" => News::Changed(hash),
+        "x" => News::Cancelled(hash, serde_json::from_str(rest).ok()?),
+        "r" => answered().map(|(question, value)| News::Answered(hash, question, Ok(value)))?,
+        "f" => answered().map(|(question, value)| News::Answered(hash, question, Err(value)))?,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_others_tell_is_read_and_what_is_odd_is_left() {
+        let hash = Hash([0xab; 16]);
+        let of = |kind: &str, rest: &str| format!("{kind}0000000f{}{rest}", hash.text());
+        let read = |text: String| read(text.as_bytes(), 1);
+        assert_eq!(read(of("e", "")), Some(News::Ended(hash)));
+        assert_eq!(read(of("c", "")), Some(News::Changed(hash)));
+        assert_eq!(read(of("x", "\"a\"")), Some(News::Cancelled(hash, json!("a"))));
+        assert_eq!(read(of("r", "7 {\"a\": 1}")), Some(News::Answered(hash, 7, Ok(json!({ "a": 1 })))));
+        assert_eq!(read(of("f", "7 null")), Some(News::Answered(hash, 7, Err(Value::Null))));
+        assert_eq!(super::read(of("e", "").as_bytes(), 15), None, "our own");
+        for odd in ["", "e", "é", &of("q", ""), &of("x", "{"), &of("r", "x 1"), &of("r", "1"), "e0000000fxx"] {
+            assert_eq!(read(odd.to_owned()), None, "{odd}");
+        }
+    }
+}

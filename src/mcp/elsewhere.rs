@@ -1,0 +1,234 @@
+//! Streams that another instance began and whose client comes back here. What Redis has kept of such a stream is read,
+//! and what its call goes on to say is followed until the end. Messages are numbered: each is passed on once and in
+//! order, and where one is missing, or the instance that ran the call has gone, the call ends in an error that says so.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::{
+    changes::{Change, Lists},
+    cluster::{
+        sessions::Hash,
+        streams::{Entry, Found, Streams},
+    },
+    mcp::{
+        catalogue::Capabilities,
+        code::{INTERNAL_ERROR, Refusal},
+        encode::{self, OwnedId},
+        events::EventLog,
+        session::Session,
+    },
+};
+
+/// Between two looks for what is said next.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Looks for a stream that may not be written yet.
+const LOOKS: usize = 10;
+/// Looks without news between two questions whether the writer is there.
+const LOOKS_PER_ASKING: u32 = 10;
+/// A writer that so many questions in a row found absent has gone; its connection to Redis may be made again meanwhile.
+const ABSENT_MAX: u32 = 4;
+/// How long a stream is followed that nobody reads.
+const UNREAD_MAX: Duration = Duration::from_secs(10);
+
+/// What a reader elsewhere needs to know of a stream: which request it answers, and whose tool it is. A session's own
+/// stream answers none.
+pub(super) fn about(request: Option<&OwnedId>, tool: Option<&str>) -> Value {
+    json!({ "request": request.map(OwnedId::to_value), "tool": tool })
+}
+
+/// Takes in the stream that an event id names, where another instance began it, and follows it.
+///
+/// # Errors
+/// Redis does not say, or there is no room.
+pub(super) async fn bring(
+    session: &Arc<Session>,
+    streams: &Streams,
+    capabilities: &Capabilities,
+    event_id: &str,
+) -> Result<(), Refusal> {
+    let (Some(hash), Some((id, is_own))) = (session.hash(), session.live().is_elsewhere(event_id)) else {
+        return Ok(());
+    };
+    let mut found = None;
+    for look in 0..LOOKS {
+        found = streams.read(hash, id.name, id.event).await.map_err(|error| {
+            tracing::debug!(%error, "a stream was not looked up");
+            Refusal::overloaded(1, "streams of other instances cannot be looked up now; this one may be one of them")
+        })?;
+        if found.is_some() || is_own || look + 1 == LOOKS {
+            break;
+        }
+        sleep(PAUSE).await;
+    }
+    let Some(found) = found else { return Ok(()) }; // nothing of it is left
+    let about: Value = found.about.as_deref().and_then(|about| serde_json::from_str(about).ok()).unwrap_or_default();
+    let request = match &about["request"] {
+        Value::Number(number) => number.as_i64().map(OwnedId::Number),
+        text @ Value::String(_) => Some(OwnedId::Text(text.to_string().into())),
+        _ => None,
+    };
+    let log = session.live().take_in(&id, request.is_none()).ok_or_else(|| Refusal {
+        status: 409,
+        ..Refusal::invalid_request("this session has as many open streams as one may have")
+    })?;
+    if let Some(tool) = about["tool"].as_str() {
+        log.note_tool(tool);
+    }
+    let follower = Follower {
+        session: Arc::downgrade(session),
+        streams: streams.clone(),
+        hash,
+        about: found.about.clone().unwrap_or_default(),
+        last: id.event,
+        writer: found.writer,
+        request,
+        log,
+    };
+    match follower.request {
+        Some(_) => drop(tokio::spawn(follower.follow(found))),
+        None => follower.go_on_with(found, session, capabilities).await,
+    }
+    Ok(())
+}
+
+/// Who reads a stream of another instance.
+struct Follower {
+    session: Weak<Session>,
+    streams: Streams,
+    hash: Hash,
+    about: String,
+    /// The number of the last message that was passed on.
+    last: u64,
+    /// The process that runs the call.
+    writer: Option<u32>,
+    request: Option<OwnedId>,
+    log: Arc<EventLog>,
+}
+
+/// How it stands with a stream.
+#[derive(PartialEq, Eq)]
+enum Stands {
+    Open,
+    Over,
+    /// A message is missing.
+    Broken,
+}
+
+impl Follower {
+    /// Passes on what was found.
+    fn take(&mut self, found: Found) -> Stands {
+        for entry in found.entries {
+            match entry {
+                Entry::Said(number, _) if number <= self.last => {}
+                Entry::Said(number, message) if number == self.last + 1 => {
+                    self.log.push(message);
+                    self.last = number;
+                }
+                Entry::Ended(number) if number <= self.last => {
+                    self.log.end(Instant::now());
+                    return Stands::Over;
+                }
+                Entry::Said(..) | Entry::Ended(_) => return Stands::Broken,
+            }
+        }
+        Stands::Open
+    }
+
+    /// A call's stream, until it is over, nobody reads it, or the session ends.
+    async fn follow(mut self, mut found: Found) {
+        let (mut silent, mut absent, mut unread_since) = (0, 0, None);
+        loop {
+            let has_news = !found.entries.is_empty();
+            match self.take(found) {
+                Stands::Over => return,
+                Stands::Broken => {
+                    return self.give_up("messages of this call were lost between instances; it may have run");
+                }
+                Stands::Open => {}
+            }
+            let is_over = self.session.upgrade().is_none() || self.log.has_ended();
+            let unread = if self.log.is_read() { None } else { Some(*unread_since.get_or_insert_with(Instant::now)) };
+            unread_since = unread;
+            if is_over || unread.is_some_and(|since| since.elapsed() > UNREAD_MAX) {
+                return self.let_go();
+            }
+            silent = if has_news { 0 } else { silent + 1 };
+            if has_news {
+                absent = 0;
+            } else {
+                sleep(PAUSE).await;
+            }
+            if silent % LOOKS_PER_ASKING == LOOKS_PER_ASKING - 1 {
+                absent = if self.is_writer_gone().await { absent + 1 } else { 0 };
+                if absent >= ABSENT_MAX && !self.end_for_writer().await {
+                    absent = 0;
+                }
+            }
+            found = match self.streams.read(self.hash, self.log.name(), self.last).await {
+                Ok(Some(found)) => found,
+                Ok(None) => return self.give_up("what this call said is not kept any more; it may have run"),
+                // Redis is away for a moment, or hangs: what is missing is there afterwards, or is missed then.
+                Err(_) => Found::default(),
+            };
+        }
+    }
+
+    async fn is_writer_gone(&self) -> bool {
+        match self.writer {
+            Some(writer) => self.streams.lives(writer).await == Some(false),
+            None => false,
+        }
+    }
+
+    /// The instance that ran the call has gone. The end is written where all read it, so that there is one.
+    async fn end_for_writer(&self) -> bool {
+        let message = self.error("the instance that ran this call has ended; the call may have run");
+        let ended = self.streams.end_for(self.hash, self.log.name(), &self.about, self.last + 1, message).await;
+        ended.is_ok()
+    }
+
+    fn error(&self, message: &str) -> Bytes {
+        let refusal = Refusal::new(200, INTERNAL_ERROR, message);
+        encode::refusal(self.request.as_ref().map(OwnedId::as_id), &refusal).into_bytes()
+    }
+
+    /// Ends the call for its client, who is told why.
+    fn give_up(&self, message: &str) {
+        self.log.push_answer(self.error(message));
+        self.log.end(Instant::now());
+    }
+
+    /// Forgets the stream here; who comes back finds it in Redis again.
+    fn let_go(&self) {
+        if let Some(session) = self.session.upgrade() {
+            session.live().let_go(&self.log);
+        }
+    }
+
+    /// A session's own stream, which its client has left: what it said there is passed on, and from now on it speaks
+    /// here. What changed in between was heard by nobody, so all is told as changed that may have.
+    async fn go_on_with(mut self, mut found: Found, session: &Session, capabilities: &Capabilities) {
+        while !found.entries.is_empty() {
+            if self.take(found) != Stands::Open {
+                break; // what is missing was of changes, which are told now
+            }
+            let read = self.streams.read(self.hash, self.log.name(), self.last).await;
+            found = read.ok().flatten().unwrap_or_default();
+        }
+        self.log.keep_in(&self.streams, self.hash, self.about.clone());
+        let lists = [("tools", Lists::TOOLS), ("prompts", Lists::PROMPTS), ("resources", Lists::RESOURCES)];
+        let lists =
+            lists.into_iter().filter(|(family, _)| capabilities.has(family)).map(|(_, list)| Change::List(list));
+        let resources = session.live().subscription().resources().into_iter().map(Change::Resource);
+        for change in lists.chain(resources) {
+            self.log.push(encode::change(&change, None).into());
+        }
+    }
+}
