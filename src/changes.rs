@@ -74,7 +74,11 @@ pub(crate) enum Change {
     /// A resource, by its URI.
     Resource(Arc<str>),
     /// A task: the members of its state.
-    Task(Bytes),
+    Task {
+        members: Bytes,
+        /// The tool whose call it is, where that is known.
+        made_by: Option<Arc<str>>,
+    },
 }
 
 /// What other instances are to hear of too.
@@ -132,7 +136,7 @@ struct Pending {
     lists: Lists,
     resources: BTreeSet<Arc<str>>,
     /// By id: the version, and what is told of it.
-    tasks: BTreeMap<Arc<str>, (u64, Bytes)>,
+    tasks: BTreeMap<Arc<str>, (u64, Bytes, Option<Arc<str>>)>,
     /// Whose turn it is; see [`Pending::take`].
     turn: usize,
     /// The resource and the task that were told last: the next one is the one after it.
@@ -195,8 +199,9 @@ impl Changes {
         });
     }
 
-    /// A task is in another state; `members` are those of its notification. What is older than what was told is not told.
-    pub(crate) fn task(&self, owner: &str, id: &str, version: u64, members: &Bytes) {
+    /// A task is in another state; `members` are those of its notification, and `made_by` the tool whose call it is. What is
+    /// older than what was told is not told.
+    pub(crate) fn task(&self, owner: &str, id: &str, version: u64, members: &Bytes, made_by: Option<&str>) {
         let id: Arc<str> = id.into();
         let topic = Topic::Task { owner: owner.into(), id: Arc::clone(&id) };
         {
@@ -208,9 +213,10 @@ impl Changes {
             asked.told = Some(version);
         }
         self.topic(&topic, |pending| {
-            let newest = pending.tasks.entry(Arc::clone(&id)).or_insert_with(|| (version, members.clone()));
+            let told = || (version, members.clone(), made_by.map(Arc::from));
+            let newest = pending.tasks.entry(Arc::clone(&id)).or_insert_with(told);
             if newest.0 < version {
-                *newest = (version, members.clone());
+                *newest = told();
             }
         });
     }
@@ -436,9 +442,9 @@ impl Pending {
             _ => {
                 let next = self.tasks.range::<Arc<str>, _>(after(self.last_task.as_ref())).next();
                 let (id, _) = next.or_else(|| self.tasks.first_key_value())?;
-                let (id, (_, members)) = self.tasks.remove_entry(&Arc::clone(id))?;
+                let (id, (_, members, made_by)) = self.tasks.remove_entry(&Arc::clone(id))?;
                 self.last_task = Some(id);
-                Some(Change::Task(members))
+                Some(Change::Task { members, made_by })
             }
         }
     }
@@ -482,14 +488,18 @@ mod tests {
         }
         assert_eq!(taken(&tools), [Change::List(Lists::TOOLS), Change::Resource("a:1".into())]);
         assert_eq!(taken(&prompts), []);
-        changes.task("o", "t", 1, &Bytes::from_static(b"x"));
+        changes.task("o", "t", 1, &Bytes::from_static(b"x"), None);
         prompts.add(Topic::Task { owner: "o".into(), id: "t".into() });
-        changes.task("other", "t", 9, &Bytes::from_static(b"not theirs"));
-        changes.task("o", "t", 2, &Bytes::from_static(b"y"));
-        changes.task("o", "t", 3, &Bytes::from_static(b"z"));
-        changes.task("o", "t", 2, &Bytes::from_static(b"older, and late"));
-        changes.task("o", "t", 3, &Bytes::from_static(b"told twice"));
-        assert_eq!(taken(&prompts), [Change::Task(Bytes::from_static(b"z"))], "the newest state, once");
+        changes.task("other", "t", 9, &Bytes::from_static(b"not theirs"), None);
+        changes.task("o", "t", 2, &Bytes::from_static(b"y"), None);
+        changes.task("o", "t", 3, &Bytes::from_static(b"z"), None);
+        changes.task("o", "t", 2, &Bytes::from_static(b"older, and late"), None);
+        changes.task("o", "t", 3, &Bytes::from_static(b"told twice"), None);
+        assert_eq!(
+            taken(&prompts),
+            [Change::Task { members: Bytes::from_static(b"z"), made_by: None }],
+            "the newest state, once"
+        );
         assert!(changes.is_task_behind("o", "t", 4) && !changes.is_task_behind("o", "t", 3));
         assert!(!changes.is_task_behind("other", "t", 4), "nobody asked");
         assert_eq!(changes.watched_tasks(9), [("o".into(), "t".into())]);
@@ -523,7 +533,7 @@ mod tests {
         for version in 0..18 {
             changes.tools();
             uris.iter().for_each(|uri| changes.resource(uri));
-            ["t", "u"].iter().for_each(|id| changes.task("o", id, version, &Bytes::from_static(id.as_bytes())));
+            ["t", "u"].iter().for_each(|id| changes.task("o", id, version, &Bytes::from_static(id.as_bytes()), None));
             // A reader that takes one at a time, slower than there are more.
             let Poll::Ready(change) = reader.poll_take(&mut cx) else { panic!("something has changed") };
             told.push(change);
@@ -533,7 +543,11 @@ mod tests {
             assert_eq!(times(&Change::Resource(uri.into())), 2, "{told:?}");
         }
         for id in ["t", "u"] {
-            assert_eq!(times(&Change::Task(Bytes::from_static(id.as_bytes()))), 3, "{told:?}");
+            assert_eq!(
+                times(&Change::Task { members: Bytes::from_static(id.as_bytes()), made_by: None }),
+                3,
+                "{told:?}"
+            );
         }
         assert_eq!(times(&Change::List(Lists::TOOLS)), 6);
     }

@@ -208,7 +208,7 @@ pub(crate) fn change(change: &Change, listen: Option<&OwnedId>) -> Vec<u8> {
         Change::List(Lists::PROMPTS) => ("prompts/list_changed", Bytes::new()),
         Change::List(_) => ("resources/list_changed", Bytes::new()),
         Change::Resource(uri) => ("resources/updated", format!("\"uri\":{}", json!(uri)).into()),
-        Change::Task(members) => ("tasks", members.clone()),
+        Change::Task { members, .. } => ("tasks", members.clone()),
     };
     notice(method, &members, listen)
 }

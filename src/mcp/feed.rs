@@ -11,8 +11,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::{
-    call::Caller,
-    changes::{Changes, Lists, Subscription, Topic},
+    call::{Caller, MayCall},
+    changes::{Change, Changes, Lists, Subscription, Topic},
     mcp::{
         catalogue::Capabilities,
         code::Refusal,
@@ -56,6 +56,18 @@ pub(crate) struct Listen {
     subscription: Subscription,
     /// The acknowledgement, until it is sent.
     first: Option<Bytes>,
+    /// By which tasks are judged; `None` where all may call all.
+    may_call: Option<MayCall>,
+}
+
+impl Listen {
+    /// Of a task nobody hears who may not call its tool any more.
+    fn may_hear(&self, change: &Change) -> bool {
+        match (change, &self.may_call) {
+            (Change::Task { made_by: Some(tool), .. }, Some(MayCall(may_call))) => may_call(tool),
+            _ => true,
+        }
+    }
 }
 
 /// A stream of a session that is being read.
@@ -91,7 +103,12 @@ impl Feed {
                 if !may_take {
                     return Poll::Pending;
                 }
-                let change = ready!(listen.subscription.poll_take(cx));
+                let change = loop {
+                    let change = ready!(listen.subscription.poll_take(cx));
+                    if listen.may_hear(&change) {
+                        break change;
+                    }
+                };
                 Poll::Ready(Some(Said { id: None, json: encode::change(&change, Some(&listen.id)).into() }))
             }
             Self::Session(feed) => feed.poll_next(may_take, cx),
@@ -150,7 +167,7 @@ pub(crate) fn listen(
     capabilities: &Capabilities,
     changes: &Changes,
     has_tasks: bool,
-    caller: &Caller,
+    (caller, may_call): (&Caller, Option<MayCall>),
 ) -> Result<Feed, Refusal> {
     let invalid = |message: &str| Refusal::invalid_params(false, message);
     let Some(Value::Object(filter)) = params.as_ref().and_then(|p| p.get("notifications")) else {
@@ -206,7 +223,7 @@ pub(crate) fn listen(
     // Before the acknowledgement is written, so that nothing after it is missed.
     let subscription = changes.subscribe(lists, topics);
     let first = encode::acknowledged(&id, accepted);
-    Ok(Feed::Listen(Listen { id, subscription, first: Some(first) }))
+    Ok(Feed::Listen(Listen { id, subscription, first: Some(first), may_call }))
 }
 
 impl encode::Encoder {
@@ -214,5 +231,22 @@ impl encode::Encoder {
         let key = encode::SUBSCRIPTION_ID;
         let meta = Bytes::from(format!("\"{key}\":{}", id.as_id()));
         self.empty_with_meta(id.as_id(), meta).into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_hears_of_a_task_whose_tool_they_may_not_call() {
+        let subscription = Changes::default().subscribe(Lists::default(), Vec::new());
+        let may_call = Some(MayCall(Arc::new(|tool| tool == "mine")));
+        let listen = Listen { id: OwnedId::Number(1), subscription, first: None, may_call };
+        let task = |made_by: Option<&str>| Change::Task { members: Bytes::new(), made_by: made_by.map(Arc::from) };
+        assert!(listen.may_hear(&task(Some("mine"))) && listen.may_hear(&task(None)));
+        assert!(!listen.may_hear(&task(Some("theirs"))));
+        let all = Listen { may_call: None, ..listen };
+        assert!(all.may_hear(&task(Some("theirs"))));
     }
 }

@@ -29,6 +29,7 @@ use crate::{
         modern,
         seal::Sealer,
         session::{Session, Sessions},
+        tasking,
         wire::{self, Envelope, Id, IdField, Params, ShapeLimits, Text, WireFault},
     },
     outbox::{LogLevel, Patience},
@@ -399,7 +400,9 @@ impl Router {
         let params = wire::member(request.body, self.shape, "params");
         let id = OwnedId::from(request.id);
         let (capabilities, has_tasks) = (self.catalogue.capabilities(), self.tasks.is_some());
-        feed::listen(id, params, capabilities, &self.changes, has_tasks, request.head.caller).map(Step::Feed)
+        let may_call = tasking::may_call(&self.dispatch.tools(), request.head.identity);
+        let who = (request.head.caller, may_call);
+        feed::listen(id, params, capabilities, &self.changes, has_tasks, who).map(Step::Feed)
     }
 
     /// What the client answered to a question of a call.

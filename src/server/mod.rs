@@ -507,7 +507,8 @@ impl Builder {
             };
             let changes = self.changes.clone();
             let told = move |record: &Record| {
-                changes.task(&record.owner, &record.id, record.version, &record.detailed_members());
+                let members = record.detailed_members();
+                changes.task(&record.owner, &record.id, record.version, &members, record.made_by.as_deref());
             };
             Tasks::with_on_change(tuning.tasks.clone(), store, Arc::new(told))
         });

@@ -134,7 +134,10 @@ async fn look_at_tasks(look: Arc<Watched>, tasks: Arc<Tasks>, changes: Changes) 
             continue;
         };
         match tasks.get(&owner, &id).await {
-            Ok(Some(record)) => changes.task(&owner, &id, record.version, &record.detailed_members()),
+            Ok(Some(record)) => {
+                let members = record.detailed_members();
+                changes.task(&owner, &id, record.version, &members, record.made_by.as_deref());
+            }
             Ok(None) => {}
             // After a gap all are looked at again.
             Err(error) => tracing::debug!(%error, task = &*id, "a task that changed could not be looked at"),
