@@ -178,17 +178,23 @@ impl Running {
         ExitCode::SUCCESS
     }
 
-    /// Has SIGHUP mean that the certificate's files are read again, as far as they have changed. Without TLS it keeps the
-    /// meaning that it has.
+    /// Has SIGHUP mean that the certificate's files are read again, as far as they have changed. It never ends the server,
+    /// which is what it would do by itself: those who rotate logs send it to everybody.
     pub(super) fn reload_on_hangup(&self) -> std::io::Result<()> {
-        let Some(secure) = self.secure.clone() else { return Ok(()) };
+        let secure = self.secure.clone();
         let mut hangup = {
             let _inside = self.io.enter();
             signal(SignalKind::hangup())?
         };
         self.io.spawn(async move {
             while hangup.recv().await.is_some() {
-                secure.reload_now();
+                match &secure {
+                    Some(secure) => secure.reload_now(),
+                    None => tracing::info!(
+                        "SIGHUP: there is no certificate to read again; keys and the audit file are \
+                                            looked at by themselves, and other settings are read at a start"
+                    ),
+                }
             }
         });
         Ok(())

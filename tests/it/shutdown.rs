@@ -41,6 +41,16 @@ fn with_200_calls_in_flight_none_is_dropped() {
 }
 
 #[test]
+fn a_hangup_ends_nothing() {
+    let mut server = Process::start(&[]);
+    server.signal("HUP");
+    server.log_line_with("SIGHUP");
+    assert_eq!(call(server.addr, "echo", json!({ "text": "still here" })).status, 200);
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
 fn what_outlasts_the_grace_gets_a_typed_error() {
     let server = Server::builder().async_tool("sleep", "Never ends", |_: Nothing, ctx: Ctx| async move {
         ctx.progress(1.0, None, "asleep");
