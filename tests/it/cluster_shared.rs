@@ -320,7 +320,7 @@ fn when_the_instance_that_runs_dies_another_one_does() {
         "--set",
         "tools.burn.cache_one_run=cluster",
         "--set",
-        "tools.burn.timeout_ms=60000",
+        "tools.burn.timeout_ms=29000",
     ];
     let (a, b) = (start_process(&redis, "a", &kept), start_process(&redis, "b", &kept));
     hear_each_other(&redis, 2);
