@@ -19,7 +19,7 @@ if [[ -n ${BIGIRON_CONFORMANCE_URL:-} ]]; then
   exec "$node" tests/clients/conformance.mjs "$BIGIRON_CONFORMANCE_URL"
 fi
 
-cargo build --locked --release --quiet --example everything --example everything_hosted
+cargo build --locked --quiet --example everything --example everything_hosted
 log=$(mktemp)
 server=
 cleanup() {
@@ -51,7 +51,7 @@ verdict=0
 for example in everything everything_hosted; do
   printf '\nconformance of examples/%s\n' "$example"
   port=$(free_port)
-  "target/release/examples/$example" --listen "127.0.0.1:$port" --set server.admin_listen= >"$log" 2>&1 &
+  "target/debug/examples/$example" --listen "127.0.0.1:$port" --set server.admin_listen= >"$log" 2>&1 &
   server=$!
   wait_until "$start_limit_ds" started || fail "no answer on 127.0.0.1:$port/health: $(<"$log")"
   gone && fail "the server ended at once: $(<"$log")"

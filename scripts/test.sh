@@ -25,5 +25,5 @@ step setup scripts/setup-tests.sh
 step formatting cargo fmt --check
 step clippy cargo clippy --locked --all-targets -- -D warnings
 step tests cargo test --locked
-step release cargo build --locked --release --bin bigiron --example everything
+step release cargo build --locked --release --bin bigiron
 step conformance scripts/conformance.sh
