@@ -32,7 +32,7 @@ use crate::{
     call::TASKS_EXTENSION,
     changes::Changes,
     cluster::{About, Cluster, JoinError, Status},
-    config::{Loaded, Tuning},
+    config::{Loaded, Tuning, readable},
     dispatch::{
         Dispatch,
         pool::{Pool, Sizes},
@@ -455,7 +455,7 @@ impl Builder {
     }
 
     /// The folder that the toolbox reads, when there is one.
-    fn toolbox_root(&self, loaded: &Loaded) -> Option<String> {
+    pub(crate) fn toolbox_root(&self, loaded: &Loaded) -> Option<String> {
         let toolbox = &loaded.tuning.toolbox;
         (self.toolbox && toolbox.enabled).then(|| toolbox.root.clone())
     }
@@ -618,6 +618,9 @@ impl Builder {
             Signals::listen().map_err(|e| StartError::host("cannot listen for signals", e))?
         };
         running.announce(loaded, root.as_deref());
+        for weak in root.map(|root| readable(&loaded.tuning, root.as_ref())).unwrap_or_default() {
+            tracing::warn!("{weak}");
+        }
         running.reload_on_hangup().map_err(|e| StartError::host("cannot listen for signals", e))?;
         Ok(running.until_signal(signals))
     }

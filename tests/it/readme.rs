@@ -64,7 +64,7 @@ fn the_commands_of_who_may_call_work_in_turn() {
     fs::write(folder.path().join("tuning.toml"), settings).expect("written");
     let bin = Path::new(env!("CARGO_BIN_EXE_bigiron")).parent().expect("a folder");
     let paths = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-    let commands = block("bigiron key");
+    let commands = block("umask");
     let ran = Command::new("bash").args(["-ec", &commands]).env("PATH", &paths).current_dir(folder.path()).output();
     let ran = ran.expect("bash is there");
     let out = String::from_utf8_lossy(&ran.stdout);

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     audit::Policy,
-    config::{Loaded, Tuning},
+    config::{Loaded, Tuning, readable},
     identity::keys::{self, Record},
 };
 
@@ -16,10 +16,12 @@ const KEYS_NAMED_MAX: usize = 5;
 const PROXY_BITS_MIN: (u8, u8) = (8, 32);
 
 /// A sentence for each.
-pub(super) fn weak(loaded: &Loaded) -> Vec<String> {
+/// `root` is the folder that the toolbox reads, where there is one.
+pub(super) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     let tuning = &loaded.tuning;
     let mut weak = tuning.auth.weak();
     weak.extend(tuning.tls.weak());
+    weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
     weak.extend(listener(loaded));
     weak.extend(keys_for_ever(tuning));
     weak.extend(audit(loaded));
