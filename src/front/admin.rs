@@ -196,7 +196,7 @@ fn no_such_method(allowed: &'static str) -> Refused {
 }
 
 const WAYS: &str = "send {\"tool\": NAME} for the results of a tool, {\"tool\": NAME, \"arguments\": OBJECT} for those of one \
-                    call (with \"caller\" too where results are not public), {\"caller\": SUBJECT} for those of a caller, \
+                    call (with \"caller\" too where results are not public), {\"caller\": CALLER} for those of a caller, \
                     or {\"all\": true}";
 
 fn invalidation(body: &[u8]) -> Result<Invalidation, Refusal> {

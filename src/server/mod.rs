@@ -324,10 +324,10 @@ impl Builder {
         let started = admin_socket.map(|socket| {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
             let metrics = metrics::reader(loaded, &front, &connections, secure.as_ref(), &invalidations);
-            let server = Arc::downgrade(&front);
+            let (server, is_asked) = (Arc::downgrade(&front), loaded.asks_who_calls());
             let invalidate = Box::new(move |wish: &Invalidation| {
                 let front = server.upgrade()?;
-                let forgot = forget::results(&front.router.dispatch, wish);
+                let forgot = forget::results(&front.router.dispatch, wish, is_asked);
                 if forgot.is_ok() {
                     invalidations.fetch_add(1, Relaxed);
                     note(&front.router, "invalidate", wish.tool.as_deref().unwrap_or_default());
