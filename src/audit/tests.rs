@@ -342,3 +342,21 @@ fn the_thread_ends_with_the_last_who_could_ask_it() {
     let events = member(&lines(&file), "event");
     assert_eq!(events, ["start", "call", "stop"]);
 }
+
+#[test]
+fn a_check_says_what_the_start_would_and_makes_no_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let of = |file: std::path::PathBuf| Config { file: file.display().to_string(), ..Config::default() };
+    for (file, fine) in [("a.log", true), ("missing/a.log", false), ("", false)] {
+        let config = of(folder.path().join(file));
+        let checked = Audit::check(&config);
+        assert!(!folder.path().join("a.log").exists(), "a check makes no file");
+        assert_eq!(checked.is_ok(), fine, "{file}: {checked:?}");
+        if let Err(told) = checked {
+            assert_eq!(Audit::start(&config, "n").map(drop), Err(told));
+        }
+    }
+    for file in ["", "-"] {
+        assert_eq!(Audit::check(&of(file.into())), Ok(()));
+    }
+}

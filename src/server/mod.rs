@@ -449,6 +449,8 @@ impl Builder {
             }
         }
         fetcher(loaded)?;
+        Audit::check(&loaded.tuning.audit)
+            .map_err(|message| StartError::config(loaded.fault("audit.file", message)))?;
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         Skills::new(self.skills).map_err(StartError::config)?;
         sealer(loaded).map(drop)
