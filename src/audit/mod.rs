@@ -200,6 +200,12 @@ impl Audit {
         Ok(Entry { audit: self.clone(), line, began: Instant::now(), has_place: required })
     }
 
+    /// Whether every call is refused at the moment, since its line could not be written. Those that wait for the disk
+    /// do not count: that passes.
+    pub fn stops_calls(&self) -> bool {
+        self.0.policy == Policy::Required && self.0.progress.failing.load(Relaxed)
+    }
+
     /// A request that was not let in. Nothing was done for it, so a line that finds no place is dropped and counted,
     /// whatever the policy. Refusals take at most half of the places, so that a flood of them stops no call.
     pub fn refusal(&self, head: &Head<'_>, reason: &str) {

@@ -97,6 +97,7 @@ fn on_a_full_disk_required_refuses_until_a_write_works_again() {
         assert_eq!(audit.admit(&head("ann")).err(), Some(Unwritable), "not even the first is let in");
     }
     assert_eq!(audit.counts(), Counts { refused: 100, waiting: 1, failing: true, ..Counts::default() });
+    assert!(audit.stops_calls());
 
     fs::remove_file(&file).expect("unlinked");
     symlink(&good, &file).expect("a link");
@@ -117,6 +118,7 @@ fn on_a_full_disk_best_effort_serves_and_counts() {
     }
     // The line that says that it begins has a place, too.
     assert_eq!(audit.counts(), Counts { dropped: 85, waiting: 16, failing: true, ..Counts::default() });
+    assert!(!audit.stops_calls());
     let problem = audit.stop(PATIENCE).expect_err("nothing was written");
     assert!(problem.contains("16 lines of the audit log could not be written"), "{problem}");
 }

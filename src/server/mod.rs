@@ -338,8 +338,8 @@ impl Builder {
             let administers = Box::new(move |headers: &Headers<'_>| {
                 Some(server.upgrade()?.doorkeeper.as_ref()?.administers(headers))
             });
-            let (drain, cluster) = (Arc::clone(&drain), cluster.clone());
-            admin::start(socket, Admin { hosts, drain, metrics, administers, cluster, invalidate })
+            let (drain, cluster, audit) = (Arc::clone(&drain), cluster.clone(), front.router.audit.clone());
+            admin::start(socket, Admin { hosts, drain, metrics, administers, audit, cluster, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections, secure.as_ref())
