@@ -15,7 +15,7 @@ mod tests;
 mod writer;
 
 use std::{
-    fmt, mem,
+    fmt, io, mem,
     sync::{
         Arc,
         atomic::{
@@ -138,6 +138,17 @@ impl Audit {
         Self::start_with(config, node, writer::open(&config.file)).map(Some)
     }
 
+    /// Whether [`Audit::start`] could open the file. Makes none, and writes nothing.
+    ///
+    /// # Errors
+    /// What the start would say.
+    pub fn check(config: &Config) -> Result<(), String> {
+        if config.file.is_empty() || config.file == "-" {
+            return Ok(());
+        }
+        writer::could_open(config.file.as_ref()).map_err(|error| cannot_open(config, &error))
+    }
+
     fn start_with(config: &Config, node: &str, open: Open) -> Result<Self, String> {
         let queue_max = config.queue_max.max(1);
         let (lines, lines_out) = bounded(queue_max);
@@ -151,7 +162,7 @@ impl Audit {
             orders_out,
             Arc::clone(&progress),
         )
-        .map_err(|error| format!("audit.file {:?} cannot be opened: {error}", config.file))?;
+        .map_err(|error| cannot_open(config, &error))?;
         thread::Builder::new()
             .name("audit".into())
             .spawn(move || writer.run())
@@ -187,6 +198,12 @@ impl Audit {
         }
         let line = line::begin(&shared.node, "call", SystemTime::now(), head, shared.arguments);
         Ok(Entry { audit: self.clone(), line, began: Instant::now(), has_place: required })
+    }
+
+    /// Whether every call is refused at the moment, since its line could not be written. Those that wait for the disk
+    /// do not count: that passes.
+    pub fn stops_calls(&self) -> bool {
+        self.0.policy == Policy::Required && self.0.progress.failing.load(Relaxed)
     }
 
     /// A request that was not let in. Nothing was done for it, so a line that finds no place is dropped and counted,
@@ -250,6 +267,10 @@ impl Audit {
             .map_err(|_| "the audit log has stopped, or does not answer earlier orders".to_owned())?;
         answered.recv_timeout(patience).map_err(|_| format!("the audit log does not answer within {patience:?}"))
     }
+}
+
+fn cannot_open(config: &Config, error: &io::Error) -> String {
+    format!("audit.file {:?} cannot be opened: {error}", config.file)
 }
 
 impl Shared {

@@ -97,6 +97,7 @@ fn on_a_full_disk_required_refuses_until_a_write_works_again() {
         assert_eq!(audit.admit(&head("ann")).err(), Some(Unwritable), "not even the first is let in");
     }
     assert_eq!(audit.counts(), Counts { refused: 100, waiting: 1, failing: true, ..Counts::default() });
+    assert!(audit.stops_calls());
 
     fs::remove_file(&file).expect("unlinked");
     symlink(&good, &file).expect("a link");
@@ -117,6 +118,7 @@ fn on_a_full_disk_best_effort_serves_and_counts() {
     }
     // The line that says that it begins has a place, too.
     assert_eq!(audit.counts(), Counts { dropped: 85, waiting: 16, failing: true, ..Counts::default() });
+    assert!(!audit.stops_calls());
     let problem = audit.stop(PATIENCE).expect_err("nothing was written");
     assert!(problem.contains("16 lines of the audit log could not be written"), "{problem}");
 }
@@ -341,4 +343,22 @@ fn the_thread_ends_with_the_last_who_could_ask_it() {
     }
     let events = member(&lines(&file), "event");
     assert_eq!(events, ["start", "call", "stop"]);
+}
+
+#[test]
+fn a_check_says_what_the_start_would_and_makes_no_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let of = |file: std::path::PathBuf| Config { file: file.display().to_string(), ..Config::default() };
+    for (file, fine) in [("a.log", true), ("missing/a.log", false), ("", false)] {
+        let config = of(folder.path().join(file));
+        let checked = Audit::check(&config);
+        assert!(!folder.path().join("a.log").exists(), "a check makes no file");
+        assert_eq!(checked.is_ok(), fine, "{file}: {checked:?}");
+        if let Err(told) = checked {
+            assert_eq!(Audit::start(&config, "n").map(drop), Err(told));
+        }
+    }
+    for file in ["", "-"] {
+        assert_eq!(Audit::check(&of(file.into())), Ok(()));
+    }
 }

@@ -17,6 +17,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, never, select};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::line;
 
@@ -94,6 +95,22 @@ pub(super) fn open(file: &str) -> Open {
         let inode = file.metadata().ok().and_then(|metadata| Inode::of(&metadata));
         Ok(Opened { sink: Box::new(file), file: inode })
     })
+}
+
+/// Whether `open` would succeed, without making the file: who asks may be another user than who is to write it.
+pub(super) fn could_open(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        // A pipe would wait for its reader, and have the one that it waits for lose a line.
+        Ok(metadata) if !metadata.is_file() && !metadata.is_dir() => Ok(()),
+        Ok(_) => OpenOptions::new().append(true).open(path).map(drop),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder =
+                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+            let may = Access::WRITE_OK | Access::EXEC_OK;
+            Ok(accessat(CWD, folder, may, AtFlags::EACCESS)?)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a file ends within a line, as one does whose writer was killed, so that the next would go on in it.

@@ -41,10 +41,12 @@ struct Invalidate {
     #[arg(long, value_name = "JSON", requires = "tool", value_parser = object)]
     arguments: Option<Map<String, Value>>,
 
-    /// Results of this caller: the subject that calls are kept under
+    /// Results of this caller
     ///
-    /// Without authentication, every caller is "anonymous".
-    #[arg(long, value_name = "SUBJECT", group = "which", conflicts_with = "all")]
+    /// Without authentication, every caller is "anonymous". With it, a caller is written as the audit log writes it:
+    /// issuer, subject and client (when there is one), each with its length in bytes, such as 12:bigiron:keys;3:ann;
+    /// for the API keys of ann.
+    #[arg(long, value_name = "CALLER", group = "which", conflicts_with = "all")]
     caller: Option<String>,
 
     /// All results

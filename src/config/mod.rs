@@ -9,6 +9,7 @@ mod layers;
 mod listing;
 mod load;
 mod ranges;
+mod readable;
 mod relations;
 mod resolved;
 mod schema;
@@ -22,6 +23,7 @@ pub use fault::{Fault, Faults};
 pub use layers::Origin;
 pub use listing::Setting;
 pub use load::{Loaded, Sources};
+pub(crate) use readable::readable;
 pub use resolved::{Derived, Resolved};
 pub use schema::schema;
 

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    audit::Audit,
     cluster::Cluster,
     front::{
         body::Body,
@@ -45,6 +46,8 @@ pub(crate) struct Admin {
     pub(crate) metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
     /// Whether who sent these headers may change something; none when nobody is asked who they are.
     pub(crate) administers: Box<Administers>,
+    /// Where calls are recorded, when they are.
+    pub(crate) audit: Option<Audit>,
     /// What instances share, where there are several.
     pub(crate) cluster: Option<Arc<Cluster>>,
     /// Has kept results forgotten, as long as there is a server; or says what is wrong with the wish.
@@ -137,9 +140,11 @@ impl Admin {
         Origins::new(&[], "http://").check(&headers, &self.hosts)?;
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
-            (&Method::GET | &Method::HEAD, "/ready") => {
-                Ok(reply::ready(!self.drain.is_started(), self.cluster.as_ref().map(|cluster| cluster.word())))
-            }
+            (&Method::GET | &Method::HEAD, "/ready") => Ok(reply::ready(
+                !self.drain.is_started(),
+                self.audit.as_ref(),
+                self.cluster.as_ref().map(|cluster| cluster.word()),
+            )),
             (&Method::GET | &Method::HEAD, "/metrics") => match (self.metrics)() {
                 Some(text) => Ok(reply::text(text, exposition::CONTENT_TYPE)),
                 None => Err(Refusal::overloaded(1, "the server has stopped").into()),
@@ -196,7 +201,7 @@ fn no_such_method(allowed: &'static str) -> Refused {
 }
 
 const WAYS: &str = "send {\"tool\": NAME} for the results of a tool, {\"tool\": NAME, \"arguments\": OBJECT} for those of one \
-                    call (with \"caller\" too where results are not public), {\"caller\": SUBJECT} for those of a caller, \
+                    call (with \"caller\" too where results are not public), {\"caller\": CALLER} for those of a caller, \
                     or {\"all\": true}";
 
 fn invalidation(body: &[u8]) -> Result<Invalidation, Refusal> {

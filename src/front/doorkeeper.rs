@@ -31,6 +31,9 @@ const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 /// Between two looks at the files: how long a key is good after it was revoked.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
+/// Between two times that a file which cannot be read is told of.
+const SAY_PAUSE: Duration = Duration::from_secs(60);
+
 /// Kinds of refusals, for metrics. What is not among them is counted as the last.
 const KINDS: [&str; 21] = [
     "missing",
@@ -79,8 +82,20 @@ pub(crate) struct Doorkeeper {
 #[derive(Debug)]
 struct Looked {
     at: Instant,
-    /// What was wrong then, so that it is said once.
-    fault: Option<String>,
+    /// What was wrong then, and when it was said last, so that it is said now and then and not each time.
+    fault: Option<(String, Instant)>,
+}
+
+impl Looked {
+    /// Notes what is wrong, if anything. True when it is to be said.
+    fn note(&mut self, fault: Option<String>, now: Instant) -> bool {
+        let said = self.fault.take();
+        let Some(fault) = fault else { return false };
+        let quiet = said.filter(|(before, at)| *before == fault && now.saturating_duration_since(*at) < SAY_PAUSE);
+        let is_said = quiet.is_none();
+        self.fault = Some((fault, quiet.map_or(now, |(_, at)| at)));
+        is_said
+    }
 }
 
 impl Doorkeeper {
@@ -200,6 +215,11 @@ impl Doorkeeper {
         self.door.remembered()
     }
 
+    /// Whether a file could not be read when it was last looked at.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.looked.lock().fault.is_some()
+    }
+
     /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens. True when
     /// keys are others than before.
     pub(crate) fn look_after(&self, now: Instant) -> bool {
@@ -219,10 +239,11 @@ impl Doorkeeper {
             }
             Err(fault) => Some(fault),
         };
-        if let Some(fault) = fault.as_ref().filter(|fault| looked.fault.as_ref() != Some(fault)) {
+        if looked.note(fault, now)
+            && let Some((fault, _)) = &looked.fault
+        {
             tracing::error!(fault, "a file of [auth] cannot be read again; what was known of it stays in force");
         }
-        looked.fault = fault;
         let now = SystemTime::now();
         self.door.sweep(now);
         // Those of an issuer, when they are fetched anew or let go.
@@ -312,6 +333,20 @@ mod tests {
         ] {
             assert_eq!(metadata_url(resource), expected);
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_each_minute() {
+        let began = Instant::now();
+        let at = |s| began + Duration::from_secs(s);
+        let mut looked = Looked { at: began, fault: None };
+        let fault = |text: &str| Some(text.to_owned());
+        assert!(looked.note(fault("gone"), at(1)));
+        assert!((2..61).all(|s| !looked.note(fault("gone"), at(s))));
+        assert!(looked.note(fault("gone"), at(61)) && !looked.note(fault("gone"), at(62)));
+        assert!(looked.note(fault("public"), at(63)), "another one is told at once");
+        assert!(!looked.note(None, at(64)) && looked.fault.is_none());
+        assert!(looked.note(fault("public"), at(65)));
     }
 
     #[test]

@@ -235,6 +235,7 @@ impl Front {
             (&Method::GET | &Method::HEAD, "/ready") => {
                 return Ok(Answered::Now(reply::ready(
                     !self.router.drain.is_started(),
+                    self.router.audit.as_ref(),
                     self.cluster.as_ref().map(|cluster| cluster.word()),
                 )));
             }

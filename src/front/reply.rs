@@ -8,6 +8,7 @@ use hyper::{
 };
 
 use crate::{
+    audit::Audit,
     front::{
         body::Body,
         checks::Origins,
@@ -159,7 +160,11 @@ pub(crate) fn alive() -> Response<Body> {
 
 /// `cluster` says whether what instances share is there, where there are several. It is said and no more: without it
 /// an instance still serves.
-pub(crate) fn ready(is_ready: bool, cluster: Option<&'static str>) -> Response<Body> {
+pub(crate) fn ready(is_ready: bool, audit: Option<&Audit>, cluster: Option<&'static str>) -> Response<Body> {
+    if is_ready && audit.is_some_and(Audit::stops_calls) {
+        let json = br#"{"status":"unready","reason":"the audit log cannot be written, and audit.policy is required"}"#;
+        return status_page(StatusCode::SERVICE_UNAVAILABLE, json);
+    }
     match (is_ready, cluster) {
         (true, None) => status_page(StatusCode::OK, br#"{"status":"ready"}"#),
         (true, Some("up")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"up"}"#),

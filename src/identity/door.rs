@@ -159,6 +159,8 @@ fn read_set(path: &std::path::Path) -> Result<(KeySet, Stamp), String> {
     }
     if set.has_secret() {
         read.check_private(path)?;
+    } else {
+        read.check_ours(path)?; // who can write it can make tokens for anybody
     }
     Ok((set, read.stamp))
 }

@@ -84,12 +84,23 @@ impl Content {
         check(path, judged, self.metadata.uid(), own)
     }
 
+    /// Refuses a file that others could have written. All may read it: what it says is no secret.
+    pub(super) fn check_ours(&self, path: &Path) -> Result<(), String> {
+        let own = rustix::process::geteuid().as_raw();
+        check(path, without_readers(self.metadata.mode()), self.metadata.uid(), own)
+    }
+
     /// The same as `check_private` for a file that is only to be changed, which root may do for the user whose it is.
     pub(super) fn check_changeable(&self, path: &Path) -> Result<(), String> {
         let own = rustix::process::geteuid();
         let owner = if own.is_root() { own.as_raw() } else { self.metadata.uid() };
         check(path, self.metadata.mode(), owner, own.as_raw())
     }
+}
+
+/// A mode as it is judged where all may read; one that is wrong all the same is shown as it is.
+fn without_readers(mode: u32) -> u32 {
+    if mode & 0o022 == 0 { mode & !0o077 } else { mode }
 }
 
 fn check(path: &Path, mode: u32, owner: u32, own: u32) -> Result<(), String> {
@@ -190,6 +201,18 @@ mod tests {
         ] {
             let error = check(path, mode, owner, 7).expect_err(expected);
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_may_be_read_by_all_and_written_by_nobody_else() {
+        let path = Path::new("jwks.json");
+        for mode in [0o100_644, 0o100_600, 0o100_444, 0o100_755] {
+            assert_eq!(check(path, without_readers(mode), 7, 7), Ok(()), "{mode:o}");
+        }
+        for mode in [0o100_666, 0o100_664, 0o100_646] {
+            let error = check(path, without_readers(mode), 7, 7).expect_err("refused");
+            assert!(error.contains("written by others"), "{error}");
         }
     }
 

@@ -147,6 +147,23 @@ impl Identity {
     }
 }
 
+/// Whether `text` is written as a [principal](Identity::principal) is: `12:bigiron:keys;3:ann;`.
+pub(crate) fn is_principal(text: &str) -> bool {
+    let (mut rest, mut parts) = (text, 0);
+    while !rest.is_empty() {
+        let Some((len, after)) = rest.split_once(':') else { return false };
+        let Some((part, after)) = len.parse().ok().and_then(|len: usize| after.split_at_checked(len)) else {
+            return false;
+        };
+        let Some(after) = after.strip_prefix(';') else { return false };
+        if part.is_empty() || len.starts_with(['0', '+']) {
+            return false;
+        }
+        (rest, parts) = (after, parts + 1);
+    }
+    matches!(parts, 2 | 3)
+}
+
 fn principal(issuer: &str, subject: &str, client: Option<&str>) -> String {
     let mut all = String::with_capacity(issuer.len() + subject.len() + 32);
     for part in [Some(issuer), Some(subject), client].into_iter().flatten() {

@@ -2,10 +2,19 @@
 
 use serde_json::Value;
 
-use crate::{config::nearest, dispatch::Dispatch, front::admin::Invalidation, mcp::code::Refusal};
+use crate::{
+    config::nearest, dispatch::Dispatch, front::admin::Invalidation, identity::is_principal, mcp::code::Refusal,
+};
 
 /// Has the cache forget what is named. The cache does not go through its results for that, so nobody knows how many.
-pub(super) fn results(dispatch: &Dispatch, wish: &Invalidation) -> Result<(), Refusal> {
+/// `is_asked`: whether everybody who calls is asked who he is.
+pub(super) fn results(dispatch: &Dispatch, wish: &Invalidation, is_asked: bool) -> Result<(), Refusal> {
+    if let Some(caller) = wish.caller.as_deref().filter(|caller| is_asked && !is_principal(caller)) {
+        return Err(Refusal::invalid_request(format!(
+            "{caller:?} is no caller here: where callers are asked who they are, write one as the audit log does, its \
+             issuer, subject and client each with its length in bytes: \"12:bigiron:keys;3:ann;\" for the API keys of ann"
+        )));
+    }
     if let Some(name) = &wish.tool {
         keeps_results(dispatch, name)?;
     }

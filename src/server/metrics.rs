@@ -234,6 +234,8 @@ impl Sources {
         for (kind, count) in doorkeeper.refusals() {
             out.value(&Labels::new(&[("kind", kind)]), count);
         }
+        let help = "1 while a file of [auth] cannot be read again, and what was known of it stays in force";
+        out.gauge("bigiron_auth_file_failing", help).only(u8::from(doorkeeper.is_failing()));
         out.gauge("bigiron_auth_tokens_remembered", "Verified tokens that are remembered")
             .only(doorkeeper.remembered());
     }

@@ -32,7 +32,7 @@ use crate::{
     call::TASKS_EXTENSION,
     changes::Changes,
     cluster::{About, Cluster, JoinError, Status},
-    config::{Loaded, Tuning},
+    config::{Loaded, Tuning, readable},
     dispatch::{
         Dispatch,
         pool::{Pool, Sizes},
@@ -324,10 +324,10 @@ impl Builder {
         let started = admin_socket.map(|socket| {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
             let metrics = metrics::reader(loaded, &front, &connections, secure.as_ref(), &invalidations);
-            let server = Arc::downgrade(&front);
+            let (server, is_asked) = (Arc::downgrade(&front), loaded.asks_who_calls());
             let invalidate = Box::new(move |wish: &Invalidation| {
                 let front = server.upgrade()?;
-                let forgot = forget::results(&front.router.dispatch, wish);
+                let forgot = forget::results(&front.router.dispatch, wish, is_asked);
                 if forgot.is_ok() {
                     invalidations.fetch_add(1, Relaxed);
                     note(&front.router, "invalidate", wish.tool.as_deref().unwrap_or_default());
@@ -338,8 +338,8 @@ impl Builder {
             let administers = Box::new(move |headers: &Headers<'_>| {
                 Some(server.upgrade()?.doorkeeper.as_ref()?.administers(headers))
             });
-            let (drain, cluster) = (Arc::clone(&drain), cluster.clone());
-            admin::start(socket, Admin { hosts, drain, metrics, administers, cluster, invalidate })
+            let (drain, cluster, audit) = (Arc::clone(&drain), cluster.clone(), front.router.audit.clone());
+            admin::start(socket, Admin { hosts, drain, metrics, administers, audit, cluster, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections, secure.as_ref())
@@ -449,13 +449,15 @@ impl Builder {
             }
         }
         fetcher(loaded)?;
+        Audit::check(&loaded.tuning.audit)
+            .map_err(|message| StartError::config(loaded.fault("audit.file", message)))?;
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         Skills::new(self.skills).map_err(StartError::config)?;
         sealer(loaded).map(drop)
     }
 
     /// The folder that the toolbox reads, when there is one.
-    fn toolbox_root(&self, loaded: &Loaded) -> Option<String> {
+    pub(crate) fn toolbox_root(&self, loaded: &Loaded) -> Option<String> {
         let toolbox = &loaded.tuning.toolbox;
         (self.toolbox && toolbox.enabled).then(|| toolbox.root.clone())
     }
@@ -618,6 +620,9 @@ impl Builder {
             Signals::listen().map_err(|e| StartError::host("cannot listen for signals", e))?
         };
         running.announce(loaded, root.as_deref());
+        for weak in root.map(|root| readable(&loaded.tuning, root.as_ref())).unwrap_or_default() {
+            tracing::warn!("{weak}");
+        }
         running.reload_on_hangup().map_err(|e| StartError::host("cannot listen for signals", e))?;
         Ok(running.until_signal(signals))
     }

@@ -593,7 +593,15 @@ fn check_tells_what_is_weak_and_nothing_of_what_is_not() {
     let keys = format!("auth.keys_file={}", issuer.file("keys.toml").display());
     let audit = format!("audit.file={}", log.display());
     let fine = ["--set", &keys, "--set", &audit, "--set", "audit.policy=required", "--set", "rate_limit.enabled=true"];
-    let open = ["--listen", "0.0.0.0:0"];
+    let root = folder.join("served");
+    fs::create_dir(&root).expect("a folder");
+    let root = format!("toolbox.root={}", root.display());
+    let open = ["--listen", "0.0.0.0:0", "--set", &root];
+    let (_, said) = check(&folder, &["--set", &keys, "--set", &audit]);
+    for setting in ["auth.keys_file", "audit.file"] {
+        let expected = format!("weak: {setting} is ");
+        assert!(said.lines().any(|line| line.contains(&expected) && line.contains("toolbox.root")), "{said}");
+    }
     for (arguments, expected) in [
         (&["--insecure-no-auth"][..], "nobody is asked who they are"),
         (&["--insecure-no-auth"], "rate_limit.enabled is false"),

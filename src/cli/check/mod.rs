@@ -27,6 +27,7 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
         Ok(loaded) => loaded,
         Err(faults) => return refuse(&faults),
     };
+    let root = server.toolbox_root(&loaded);
     match server.check(&loaded) {
         Ok(()) => {
             for warning in loaded.warnings() {
@@ -36,7 +37,7 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
             if let Some(expired) = weak::expired(&loaded.tuning, std::time::SystemTime::now()) {
                 let _ = writeln!(io::stderr().lock(), "bigiron: warning: {expired}");
             }
-            for weak in weak::weak(&loaded) {
+            for weak in weak::weak(&loaded, root.as_deref()) {
                 let _ = writeln!(io::stderr().lock(), "bigiron: weak: {weak}");
             }
             print(&report(&loaded))

@@ -2,11 +2,12 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
+use http::{Uri, uri::Authority};
 use ipnet::IpNet;
 
 use crate::{
     audit::Policy,
-    config::{Loaded, Tuning},
+    config::{Loaded, Tuning, readable},
     identity::keys::{self, Record},
 };
 
@@ -16,11 +17,14 @@ const KEYS_NAMED_MAX: usize = 5;
 const PROXY_BITS_MIN: (u8, u8) = (8, 32);
 
 /// A sentence for each.
-pub(super) fn weak(loaded: &Loaded) -> Vec<String> {
+/// `root` is the folder that the toolbox reads, where there is one.
+pub(super) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     let tuning = &loaded.tuning;
     let mut weak = tuning.auth.weak();
     weak.extend(tuning.tls.weak());
+    weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
     weak.extend(listener(loaded));
+    weak.extend(unknown_host(loaded));
     weak.extend(keys_for_ever(tuning));
     weak.extend(audit(loaded));
     weak.extend(tuning.server.trusted_proxies.iter().filter_map(|network| proxies(network)));
@@ -55,6 +59,49 @@ fn listener(loaded: &Loaded) -> Vec<String> {
         ));
     }
     weak
+}
+
+/// Clients are sent to a name by which this server does not let itself be called, or to none that there is.
+fn unknown_host(loaded: &Loaded) -> Option<String> {
+    let tuning = &loaded.tuning;
+    if !tuning.auth.takes_tokens() {
+        return None; // whoever has an API key was told where to use it
+    }
+    let listen = &tuning.server.listen;
+    let Some((url, host)) = tuning.auth.audience.iter().find_map(|url| Some((url, host_of(url)?))) else {
+        return is_every_address(listen).then(|| {
+            format!(
+                "auth.audience has no URL and server.listen is {listen:?}: clients are told that as this server's address, \
+                 and none can use it; put the URL that clients use first in auth.audience"
+            )
+        });
+    };
+    let own = (!is_every_address(listen)).then(|| listen.rsplit_once(':').map_or("", |(host, _)| host));
+    let known = tuning.server.allowed_hosts.iter().map(String::as_str).chain(own);
+    let knows =
+        |name: &str| name.eq_ignore_ascii_case(host.as_str()) || bare(name).eq_ignore_ascii_case(bare(host.host()));
+    (!is_loopback(host.host()) && !known.into_iter().any(knows)).then(|| {
+        format!(
+            "auth.audience has {url:?}, and server.allowed_hosts does not have {:?}: unless a proxy writes another Host, \
+             who calls that URL is told 403; add it there",
+            host.host()
+        )
+    })
+}
+
+/// The host and port of a URL.
+fn host_of(url: &str) -> Option<Authority> {
+    let uri: Uri = url.parse().ok()?;
+    matches!(uri.scheme_str(), Some("http" | "https")).then(|| uri.authority().cloned()).flatten()
+}
+
+fn bare(host: &str) -> &str {
+    host.trim_matches(['[', ']'])
+}
+
+fn is_every_address(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or("", |(host, _)| host);
+    bare(host).parse().is_ok_and(|address: IpAddr| address.to_canonical().is_unspecified())
 }
 
 /// Keys that are good until somebody thinks of revoking them.
@@ -124,7 +171,7 @@ fn is_of_this_host(listen: &str) -> bool {
 }
 
 fn is_loopback(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']);
+    let host = bare(host);
     host.eq_ignore_ascii_case("localhost")
         || host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
@@ -150,6 +197,33 @@ mod tests {
         for narrow in ["10.0.0.0/8", "192.0.2.1", "192.0.2.1/32", "2001:db8::/32", "::1", "fd00:1:2::/48"] {
             assert_eq!(proxies(narrow), None, "{narrow}");
         }
+    }
+
+    #[test]
+    fn a_host_that_clients_are_sent_to_and_that_is_not_allowed_is_told() {
+        let told = |listen: &str, audience: &str, allowed: &[&str]| {
+            let mut tuning = Tuning::default();
+            tuning.auth.keys_file = "keys.toml".into();
+            tuning.auth.issuer = "https://login.example".into();
+            tuning.auth.jwks_url = "https://login.example/keys".into();
+            tuning.auth.audience = vec![audience.into()];
+            tuning.server.listen = listen.into();
+            tuning.server.allowed_hosts = allowed.iter().map(|&name| name.to_owned()).collect();
+            let loaded = Loaded::from_program(tuning, crate::runtime::Host::read(), false).expect("settings");
+            unknown_host(&loaded)
+        };
+        let url = "https://mcp.example.com/mcp";
+        assert!(told("127.0.0.1:0", url, &[]).is_some_and(|weak| weak.contains("\"mcp.example.com\"")));
+        assert!(told("0.0.0.0:0", url, &["other.example.com"]).is_some());
+        assert!(told("0.0.0.0:0", "https://0.0.0.0/mcp", &[]).is_some());
+        assert!(told("0.0.0.0:0", "ours", &[]).is_some_and(|weak| weak.contains("no URL")));
+        assert_eq!(told("127.0.0.1:0", "ours", &[]), None);
+        for name in ["MCP.example.com", "mcp.example.com:8443"] {
+            assert_eq!(told("0.0.0.0:0", "https://mcp.example.com:8443/mcp", &[name]), None, "{name}");
+        }
+        assert_eq!(told("192.0.2.1:0", "https://192.0.2.1/mcp", &[]), None);
+        assert_eq!(told("[2001:db8::1]:0", "https://[2001:db8::1]/mcp", &[]), None);
+        assert_eq!(told("127.0.0.1:0", "http://localhost:5000/mcp", &[]), None);
     }
 
     #[test]

@@ -29,6 +29,12 @@ fn a_key_says_who_it_is() {
     assert_eq!((who.subject(), who.client(), who.expires_at()), ("ci", None, None));
     assert!(who.has_scope("read") && who.is_in("a") && who.is_in("b"));
     assert_eq!(who.principal(), "12:bigiron:keys;2:ci;");
+    assert!(crate::identity::is_principal(who.principal()) && crate::identity::is_principal("1:i;3:ann;1:c;"));
+    for no in
+        ["", "ci", "anonymous", "12:bigiron:keys;", "12:bigiron:keys;2:ci", "3:i;3:ann;", "1:i;+2:ci;", "1:i;9:é;"]
+    {
+        assert!(!crate::identity::is_principal(no), "{no}");
+    }
     let (_, next) = world.key(super::wanted("ci"));
     assert_ne!(key, next);
     let next = world.who(&next, now()).expect("good");
