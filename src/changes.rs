@@ -131,12 +131,20 @@ struct Inbox {
     pending: Mutex<Pending>,
 }
 
+/// The newest state of a task that was not told yet.
+#[derive(Debug)]
+struct TaskNews {
+    version: u64,
+    members: Bytes,
+    made_by: Option<Arc<str>>,
+}
+
 #[derive(Debug, Default)]
 struct Pending {
     lists: Lists,
     resources: BTreeSet<Arc<str>>,
-    /// By id: the version, and what is told of it.
-    tasks: BTreeMap<Arc<str>, (u64, Bytes, Option<Arc<str>>)>,
+    /// By id.
+    tasks: BTreeMap<Arc<str>, TaskNews>,
     /// Whose turn it is; see [`Pending::take`].
     turn: usize,
     /// The resource and the task that were told last: the next one is the one after it.
@@ -213,9 +221,9 @@ impl Changes {
             asked.told = Some(version);
         }
         self.topic(&topic, |pending| {
-            let told = || (version, members.clone(), made_by.map(Arc::from));
+            let told = || TaskNews { version, members: members.clone(), made_by: made_by.map(Arc::from) };
             let newest = pending.tasks.entry(Arc::clone(&id)).or_insert_with(told);
-            if newest.0 < version {
+            if newest.version < version {
                 *newest = told();
             }
         });
@@ -442,7 +450,7 @@ impl Pending {
             _ => {
                 let next = self.tasks.range::<Arc<str>, _>(after(self.last_task.as_ref())).next();
                 let (id, _) = next.or_else(|| self.tasks.first_key_value())?;
-                let (id, (_, members, made_by)) = self.tasks.remove_entry(&Arc::clone(id))?;
+                let (id, TaskNews { members, made_by, .. }) = self.tasks.remove_entry(&Arc::clone(id))?;
                 self.last_task = Some(id);
                 Some(Change::Task { members, made_by })
             }
