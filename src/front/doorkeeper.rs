@@ -210,6 +210,11 @@ impl Doorkeeper {
         KINDS.into_iter().zip(self.refused.iter().map(|count| count.load(Ordering::Relaxed)))
     }
 
+    /// API keys that there are.
+    pub(crate) fn api_keys(&self) -> usize {
+        self.door.api_keys()
+    }
+
     /// Verified tokens that are remembered.
     pub(crate) fn remembered(&self) -> usize {
         self.door.remembered()

@@ -75,6 +75,11 @@ impl Door {
         self.tokens.as_ref().map(|tokens| &tokens.keys)
     }
 
+    /// How many API keys there are, expired ones included.
+    pub fn api_keys(&self) -> usize {
+        self.keys.as_ref().map_or(0, KeyFile::len)
+    }
+
     /// How many verified tokens are remembered.
     pub fn remembered(&self) -> usize {
         self.tokens.as_ref().map_or(0, |tokens| tokens.memory.len())

@@ -118,6 +118,11 @@ impl KeyFile {
         Ok(Self { path: path.to_owned(), book: ArcSwap::from_pointee(book(&records)?), seen: Mutex::new(stamp) })
     }
 
+    /// How many keys there are, expired ones included.
+    pub(super) fn len(&self) -> usize {
+        self.book.load().len()
+    }
+
     /// Who calls with this key.
     pub(super) fn who(&self, key: &str, now: SystemTime) -> Result<Arc<Identity>, Refused> {
         let (id, secret) = parts(key).ok_or(Refused::Format("an API key is bi_, 8 digits, _ and 43 characters"))?;

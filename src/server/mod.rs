@@ -6,6 +6,7 @@ mod metrics;
 mod process;
 mod running;
 mod share;
+mod standing;
 mod sweep;
 mod watch;
 
@@ -620,6 +621,7 @@ impl Builder {
             Signals::listen().map_err(|e| StartError::host("cannot listen for signals", e))?
         };
         running.announce(loaded, root.as_deref());
+        standing::announce(loaded, &running.front, running.secure.as_deref());
         for weak in root.map(|root| readable(&loaded.tuning, root.as_ref())).unwrap_or_default() {
             tracing::warn!("{weak}");
         }
