@@ -352,23 +352,13 @@ impl Sessions {
         now: Instant,
     ) -> Result<String, Full> {
         let id = new_id();
-        self.insert(&id, start, caller, peer, now)?;
+        self.adopt(&id, start, caller, peer, now)?;
         Ok(id)
     }
 
-    /// A copy of a session that another instance has opened; the one that is here already when there is one.
+    /// A session of this id: a new one, or a copy of one that another instance has opened. The one that is here already
+    /// when there is one.
     pub(crate) fn adopt(
-        &self,
-        id: &str,
-        start: Start,
-        caller: Caller,
-        peer: Option<IpAddr>,
-        now: Instant,
-    ) -> Result<Arc<Session>, Full> {
-        self.insert(id, start, caller, peer, now)
-    }
-
-    fn insert(
         &self,
         id: &str,
         start: Start,

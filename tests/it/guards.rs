@@ -374,10 +374,8 @@ fn public_keys(issuer: &Issuer) -> String {
     json!({ "keys": [set["keys"][0]] }).to_string()
 }
 
-#[test]
-fn an_issuer_that_goes_wrong_changes_nothing_for_who_is_known() {
-    let (issuer, next) = (Issuer::new(), Issuer::new());
-    let from = FalseIssuer::start(Answer::Keys(public_keys(&issuer)));
+/// A server that fetches the keys of `issuer` from there, each second.
+fn fetching(issuer: &Issuer, from: &FalseIssuer) -> Running {
     let (running, _) = as_built(|tuning| {
         issuer.tune(tuning);
         tuning.auth.keys_file = String::new();
@@ -386,6 +384,14 @@ fn an_issuer_that_goes_wrong_changes_nothing_for_who_is_known() {
         tuning.auth.algorithms = vec!["ES256".into()];
         (tuning.auth.jwks_refresh_s, tuning.auth.jwks_retry_s) = (1, 1);
     });
+    running
+}
+
+#[test]
+fn an_issuer_that_goes_wrong_changes_nothing_for_who_is_known() {
+    let (issuer, next) = (Issuer::new(), Issuer::new());
+    let from = FalseIssuer::start(Answer::Keys(public_keys(&issuer)));
+    let running = fetching(&issuer, &from);
     let status = |token: &str| ask(&running, &[("Authorization", &format!("Bearer {token}"))]).status;
     eventually("the keys are there", || status(&issuer.token("ann")) == 200);
     let inside = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -415,14 +421,7 @@ fn an_issuer_that_goes_wrong_changes_nothing_for_who_is_known() {
 fn a_key_that_the_issuer_took_back_opens_nothing() {
     let (issuer, next) = (Issuer::new(), Issuer::new());
     let from = FalseIssuer::start(Answer::Keys(public_keys(&issuer)));
-    let (running, _) = as_built(|tuning| {
-        issuer.tune(tuning);
-        tuning.auth.keys_file = String::new();
-        tuning.auth.jwks_file = String::new();
-        tuning.auth.jwks_url = from.url.clone();
-        tuning.auth.algorithms = vec!["ES256".into()];
-        (tuning.auth.jwks_refresh_s, tuning.auth.jwks_retry_s) = (1, 1);
-    });
+    let running = fetching(&issuer, &from);
     let status = |token: &str| ask(&running, &[("Authorization", &format!("Bearer {token}"))]).status;
     let (old, new) = (issuer.token("ann"), next.token("ann"));
     eventually("the keys are there", || status(&old) == 200);
