@@ -1,6 +1,7 @@
 //! Calls: from a request's parameters to a [`PendingCall`], and from that to an answer. A call runs a tool, makes a
 //! prompt, reads a resource, or is answered by a hosted handler; on the way they are all the same. What a call says while
-//! it runs leaves through an outbox, which is made only where somebody may hear it.
+//! it runs leaves through an outbox, which is made only where somebody may hear it. What needs no waiting is answered in
+//! `at_once`.
 
 use std::{
     future::{Future, poll_fn},
@@ -67,13 +68,13 @@ pub(super) enum Target {
     Work(Arc<Work>, Hints),
 }
 
-fn ended_with(outcome: &Result<Answered, CallError>) -> Ended {
+pub(super) fn ended_with(outcome: &Result<Answered, CallError>) -> Ended {
     Ended::with(outcome.as_ref().map(|answered| &answered.reply))
 }
 
 /// What the state of a call is bound to that may ask for more.
 #[derive(Debug)]
-enum BoundTo {
+pub(super) enum BoundTo {
     /// It cannot ask.
     Nothing,
     This(Vec<u8>),
@@ -123,9 +124,8 @@ impl Voice {
 
 impl Router {
     /// `tools/call`. `scope` is where the call is noted while it runs, so that it can be cancelled by its id.
-    pub(super) fn call_tool(&self, mut request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
-        let params = &mut request.params;
-        let Text::Is(name) = &params.name else {
+    pub(super) fn call_tool(&self, request: Request<'_, '_>, scope: Option<Arc<Session>>) -> Handled {
+        let Text::Is(name) = &request.params.name else {
             return Err(Refusal::invalid_params(false, "params.name is missing or not text"));
         };
         let tools = self.dispatch.tools();
@@ -139,71 +139,21 @@ impl Router {
         if request.era == Era::Modern && request.head.via == Via::Http {
             for param in &tool.header_params {
                 let field = request.head.params.param(&param.header);
-                if let Some(fault) = param_disagreement(param, field, params.arguments.as_ref()) {
+                if let Some(fault) = param_disagreement(param, field, request.params.arguments.as_ref()) {
                     return Err(Refusal::header_mismatch(fault));
                 }
             }
         }
-        let arguments = arguments(params)?;
-        if request.head.at_once {
-            let (log_level, client) = said_of(&request, scope.as_deref())?;
-            // What came of a client's answers is its own.
-            if tool.cache.is_some()
-                && !request.params.is_retry
-                && let Some(kept) = self.dispatch.kept(tool, &arguments, request.head.caller)
-            {
-                let entry = self.admitted(request.head, request.method, request.params, true, &arguments)?;
-                return Ok(self.answer_at_once(&request, tool, client, Ok(kept), entry));
-            }
-            let says_nothing = log_level.is_none() && matches!(request.params.meta.progress_token, IdField::Absent);
-            if tool.needs_no_waiting() && (says_nothing || !request.head.takes_events) {
-                return self.call_at_once(&request, tool, arguments, client);
-            }
-        }
+        let arguments = arguments(request.params)?;
+        let arguments = match self.at_once(&request, tool, arguments, scope.as_deref())? {
+            Ok(step) => return Ok(step),
+            Err(arguments) => arguments,
+        };
         self.call(request, Target::Tool(Arc::clone(tool)), arguments, scope)
     }
 
-    /// Answers a call that needs no waiting and says nothing before it is done. Most calls of a busy server end here, so
-    /// they need no future, and nothing that other threads touch too is counted for them but the tool's own figures.
-    fn call_at_once(
-        &self,
-        request: &Request<'_, '_>,
-        tool: &ServedTool,
-        arguments: Value,
-        client: ClientCapabilities,
-    ) -> Handled {
-        let head = request.head;
-        let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(request.now, tool.timeout_ms), client);
-        ctx.share = head.share;
-        ctx.changes = Some(self.changes());
-        let entry = self.admitted(head, request.method, request.params, true, &arguments)?;
-        let began = Instant::now();
-        let outcome = self.dispatch.call_now(tool, arguments, ctx);
-        if let Some(meter) = &tool.tool.work.meter {
-            meter.took(Phase::Run, began.elapsed());
-        }
-        Ok(self.answer_at_once(request, tool, client, outcome, entry))
-    }
-
-    fn answer_at_once(
-        &self,
-        request: &Request<'_, '_>,
-        tool: &ServedTool,
-        client: ClientCapabilities,
-        outcome: Result<Answered, CallError>,
-        entry: Option<Box<Entry>>,
-    ) -> Step {
-        let Request { id, era, .. } = *request;
-        let meter = tool.tool.work.meter.as_deref();
-        if let Some(meter) = meter {
-            meter.ended(ended_with(&outcome));
-        }
-        let ending = Ending { router: self, id, era, meter, hints: None, client, bound_to: BoundTo::Nothing };
-        Step::Done(ending.answer(outcome, entry))
-    }
-
     /// The call's line in the audit trail, begun, where there is one.
-    fn admitted(
+    pub(super) fn admitted(
         &self,
         head: &Head<'_>,
         method: &str,
@@ -390,20 +340,20 @@ impl Router {
 }
 
 /// What a call is answered with, and to whom.
-struct Ending<'a> {
-    router: &'a Router,
-    id: Id<'a>,
-    era: Era,
-    meter: Option<&'a CallMeter>,
+pub(super) struct Ending<'a> {
+    pub(super) router: &'a Router,
+    pub(super) id: Id<'a>,
+    pub(super) era: Era,
+    pub(super) meter: Option<&'a CallMeter>,
     /// Of what is no tool.
-    hints: Option<Hints>,
-    client: ClientCapabilities,
-    bound_to: BoundTo,
+    pub(super) hints: Option<Hints>,
+    pub(super) client: ClientCapabilities,
+    pub(super) bound_to: BoundTo,
 }
 
 impl Ending<'_> {
     /// The end of a call that is told to the client; empty for one that was taken back.
-    fn answer(&self, outcome: Result<Answered, CallError>, entry: Option<Box<Entry>>) -> Answer {
+    pub(super) fn answer(&self, outcome: Result<Answered, CallError>, entry: Option<Box<Entry>>) -> Answer {
         let began = Instant::now();
         let (answer, outcome) = self.encode(outcome);
         if let Some(entry) = entry {
@@ -600,7 +550,7 @@ fn arguments(params: &mut Params<'_>) -> Result<Value, Refusal> {
 }
 
 /// The level of log messages that the client asked for, and what it can do.
-fn said_of(
+pub(super) fn said_of(
     request: &Request<'_, '_>,
     session: Option<&Session>,
 ) -> Result<(Option<LogLevel>, ClientCapabilities), Refusal> {

@@ -1,14 +1,16 @@
 //! The protocol, pure: bytes and values in, values out. No sockets here, and `now` is an argument.
 //!
-//! In the order of a message's way: `wire` reads it (by `reader`, `strict` and `scan`), `batch` takes several apart, `modern`
-//! says which rules it follows, `modern` and `legacy` check it by them, `router` sends it to its handler, `encode` writes
-//! the answer. Handlers: `calling` for what runs (tools, prompts, resources), `tasking` for calls that become tasks,
-//! `feed` for streams that no call owns, `catalogue` and `listing` for answers that do not depend on the call.
+//! In the order of a message's way: `wire` reads it (by `reader`, `strict` and `scan`), `batch` takes several apart,
+//! `modern` says which rules it follows, `modern` and `legacy` check it by them, `router` sends it to its handler,
+//! `encode` writes the answer. Handlers: `calling` for what runs (tools, prompts, resources; `at_once` for what needs no
+//! waiting), `tasking` for calls that become tasks, `feed` for streams that no call owns, `catalogue` and `listing` for
+//! answers that do not depend on the call.
 //!
 //! What is remembered: `session` is the record, `live` what a session has while more goes on in it, `events` what its
 //! streams keep for who lost the connection, `seal` what clients carry for us; `trail` is what the audit trail is told.
 //! `code` is the one table from failures to statuses and codes.
 
+mod at_once;
 pub(crate) mod batch;
 pub(crate) mod calling;
 pub(crate) mod catalogue;
