@@ -4,7 +4,10 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::support::{Client, Process};
+use crate::{
+    identity::secret_of,
+    support::{Client, Process},
+};
 
 /// The first `sh` block of the README that begins with this word.
 fn block(first_word: &str) -> String {
@@ -75,7 +78,7 @@ fn the_commands_of_who_may_call_work_in_turn() {
         assert!(out.contains(expected), "{expected}: {out}");
     }
     let key = fs::read_to_string(folder.path().join("ann.key")).expect("a key");
-    assert!(!out.contains(key.trim_end().rsplit('_').next().expect("a secret")), "shown once");
+    assert!(!out.contains(secret_of(&key)), "shown once");
     // And a server with them takes it.
     let mut server = Process::start_in(folder.path(), &[]);
     let headers = [("Authorization", format!("Bearer {}", key.trim_end()))];
