@@ -2,15 +2,16 @@
 //! whether it did.
 //!
 //! `cargo bench --bench experiments` runs all, and those that are named when some are: `-- overload`, `short-calls`,
-//! `metastability`, `fairness`, `wedged`, `memory`, `quota`, `auth`, `tls`, `rate-limit`, `floods`, `timing` and
-//! `hanging-issuer`. `--quick` makes every stretch shorter. Loads come from cores that the server does not have. It
-//! fails when something did not hold. `memory` and `quota` need to be root, for cgroups of their own. `--bigiron PATH`
-//! tries another program.
+//! `metastability`, `fairness`, `wedged`, `memory`, `quota`, `auth`, `tls`, `rate-limit`, `floods`, `timing`,
+//! `hanging-issuer` and `cluster`. `--quick` makes every stretch shorter. Loads come from cores that the server does not
+//! have. It fails when something did not hold. `memory` and `quota` need to be root, for cgroups of their own, and
+//! `cluster` needs redis-server. `--bigiron PATH` tries another program.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a bench tells what it found
 
 mod auth;
 mod caller;
 mod cgroups;
+mod cluster;
 mod floods;
 mod frames;
 mod hanging_issuer;
@@ -39,7 +40,7 @@ type Experiment = fn(&Lab) -> Result<()>;
 /// The tool that costs a known time on a thread of the pool.
 const BURN: [&str; 4] = ["--tool", "burn", "--arguments", r#"{"ms":2}"#];
 
-const EXPERIMENTS: [(&str, Experiment); 13] = [
+const EXPERIMENTS: [(&str, Experiment); 14] = [
     ("overload", overload::overload),
     ("short-calls", overload::short_calls),
     ("metastability", overload::metastability),
@@ -53,6 +54,7 @@ const EXPERIMENTS: [(&str, Experiment); 13] = [
     ("floods", floods::floods),
     ("timing", timing::timing),
     ("hanging-issuer", hanging_issuer::hanging_issuer),
+    ("cluster", cluster::cluster),
 ];
 
 fn main() -> ExitCode {
