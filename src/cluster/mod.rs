@@ -191,6 +191,7 @@ impl Cluster {
     /// Whether Redis is there, in a word.
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
+            State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
             State::Up | State::Connecting => "up",
             State::Away(_) => "away",
         }

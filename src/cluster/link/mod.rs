@@ -154,6 +154,11 @@ impl Link {
         !self.shared.switch.is_up() && self.state().is_away()
     }
 
+    /// Whether Redis was there at least once.
+    pub(crate) fn was_up(&self) -> bool {
+        self.shared.switch.was_up()
+    }
+
     /// Whether Redis is there.
     pub(crate) fn state(&self) -> State {
         self.shared.switch.state()
