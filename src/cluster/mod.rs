@@ -31,7 +31,7 @@ use self::{
     cache::Results,
     changes::Bus,
     endpoint::Kind,
-    link::{Link, LinkError, State},
+    link::{Link, LinkError, State, cmd},
     rate::Rates,
     registry::Named,
 };
@@ -179,6 +179,11 @@ impl Cluster {
     pub(crate) async fn leave(&self) {
         if let Some(registry) = self.registry() {
             registry.leave().await;
+        }
+        // Who looks at a task that ran here learns now that it does not any more.
+        let gone: Result<u64, _> = self.link.query(cmd("DEL").arg(self.keys.alive(self.run()))).await;
+        if let Err(error) = gone {
+            tracing::debug!(%error, "that this process lives is said until it expires");
         }
         state_key::leave(&self.link, &self.keys).await;
     }
