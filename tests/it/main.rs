@@ -31,6 +31,7 @@ mod readers; // slow, silent and many readers of streams
 mod readme; // what the README tells people to type
 #[path = "../../src/cluster/tests/servers.rs"]
 mod redis; // real Redis processes
+mod rolling; // behind HAProxy: restarts, deaths, streams
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
 mod streams; // changes, questions, lost connections, slow readers
