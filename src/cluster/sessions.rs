@@ -337,7 +337,9 @@ impl Records {
     pub(crate) async fn end(&self, hash: Hash) -> Result<(), LinkError> {
         let mut commands = pipe();
         commands.cmd("SET").arg(self.ended(hash)).arg("").arg("PX").arg(ENDED_MS).ignore();
-        commands.cmd("DEL").arg(self.keys.session(&hash.text())).arg(self.topics(hash)).ignore();
+        // One key each: of several, some may be on their way to another node of a cluster.
+        commands.cmd("DEL").arg(self.keys.session(&hash.text())).ignore();
+        commands.cmd("DEL").arg(self.topics(hash)).ignore();
         self.link.pipeline::<()>(&commands).await?;
         self.tell("e", hash, "").await
     }

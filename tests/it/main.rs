@@ -17,6 +17,7 @@ mod cluster_sessions; // sessions that any of several processes resumes
 mod cluster_shared; // what holds across instances: kept results, changes, tasks, seals
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
+mod failover; // a primary that dies, slots that move
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod flavor; // I/O threads with a runtime each
 mod guards; // what nobody gets past: names, pages, ids, paths, a false issuer, logs

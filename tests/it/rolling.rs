@@ -165,7 +165,7 @@ impl Load {
 }
 
 /// The whole answer to one request on a new connection.
-fn request(addr: SocketAddr, bytes: &[u8]) -> std::io::Result<String> {
+pub(crate) fn request(addr: SocketAddr, bytes: &[u8]) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(bytes)?;
@@ -220,7 +220,7 @@ fn no_request_fails_while_both_instances_are_restarted() {
 }
 
 #[test]
-#[ignore = "takes 5 min: cargo test --test it -- --ignored --nocapture rolling::"]
+#[ignore = "takes 2 min: cargo test --test it -- --ignored --nocapture rolling::"]
 fn no_request_of_100_000_fails_while_both_instances_are_restarted_ten_times() {
     rolling(10, 100_000);
 }

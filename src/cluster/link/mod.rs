@@ -12,6 +12,7 @@
 //! ```
 
 mod error;
+mod redirect;
 mod state;
 mod subscribe;
 mod way;
