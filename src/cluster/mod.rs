@@ -9,6 +9,7 @@ pub(crate) mod changes;
 pub(crate) mod config;
 mod endpoint;
 pub(crate) mod keys;
+pub(crate) mod leases;
 pub(crate) mod link;
 mod node;
 pub(crate) mod rate;

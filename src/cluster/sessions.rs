@@ -67,7 +67,7 @@ impl Hash {
         self.0
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         hex(&self.0)
     }
 }
@@ -110,6 +110,8 @@ pub(crate) enum News {
     Changed(Hash),
     /// Its client takes this call back.
     Cancelled(Hash, Value),
+    /// Its client reads this stream elsewhere: the number of its turn, and the stream's name.
+    Read(Hash, u64, String),
     /// Its client answered a question of ours.
     Answered(Hash, u64, Result<Value, Value>),
     /// It is not known any more what happened.
@@ -441,6 +443,10 @@ fn read(payload: &[u8], own: u32) -> Option<News> {
         "e" => News::Ended(hash),
         "c" => News::Changed(hash),
         "x" => News::Cancelled(hash, serde_json::from_str(rest).ok()?),
+        "t" => {
+            let (turn, name) = rest.split_once(' ')?;
+            News::Read(hash, turn.parse().ok()?, name.to_owned())
+        }
         "r" => answered().map(|(question, value)| News::Answered(hash, question, Ok(value)))?,
         "f" => answered().map(|(question, value)| News::Answered(hash, question, Err(value)))?,
         _ => return None,
@@ -461,6 +467,7 @@ mod tests {
         assert_eq!(read(of("e", "")), Some(News::Ended(hash)));
         assert_eq!(read(of("c", "")), Some(News::Changed(hash)));
         assert_eq!(read(of("x", "\"a\"")), Some(News::Cancelled(hash, json!("a"))));
+        assert_eq!(read(of("t", "3 0a-1")), Some(News::Read(hash, 3, "0a-1".into())));
         assert_eq!(read(of("r", "7 {\"a\": 1}")), Some(News::Answered(hash, 7, Ok(json!({ "a": 1 })))));
         assert_eq!(read(of("f", "7 null")), Some(News::Answered(hash, 7, Err(Value::Null))));
         assert_eq!(super::read(of("e", "").as_bytes(), 15), None, "our own");

@@ -13,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -142,16 +143,22 @@ impl Session {
     }
 
     /// Keeps what will be said on a stream of this session for other instances too, where there are any. `about` is what
-    /// a reader elsewhere needs to know of it.
-    pub(crate) fn share_stream(&self, log: &EventLog, about: impl FnOnce() -> Value) {
-        if let Some(streams) = &self.settings.streams
-            && let Some(hash) = *self.hash.lock()
-        {
-            let about = about().to_string();
-            if about.len() <= ABOUT_BYTES_MAX {
-                log.keep_in(streams, hash, about);
-            }
-        }
+    /// a reader elsewhere needs to know of it, `call` the request that speaks there, where it may be run again. What is
+    /// returned resolves when other instances find it, or will not.
+    pub(crate) fn share_stream(
+        &self,
+        log: &EventLog,
+        about: impl FnOnce() -> Value,
+        call: Bytes,
+    ) -> Option<oneshot::Receiver<()>> {
+        let (streams, hash) = (self.settings.streams.as_ref()?, (*self.hash.lock())?);
+        let about = about().to_string();
+        (about.len() <= ABOUT_BYTES_MAX).then(|| log.keep_in(streams, hash, about, call))
+    }
+
+    /// Whether other instances know it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.settings.streams.is_some()
     }
 
     /// Whom it belongs to.

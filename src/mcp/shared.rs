@@ -23,11 +23,12 @@ use crate::{
     cluster::sessions::{Hash, News, RECORD_BYTES_MAX, Record, Records, There, Write},
     mcp::{
         LEGACY_VERSIONS,
+        again::Asker,
         code::Refusal,
         elsewhere,
         encode::OwnedId,
         head::Field,
-        live::asker,
+        live::{EventId, asker},
         router::{Answer, Elsewhere, Router, Step, nothing_was_asked},
         session::{Full, Session, Start, is_id},
     },
@@ -167,24 +168,31 @@ impl Shared {
         &self,
         session: Option<&Arc<Session>>,
         last_event_id: Field<'_>,
-        caller: &Caller,
+        asker: Asker,
     ) -> Result<(), Refusal> {
-        let (Some(session), Some(id)) = (session.filter(|s| s.caller() == caller), last_event_id.text()) else {
-            return Ok(());
-        };
-        match self.router.sessions.streams() {
-            Some(streams) => elsewhere::bring(session, streams, self.router.catalogue.capabilities(), id).await,
-            None => Ok(()),
+        let session = session.filter(|session| *session.caller() == asker.caller);
+        let (Some(session), Some(id)) = (session, last_event_id.text()) else { return Ok(()) };
+        let Some(streams) = self.router.sessions.streams() else { return Ok(()) };
+        elsewhere::bring(session, streams, &self.router, asker, id).await?;
+        // From here on it is read here, and nowhere else.
+        if let (Some(hash), Some(name)) = (session.hash(), EventId::parse(id).map(|id| id.name)) {
+            match streams.turn(hash, name).await {
+                Ok(turn) => session.live().note_turn(name, turn),
+                Err(error) => tracing::debug!(%error, "a stream may be read at two instances"),
+            }
         }
+        Ok(())
     }
 
     /// Has Redis know what it does not know yet, before this instance ends; waits for a short time only.
     pub(crate) async fn flush(&self) {
         let done = async {
             self.look_at_all(false).await;
-            while self.router.sessions.streams().is_some_and(|streams| streams.waiting() > 0) {
+            let Some(streams) = self.router.sessions.streams() else { return };
+            while streams.waiting() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+            streams.leave().await;
         };
         let _ = tokio::time::timeout(LAST_WORDS, done).await;
     }
@@ -383,6 +391,13 @@ impl Shared {
                 };
                 if let (Some(session), Some(id)) = (self.copy(hash), id) {
                     session.cancel(&id);
+                }
+            }
+            News::Read(hash, turn, name) => {
+                if let Some(session) = self.copy(hash)
+                    && let Some(live) = session.live_if_any()
+                {
+                    live.cut(&name, turn);
                 }
             }
             News::Answered(hash, question, answer) => {
