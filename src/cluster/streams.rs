@@ -365,7 +365,7 @@ async fn write(streams: Streams, mut queue: mpsc::Receiver<(Arc<Named>, What)>) 
                                 named.lose();
                                 break;
                             }
-                            Err(LinkError::Refused(why)) => {
+                            Err(LinkError::Refused(why)) if !why.is_for_now() => {
                                 tracing::debug!(%why, "messages of a stream are not kept");
                                 break;
                             }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::metric,
-    redis::{Sentinels, Six, eventually},
+    redis::{Redis, Sentinels, Six, eventually},
     rolling::request,
     support::{Process, get, modern, modern_headers, post_bytes},
 };
@@ -165,7 +165,8 @@ impl Load {
             let at = self.addrs[(n as usize + of) % 2];
             match own.id.clone() {
                 None => self.open(at, &mut own),
-                Some(id) if n % 97 == 96 => self.end(at, id, &mut own),
+                // Not all at once, and one of them soon.
+                Some(id) if (n + 270 * of as u64) % 997 == 996 => self.end(at, id, &mut own),
                 Some(id) if n % 7 == 0 => {
                     let level = if n % 2 == 0 { "debug" } else { "error" };
                     let before = own.level.take(); // without an answer it may be either
@@ -220,6 +221,7 @@ impl Load {
     }
 
     fn open(&self, at: SocketAddr, own: &mut Own) {
+        own.since = [None; 2];
         let client = json!({ "name": "tests", "version": "1" });
         let params = json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client });
         let body = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params }).to_string();
@@ -400,4 +402,51 @@ fn while_all_slots_move_there_and_back_three_times_nobody_notices() {
     let left: usize = six.masters().into_iter().map(|of| six.slots_of(of)).sum();
     assert_eq!(left, 16_384, "each slot is somewhere");
     unnoticed(&counts, &format!("{moved} times a slot moved"));
+}
+
+/// As a replica that becomes the primary does, which has not got the last writes; and as news do that nobody heard.
+#[test]
+fn what_redis_forgot_is_told_again_and_what_was_not_heard_is_looked_up() {
+    let redis = Redis::start();
+    let [a, b] = ["a", "b"].map(|id| instance(&redis.url(), id));
+    let client = Load::new([a.addr, b.addr]);
+    let mut own = Own::default();
+    client.open(a.addr, &mut own);
+    let id = own.id.clone().expect("a session");
+    let set = |level: &str, own: &mut Own| client.ask(a.addr, &id, "logging/setLevel", json!({ "level": level }), own);
+    let both_see = |what: &str, seen: Seen| {
+        for at in [a.addr, b.addr] {
+            eventually(what, || client.level(at, &id) == seen);
+        }
+    };
+    assert_eq!(set("error", &mut own), Some(200));
+    both_see("the first level", Seen::Silence);
+    let key = redis.keys("mcp:session:{").pop().expect("a record");
+    let before = redis.cli(&["GET", &key]);
+    assert_eq!(set("debug", &mut own), Some(200));
+    both_see("the second level", Seen::Lines);
+    let after = redis.cli(&["GET", &key]);
+    let gap = || redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert_eq!(redis.cli(&["SET", &key, &before, "KEEPTTL"]), "OK");
+    gap();
+    eventually("who was told writes it again", || redis.cli(&["GET", &key]) == after);
+    both_see("the second level", Seen::Lines);
+    // Another instance was told later, and nobody heard it.
+    let changed = after.split_once("\"u\":").and_then(|(_, rest)| rest.split_once(',')).expect("a time").0;
+    let later = (changed.parse::<u64>().expect("a number") + 1).to_string();
+    let level = |text: &str| text.split_once("\"l\":").map(|(_, rest)| rest[..1].to_owned()).expect("a level");
+    let told = after.replacen(changed, &later, 1);
+    let told = told.replacen(&format!("\"l\":{}", level(&after)), &format!("\"l\":{}", level(&before)), 1);
+    assert_eq!(redis.cli(&["SET", &key, &told, "KEEPTTL"]), "OK");
+    gap();
+    both_see("what another was told", Seen::Silence);
+    // An end is told again, too.
+    client.end(b.addr, id.clone(), &mut own);
+    both_see("it has ended", Seen::Unknown);
+    redis.cli(&["DEL", &format!("{key}:ended")]);
+    assert_eq!(redis.cli(&["SET", &key, &told, "PX", "60000"]), "OK");
+    gap();
+    eventually("it is ended again", || redis.cli(&["EXISTS", &key]) == "0");
+    let c = instance(&redis.url(), "c");
+    assert_eq!(client.level(c.addr, &id), Seen::Unknown);
 }
