@@ -15,6 +15,7 @@ debian_packages=(
   'command -v curl             | curl            | the call that the README shows is a test'
   'command -v redis-server     | redis-server    | the Redis that several instances share'
   'command -v redis-cli        | redis-tools     | asks that Redis what is in it'
+  'command -v haproxy          | haproxy         | the balancer that deploy/haproxy.cfg is for'
   'command -v redis-sentinel   | redis-sentinel  | sentinels, for the tests of a failover'
   'python3 -c "import ensurepip" | python3-venv  | the virtual environment of the Python clients'
 )

@@ -115,6 +115,8 @@ pub struct Outbox {
 struct State {
     progress: Option<Message>,
     progress_last: Option<f64>,
+    /// Reports that are not passed on.
+    skipped: u64,
     logs: VecDeque<(Message, usize)>,
     log_bytes: usize,
     /// Time spent waiting for the client's answers.
@@ -135,6 +137,13 @@ impl Outbox {
         Self { patience, ..self }
     }
 
+    /// Goes on for a call whose first run said some of it: progress up to `last` was told, and that of `more` reports
+    /// after it.
+    pub(crate) fn go_on_after(&self, last: Option<f64>, more: u64) {
+        let mut state = self.state.lock();
+        (state.progress_last, state.skipped) = (last, more);
+    }
+
     pub(crate) fn wants_progress(&self) -> bool {
         self.wants_progress
     }
@@ -152,6 +161,10 @@ impl Outbox {
             return; // the protocol wants it to grow, and nothing after the end
         }
         state.progress_last = Some(progress);
+        if state.skipped > 0 {
+            state.skipped -= 1;
+            return;
+        }
         let message = (!message.is_empty()).then(|| message.to_owned());
         state.progress = Some(Message::Progress { progress, total, message });
         wake(state);

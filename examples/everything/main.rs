@@ -3,6 +3,7 @@
 
 mod asking;
 mod content;
+mod steps;
 mod tasks;
 
 use std::{process::ExitCode, time::Duration};
@@ -38,7 +39,7 @@ struct Region {
 
 fn main() -> ExitCode {
     let server = Server::builder().identity("bigiron-everything", env!("CARGO_PKG_VERSION"));
-    let server = tasks::add(content::add(asking::add(server)));
+    let server = steps::add(tasks::add(content::add(asking::add(server))));
     let server = server
         .tool(
             "test_simple_text",

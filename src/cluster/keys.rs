@@ -71,6 +71,11 @@ impl Keys {
         format!("{}mail:{tag:08x}", self.prefix)
     }
 
+    /// There as long as a process lives that writes streams.
+    pub(crate) fn lives(&self, tag: u32) -> String {
+        format!("{}lives:{tag:08x}", self.prefix)
+    }
+
     /// Where all instances tell each other what changed.
     pub(crate) fn news(&self) -> String {
         format!("{}news", self.prefix)

@@ -9,6 +9,7 @@ pub(crate) mod changes;
 pub(crate) mod config;
 mod endpoint;
 pub(crate) mod keys;
+pub(crate) mod leases;
 pub(crate) mod link;
 mod node;
 pub(crate) mod rate;
@@ -31,7 +32,7 @@ use self::{
     cache::Results,
     changes::Bus,
     endpoint::Kind,
-    link::{Link, LinkError, State},
+    link::{Link, LinkError, State, cmd},
     rate::Rates,
     registry::Named,
 };
@@ -180,6 +181,11 @@ impl Cluster {
         if let Some(registry) = self.registry() {
             registry.leave().await;
         }
+        // Who looks at a task that ran here learns now that it does not any more.
+        let gone: Result<u64, _> = self.link.query(cmd("DEL").arg(self.keys.alive(self.run()))).await;
+        if let Err(error) = gone {
+            tracing::debug!(%error, "that this process lives is said until it expires");
+        }
         state_key::leave(&self.link, &self.keys).await;
     }
 
@@ -191,6 +197,7 @@ impl Cluster {
     /// Whether Redis is there, in a word.
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
+            State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
             State::Up | State::Connecting => "up",
             State::Away(_) => "away",
         }

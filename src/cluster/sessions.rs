@@ -47,6 +47,18 @@ return redis.call('HMGET', KEYS[1], 'key', 'epoch')",
     )
 });
 
+/// Writes a record over an older one, and with it what does not fit into it.
+static CHANGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r#"local old = redis.call('GET', KEYS[1])
+if not old then return 0 end
+if (tonumber(string.match(old, '^{"u":(%d+)')) or 0) > tonumber(ARGV[3]) then return 2 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if KEYS[2] then redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[2]) end
+return 1"#,
+    )
+});
+
 /// A session's name in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Hash([u8; 16]);
@@ -67,7 +79,7 @@ impl Hash {
         self.0
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         hex(&self.0)
     }
 }
@@ -75,6 +87,9 @@ impl Hash {
 /// What is kept of a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
+    /// When something in it changed last, by the clock of the host where it did. First, so that a script finds it.
+    #[serde(rename = "u", default)]
+    pub(crate) changed_ms: u64,
     /// The revision that was agreed on.
     #[serde(rename = "v")]
     pub(crate) version: String,
@@ -110,6 +125,8 @@ pub(crate) enum News {
     Changed(Hash),
     /// Its client takes this call back.
     Cancelled(Hash, Value),
+    /// Its client reads this stream elsewhere: the number of its turn, and the stream's name.
+    Read(Hash, u64, String),
     /// Its client answered a question of ours.
     Answered(Hash, u64, Result<Value, Value>),
     /// It is not known any more what happened.
@@ -125,6 +142,16 @@ pub(crate) enum Write {
     Known,
     /// Redis may have lost it.
     Again,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Yes,
+    /// There is none, or there is one already, and there should not be.
+    No,
+    /// What is there changed later.
+    Older,
 }
 
 /// Whether a record is there.
@@ -293,24 +320,38 @@ impl Records {
     ///
     /// # Errors
     /// Redis did not take it.
-    pub(crate) async fn save(&self, hash: Hash, mut record: Record, how: Write) -> Result<bool, LinkError> {
-        let ms = self.expiry.as_millis() as u64;
+    pub(crate) async fn save(&self, hash: Hash, mut record: Record, how: Write) -> Result<Written, LinkError> {
+        let (key, ms) = (self.keys.session(&hash.text()), self.expiry.as_millis() as u64);
+        let changed_ms = record.changed_ms;
+        let mut topics = None;
         let mut text = serde_json::to_vec(&record).unwrap_or_default();
         if text.len() > RECORD_BYTES_MAX && !record.topics.is_empty() {
-            let topics = serde_json::to_vec(&std::mem::take(&mut record.topics)).unwrap_or_default();
-            self.link.query::<()>(cmd("SET").arg(self.topics(hash)).arg(topics).arg("PX").arg(ms)).await?;
+            topics = Some(serde_json::to_vec(&std::mem::take(&mut record.topics)).unwrap_or_default());
             record.has_more = true;
             text = serde_json::to_vec(&record).unwrap_or_default();
         }
+        if how == Write::Known {
+            let mut script = CHANGE.prepare_invoke();
+            script.key(key).arg(text).arg(ms).arg(changed_ms);
+            if let Some(topics) = topics {
+                script.key(self.topics(hash)).arg(topics);
+            }
+            return Ok(match self.link.script(&script).await? {
+                0_u8 => Written::No,
+                1 => Written::Yes,
+                _ => Written::Older,
+            });
+        }
+        if let Some(topics) = topics {
+            self.link.query::<()>(cmd("SET").arg(self.topics(hash)).arg(topics).arg("PX").arg(ms)).await?;
+        }
         let mut set = cmd("SET");
-        set.arg(self.keys.session(&hash.text())).arg(text).arg("PX").arg(ms);
-        match how {
-            Write::New => {}
-            Write::Known => drop(set.arg("XX")),
-            Write::Again => drop(set.arg("NX")),
+        set.arg(key).arg(text).arg("PX").arg(ms);
+        if how == Write::Again {
+            set.arg("NX");
         }
         let done: Option<String> = self.link.query(&set).await?;
-        Ok(done.is_some())
+        Ok(if done.is_some() { Written::Yes } else { Written::No })
     }
 
     /// Has a record live for longer, as its session was used.
@@ -337,7 +378,9 @@ impl Records {
     pub(crate) async fn end(&self, hash: Hash) -> Result<(), LinkError> {
         let mut commands = pipe();
         commands.cmd("SET").arg(self.ended(hash)).arg("").arg("PX").arg(ENDED_MS).ignore();
-        commands.cmd("DEL").arg(self.keys.session(&hash.text())).arg(self.topics(hash)).ignore();
+        // One key each: of several, some may be on their way to another node of a cluster.
+        commands.cmd("DEL").arg(self.keys.session(&hash.text())).ignore();
+        commands.cmd("DEL").arg(self.topics(hash)).ignore();
         self.link.pipeline::<()>(&commands).await?;
         self.tell("e", hash, "").await
     }
@@ -439,6 +482,10 @@ fn read(payload: &[u8], own: u32) -> Option<News> {
         "e" => News::Ended(hash),
         "c" => News::Changed(hash),
         "x" => News::Cancelled(hash, serde_json::from_str(rest).ok()?),
+        "t" => {
+            let (turn, name) = rest.split_once(' ')?;
+            News::Read(hash, turn.parse().ok()?, name.to_owned())
+        }
         "r" => answered().map(|(question, value)| News::Answered(hash, question, Ok(value)))?,
         "f" => answered().map(|(question, value)| News::Answered(hash, question, Err(value)))?,
         _ => return None,
@@ -459,6 +506,7 @@ mod tests {
         assert_eq!(read(of("e", "")), Some(News::Ended(hash)));
         assert_eq!(read(of("c", "")), Some(News::Changed(hash)));
         assert_eq!(read(of("x", "\"a\"")), Some(News::Cancelled(hash, json!("a"))));
+        assert_eq!(read(of("t", "3 0a-1")), Some(News::Read(hash, 3, "0a-1".into())));
         assert_eq!(read(of("r", "7 {\"a\": 1}")), Some(News::Answered(hash, 7, Ok(json!({ "a": 1 })))));
         assert_eq!(read(of("f", "7 null")), Some(News::Answered(hash, 7, Err(Value::Null))));
         assert_eq!(super::read(of("e", "").as_bytes(), 15), None, "our own");

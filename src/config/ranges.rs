@@ -36,6 +36,7 @@ const HARD_LIMIT: Why = ("less holds no ordinary message", "this is as much as o
 
 /// Numbers that are not here may be anything that their type can hold.
 pub(super) const RANGES: &[Range] = &[
+    range("server.drain_delay_ms", 0, 60_000, ("", "no balancer needs longer, and a stop takes this long at least")),
     range("server.drain_grace_ms", 1, DAY_MS, TIME),
     range("runtime.io_threads", 0, 1024, ("", "more threads than cores only get in each other's way")),
     range("tls.reload_s", 0, DAY_S, ("", "a renewed certificate must be served before the old one ends")),

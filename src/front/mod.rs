@@ -47,6 +47,7 @@ use crate::{
         sender::Sender,
     },
     mcp::{
+        again::Asker,
         calling::PendingCall,
         router::{Answer, Router, Step},
         shared::{Named, Shared},
@@ -274,7 +275,8 @@ impl Front {
             Method::GET if checks::may_have_session(headers) => {
                 checks::accept_events(headers)?; //                               406
                 if let Some(shared) = &self.sessions {
-                    let stream = shared.bring_stream(session.as_ref(), headers.last_event_id(), sender.caller());
+                    let asker = Asker::of(&headers.head(sender, None));
+                    let stream = shared.bring_stream(session.as_ref(), headers.last_event_id(), asker);
                     Box::pin(stream).await?; //                                   409, 503
                 }
                 let opened =
@@ -309,6 +311,9 @@ impl Front {
         {
             let named = headers.session_id();
             step = Box::pin(shared.settle(step, named.text().zip(session.as_ref()))).await;
+        }
+        if let (Step::Call(call), true) = (&mut step, self.sessions.is_some()) {
+            call.may_run_again(&body);
         }
         Ok(match step {
             // What is answered at once takes no place: no more of it can run at once than there are threads here.

@@ -17,7 +17,8 @@ use bytes::Bytes;
 use hyper::Response;
 use tokio::{
     runtime::Handle,
-    time::{Instant, Sleep, sleep_until},
+    sync::oneshot,
+    time::{Instant, Sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -30,24 +31,19 @@ use crate::{
     },
     mcp::{
         LEGACY_VERSIONS,
-        calling::{PendingCall, Voice},
+        calling::PendingCall,
         events::EventLog,
         router::Answer,
+        speaking::{Speaking, Spoken},
     },
-    outbox::Message,
     shutdown::Drain,
 };
-
-/// The least time between two progress reports to one client; of those that come faster the newest is sent.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(10);
-
-/// So much is sent before more is taken out of the outbox: a tool may fill it as fast as it is emptied.
-const EVENT_BYTES_SENT: usize = 16 * 1024;
 
 /// A session's call that takes longer than this gets its stream, so that its client can come back to it.
 const SILENT_MAX: Duration = Duration::from_secs(1);
 
-type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// How long a client waits for its first event until other instances find the stream, should Redis be slow.
+const SHARED_MAX: Duration = Duration::from_millis(500);
 
 /// Runs a call and answers in the form that it needs.
 pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes, place: Place) -> Response<Body> {
@@ -63,22 +59,19 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
         answer
     });
     let mut stream = CallStream {
-        voice,
-        call: Some(call),
+        speaking: Speaking::new(voice, call),
         first: None,
-        pace: Pace::default(),
         quiet: Quiet::new(conn.front.limits.stream_keep_alive()),
         resumable: None,
-        wants_release: false,
         alone: false,
         place: Some(place),
     };
     let mut silence: Option<Pin<Box<Sleep>>> = None;
     let spoken = poll_fn(|cx| {
-        if let Poll::Ready(spoken) = stream.poll(cx) {
+        if let Poll::Ready(spoken) = stream.speaking.poll(cx) {
             return Poll::Ready(spoken);
         }
-        if stream.voice.session.is_none() {
+        if stream.speaking.voice.session.is_none() {
             return Poll::Pending;
         }
         let timer = silence.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + SILENT_MAX)));
@@ -88,7 +81,12 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
         // It said nothing before it was done.
         Spoken { said, end: Some(answer) } if said.is_empty() => finish(answer, takes),
         spoken => {
-            stream.first = stream.open(spoken);
+            let shared;
+            (stream.first, shared) = stream.open(spoken);
+            // An id to come back with is worth nothing before it is found wherever the client comes back to.
+            if let Some(shared) = shared {
+                let _ = timeout(SHARED_MAX, shared).await;
+            }
             reply::events(Body::events(stream))
         }
     }
@@ -100,17 +98,12 @@ fn finish(answer: Answer, takes: Takes) -> Response<Body> {
 
 /// A running call, as events.
 pub(crate) struct CallStream {
-    voice: Voice,
-    /// `None` when it is over.
-    call: Option<Running>,
+    speaking: Speaking,
     /// What had been said before the stream began.
     first: Option<Bytes>,
-    pace: Pace,
     quiet: Quiet,
     /// Where what is said is kept, once the stream has begun.
     resumable: Option<Resumable>,
-    /// The tool lets the connection go as soon as the client can come back.
-    wants_release: bool,
     /// It goes on in a task of its own already.
     alone: bool,
     place: Option<Place>,
@@ -130,28 +123,13 @@ impl Drop for Resumable {
     }
 }
 
-/// What came out of a call at one moment.
-#[derive(Default)]
-struct Spoken {
-    said: Vec<Bytes>,
-    /// The call is over.
-    end: Option<Answer>,
-}
-
-impl Spoken {
-    /// All messages, the answer last.
-    fn messages(self) -> impl Iterator<Item = Bytes> {
-        let answer = self.end.filter(|answer| answer.payload.len() > 0);
-        self.said.into_iter().chain(answer.map(|answer| answer.payload.into_bytes()))
-    }
-}
-
 impl CallStream {
-    /// The stream's beginning.
-    fn open(&mut self, spoken: Spoken) -> Option<Bytes> {
-        let mut bytes = Vec::new();
-        let session = self.voice.session.as_ref();
-        if let Some(log) = self.voice.open_log() {
+    /// The stream's beginning, and what resolves when other instances find it.
+    fn open(&mut self, spoken: Spoken) -> (Option<Bytes>, Option<oneshot::Receiver<()>>) {
+        let (mut bytes, mut shared) = (Vec::new(), None);
+        let session = self.speaking.voice.session.as_ref();
+        if let Some((log, opened)) = self.speaking.voice.open_log() {
+            shared = opened;
             let reader = log.attach();
             // Clients of older revisions take an event without data for a broken one.
             let has_id = session.is_some_and(|s| s.version() == LEGACY_VERSIONS[0]);
@@ -161,7 +139,7 @@ impl CallStream {
             self.resumable = Some(Resumable { log, reader, has_id });
         }
         bytes.extend_from_slice(&self.write_events(spoken));
-        (!bytes.is_empty()).then(|| bytes.into())
+        ((!bytes.is_empty()).then(|| bytes.into()), shared)
     }
 
     /// The next bytes of the stream; `None` at its end.
@@ -170,16 +148,20 @@ impl CallStream {
             self.quiet.restart();
             return Poll::Ready(Some(first));
         }
-        let gone = self.is_released() || self.resumable.as_ref().is_some_and(|r| !r.log.is_reader(r.reader));
-        if gone || self.call.is_none() {
+        if self.is_lost(cx) {
+            self.speaking.give_up();
+        }
+        let gone =
+            self.is_released() || self.resumable.as_ref().is_some_and(|r| r.log.poll_cut(r.reader, cx).is_ready());
+        if gone || self.speaking.is_over() {
             return Poll::Ready(None);
         }
-        match self.poll(cx) {
+        match self.speaking.poll(cx) {
             Poll::Pending => self.quiet.poll(cx).map(|()| Some(KEEP_ALIVE)),
             Poll::Ready(spoken) => {
                 self.quiet.restart();
                 let events = self.write_events(spoken);
-                if events.is_empty() && self.call.is_some() && !self.is_released() {
+                if events.is_empty() && !self.speaking.is_over() && !self.is_released() {
                     cx.waker().wake_by_ref(); // something was said that is no event
                     return Poll::Pending;
                 }
@@ -190,19 +172,28 @@ impl CallStream {
 
     /// Whether the connection is let go: never before the client has an id to come back with.
     fn is_released(&self) -> bool {
-        self.wants_release && self.resumable.as_ref().is_some_and(|r| r.has_id)
+        self.speaking.wants_release && self.resumable.as_ref().is_some_and(|r| r.has_id)
+    }
+
+    /// Whether another instance has taken the stream over, since this one seemed to be gone: the call ends there, and
+    /// what comes of this run is nobody's. The client is cut off here and comes back to the other.
+    fn is_lost(&self, cx: &Context<'_>) -> bool {
+        let Some(Resumable { log, .. }) = &self.resumable else { return false };
+        let is_lost = log.poll_lost(cx).is_ready();
+        if is_lost {
+            log.end(std::time::Instant::now());
+        }
+        is_lost
     }
 
     /// What was said as bytes of the stream.
     fn write_events(&mut self, spoken: Spoken) -> Vec<u8> {
         let mut bytes = Vec::new();
         let is_over = spoken.end.is_some();
-        let mut messages = spoken.messages().peekable();
-        while let Some(json) = messages.next() {
+        for (json, is_answer) in spoken.messages() {
             match &mut self.resumable {
                 Some(Resumable { log, has_id, .. }) => {
                     *has_id = true;
-                    let is_answer = is_over && messages.peek().is_none();
                     let number = if is_answer { log.push_answer(json.clone()) } else { log.push(json.clone()) };
                     push_event_with_id(&mut bytes, &log.id(number), &json);
                 }
@@ -215,60 +206,18 @@ impl CallStream {
         bytes
     }
 
-    /// What the call says next, or its end with all that it said until then.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Spoken> {
-        let Some(call) = &mut self.call else { return Poll::Ready(Spoken::default()) };
-        // The call first: what it says while it is polled goes out with this event and not the next.
-        let end = match call.as_mut().poll(cx) {
-            Poll::Ready(answer) => Some(answer),
-            Poll::Pending => None,
-        };
-        let mut said = Vec::new();
-        if end.is_some() {
-            self.call = None;
-            for message in self.voice.outbox.close() {
-                if message != Message::Release {
-                    said.push(self.voice.encode(&message).into());
-                }
-            }
-            return Poll::Ready(Spoken { said, end });
-        }
-        let mut bytes = 0;
-        loop {
-            let due = self.pace.is_due(cx);
-            match self.voice.outbox.poll_next(cx, due) {
-                Poll::Ready(Message::Release) => {
-                    if self.voice.session.is_some() {
-                        self.wants_release = true;
-                        return Poll::Ready(Spoken { said, end: None });
-                    }
-                }
-                Poll::Ready(message) => {
-                    if matches!(message, Message::Progress { .. }) {
-                        self.pace.restart();
-                    }
-                    let json = self.voice.encode(&message);
-                    bytes += json.len();
-                    said.push(json.into());
-                    if bytes >= EVENT_BYTES_SENT {
-                        return Poll::Ready(Spoken { said, end: None });
-                    }
-                }
-                Poll::Pending if said.is_empty() => return Poll::Pending,
-                Poll::Pending => return Poll::Ready(Spoken { said, end: None }),
-            }
-        }
-    }
-
     /// The rest of a call whose connection has ended, kept for the client's return.
     async fn go_on(mut self, drain: Arc<Drain>) {
         let mut over = pin!(drain.until_over());
         let mut is_over = false;
-        while self.call.is_some() {
+        while !self.speaking.is_over() {
             let spoken = poll_fn(|cx| {
                 // The call looks at the drain when it is polled, and has no connection that would be woken for it.
                 is_over = is_over || over.as_mut().poll(cx).is_ready();
-                self.poll(cx)
+                if self.is_lost(cx) {
+                    self.speaking.give_up();
+                }
+                self.speaking.poll(cx)
             });
             let spoken = spoken.await;
             self.write_events(spoken);
@@ -279,7 +228,7 @@ impl CallStream {
 impl Drop for CallStream {
     fn drop(&mut self) {
         let Some(resumable) = &self.resumable else { return };
-        if self.call.is_none() {
+        if self.speaking.is_over() {
             return;
         }
         let runtime = match Handle::try_current() {
@@ -288,42 +237,17 @@ impl Drop for CallStream {
             _ => return resumable.log.end(std::time::Instant::now()),
         };
         let rest = Self {
-            voice: self.voice.clone(),
-            call: self.call.take(),
+            speaking: self.speaking.hand_over(),
             first: None,
-            pace: Pace::default(),
             quiet: Quiet::new(self.quiet.interval),
             // A reader of nothing: who comes back takes over from whoever was before.
             resumable: Some(Resumable { log: Arc::clone(&resumable.log), reader: 0, has_id: true }),
-            wants_release: false,
             alone: true,
             place: self.place.take(),
         };
         // The one task that a call ever gets. It ends with the call, which has a deadline.
         let drain = rest.place.as_ref().map(|place| Arc::clone(&place.front().router.drain)).unwrap_or_default();
         runtime.spawn(rest.go_on(drain));
-    }
-}
-
-/// Spaces progress reports.
-#[derive(Default)]
-struct Pace {
-    /// Runs while it is too early for the next.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Pace {
-    fn restart(&mut self) {
-        let at = Instant::now() + PROGRESS_INTERVAL;
-        match &mut self.timer {
-            Some(timer) => timer.as_mut().reset(at),
-            None => self.timer = Some(Box::pin(sleep_until(at))),
-        }
-    }
-
-    /// Whether the next may go; if not, the task is woken when it may.
-    fn is_due(&mut self, cx: &mut Context<'_>) -> bool {
-        self.timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready())
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use tokio::sync::oneshot;
 
 use crate::{
     audit::{Entry, Outcome},
@@ -38,6 +39,8 @@ use crate::{
     telemetry::calls::{CallMeter, Ended, Phase},
 };
 
+/// The largest request that is kept for another instance to run it again.
+const AGAIN_BYTES_MAX: usize = 64 * 1024;
 /// How much of a name that is not one of ours is repeated in an answer.
 const NAME_TOLD_CHARS_MAX: usize = 64;
 
@@ -58,6 +61,8 @@ pub(crate) struct PendingCall {
     deferral: Option<Arc<Deferral>>,
     /// Its line in the audit trail. Boxed, since most servers have none and every call is moved about.
     entry: Option<Box<Entry>>,
+    /// The request, where another instance may have to run it again. Boxed likewise.
+    again: Option<Box<Bytes>>,
 }
 
 /// What a call runs.
@@ -103,18 +108,22 @@ pub(crate) struct Voice {
     pub(crate) session: Option<Arc<Session>>,
     /// The tool that speaks.
     tool: Option<Arc<ServedTool>>,
+    /// The request, where another instance may have to run it again.
+    again: Option<Box<Bytes>>,
 }
 
 impl Voice {
-    /// Opens a stream of the session that keeps what is said.
-    pub(crate) fn open_log(&self) -> Option<Arc<EventLog>> {
+    /// Opens a stream of the session that keeps what is said, and says when other instances find it, or will not.
+    pub(crate) fn open_log(&self) -> Option<(Arc<EventLog>, Option<oneshot::Receiver<()>>)> {
         let session = self.session.as_ref()?;
         let log = session.live().open_stream(false, Instant::now())?;
         if let Some(tool) = &self.tool {
             log.note_tool(tool.tool.name());
         }
-        session.share_stream(&log, || elsewhere::about(self.request.as_ref(), log.tool()));
-        Some(log)
+        let again = self.again.as_deref().cloned();
+        let about = || elsewhere::about(self.request.as_ref(), log.tool(), again.is_some());
+        let opened = session.share_stream(&log, about, again.clone().unwrap_or_default());
+        Some((log, opened))
     }
 
     pub(crate) fn encode(&self, message: &Message) -> Vec<u8> {
@@ -300,6 +309,7 @@ impl Router {
             bound_to,
             deferral,
             entry,
+            again: None,
         }))
     }
 
@@ -461,7 +471,20 @@ impl PendingCall {
         let tool = if let Target::Tool(tool) = &self.target { Some(Arc::clone(tool)) } else { None };
         let (progress_token, session) = (self.progress_token.clone(), self.session.clone());
         let request = session.is_some().then(|| self.id.clone());
-        Some(Voice { outbox, progress_token, request, session, tool })
+        Some(Voice { outbox, progress_token, request, session, tool, again: self.again.clone() })
+    }
+
+    /// Keeps the request for another instance to run it again, should this one die: of a tool with which that may be
+    /// done, in a session that others know, when its client can come back for the rest.
+    pub(crate) fn may_run_again(&mut self, body: &Bytes) {
+        if let (Target::Tool(tool), Some(session)) = (&self.target, &self.session)
+            && tool.runs_again
+            && self.ctx.outbox.is_some()
+            && session.is_shared()
+            && body.len() <= AGAIN_BYTES_MAX
+        {
+            self.again = Some(Box::new(body.clone()));
+        }
     }
 
     /// Gives a hosted handler the HTTP request's head.

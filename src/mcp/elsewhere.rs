@@ -1,6 +1,11 @@
 //! Streams that another instance began and whose client comes back here. What Redis has kept of such a stream is read,
 //! and what its call goes on to say is followed until the end. Messages are numbered: each is passed on once and in
-//! order, and where one is missing, or the instance that ran the call has gone, the call ends in an error that says so.
+//! order, and where one is missing the call ends in an error that says so.
+//!
+//! When the instance that runs the call has gone, whoever follows its stream takes it over: one of them, should there be
+//! several, and the next one should that die too. A call that may be run twice is run again (`again`); any other ends in
+//! an error that says that it may have run. A call whose client does not come back is not followed, so it is not run
+//! again either.
 
 use std::{
     sync::{Arc, Weak},
@@ -14,14 +19,17 @@ use tokio::time::sleep;
 use crate::{
     changes::{Change, Lists},
     cluster::{
+        leases::{Claim, Taken},
         sessions::Hash,
         streams::{Entry, Found, Streams},
     },
     mcp::{
+        again::{self, Asker, Told},
         catalogue::Capabilities,
         code::{INTERNAL_ERROR, Refusal},
         encode::{self, OwnedId},
         events::EventLog,
+        router::Router,
         session::Session,
     },
 };
@@ -31,16 +39,22 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Looks for a stream that may not be written yet.
 const LOOKS: usize = 10;
 /// Looks without news between two questions whether the writer is there.
-const LOOKS_PER_ASKING: u32 = 10;
-/// A writer that so many questions in a row found absent has gone; its connection to Redis may be made again meanwhile.
-const ABSENT_MAX: u32 = 4;
+const LOOKS_PER_ASKING: u32 = 4;
+/// A writer that so many questions in a row found absent has gone. Where a mistake costs no more than a second run, fewer
+/// are enough: the first run is stopped then, should it still be there.
+const ABSENT_MAX: u32 = 5;
+const ABSENT_MAX_AGAIN: u32 = 2;
 /// How long a stream is followed that nobody reads.
 const UNREAD_MAX: Duration = Duration::from_secs(10);
 
-/// What a reader elsewhere needs to know of a stream: which request it answers, and whose tool it is. A session's own
-/// stream answers none.
-pub(super) fn about(request: Option<&OwnedId>, tool: Option<&str>) -> Value {
-    json!({ "request": request.map(OwnedId::to_value), "tool": tool })
+/// What a reader elsewhere needs to know of a stream: which request it answers, whose tool it is, and whether its call
+/// may be run again. A session's own stream answers none.
+pub(super) fn about(request: Option<&OwnedId>, tool: Option<&str>, again: bool) -> Value {
+    let mut about = json!({ "request": request.map(OwnedId::to_value), "tool": tool });
+    if again {
+        about["again"] = true.into();
+    }
+    about
 }
 
 /// Takes in the stream that an event id names, where another instance began it, and follows it.
@@ -50,7 +64,8 @@ pub(super) fn about(request: Option<&OwnedId>, tool: Option<&str>) -> Value {
 pub(super) async fn bring(
     session: &Arc<Session>,
     streams: &Streams,
-    capabilities: &Capabilities,
+    router: &Arc<Router>,
+    asker: Asker,
     event_id: &str,
 ) -> Result<(), Refusal> {
     let (Some(hash), Some((id, is_own))) = (session.hash(), session.live().is_elsewhere(event_id)) else {
@@ -83,17 +98,20 @@ pub(super) async fn bring(
     }
     let follower = Follower {
         session: Arc::downgrade(session),
+        router: Arc::downgrade(router),
+        asker,
         streams: streams.clone(),
         hash,
         about: found.about.clone().unwrap_or_default(),
         last: id.event,
         writer: found.writer,
+        absent_max: if about["again"] == true { ABSENT_MAX_AGAIN } else { ABSENT_MAX },
         request,
         log,
     };
     match follower.request {
         Some(_) => drop(tokio::spawn(follower.follow(found))),
-        None => follower.go_on_with(found, session, capabilities).await,
+        None => follower.go_on_with(found, session, router.catalogue.capabilities()).await,
     }
     Ok(())
 }
@@ -101,13 +119,17 @@ pub(super) async fn bring(
 /// Who reads a stream of another instance.
 struct Follower {
     session: Weak<Session>,
+    router: Weak<Router>,
+    /// For whom the stream is read.
+    asker: Asker,
     streams: Streams,
     hash: Hash,
     about: String,
     /// The number of the last message that was passed on.
     last: u64,
-    /// The process that runs the call.
-    writer: Option<u32>,
+    /// The process that runs the call, and with what it writes.
+    writer: Option<(u32, u64)>,
+    absent_max: u32,
     request: Option<OwnedId>,
     log: Arc<EventLog>,
 }
@@ -124,6 +146,7 @@ enum Stands {
 impl Follower {
     /// Passes on what was found.
     fn take(&mut self, found: Found) -> Stands {
+        self.writer = found.writer.or(self.writer);
         for entry in found.entries {
             match entry {
                 Entry::Said(number, _) if number <= self.last => {}
@@ -135,6 +158,7 @@ impl Follower {
                     self.log.end(Instant::now());
                     return Stands::Over;
                 }
+                Entry::Taken(_) => {} // what is missing before it is missed with the next message
                 Entry::Said(..) | Entry::Ended(_) => return Stands::Broken,
             }
         }
@@ -165,11 +189,14 @@ impl Follower {
             } else {
                 sleep(PAUSE).await;
             }
-            if silent % LOOKS_PER_ASKING == LOOKS_PER_ASKING - 1 {
+            if silent % LOOKS_PER_ASKING == 1 {
                 absent = if self.is_writer_gone().await { absent + 1 } else { 0 };
-                if absent >= ABSENT_MAX && !self.end_for_writer().await {
-                    absent = 0;
+            }
+            if absent >= self.absent_max {
+                if self.take_over().await {
+                    return;
                 }
+                absent = 0;
             }
             found = match self.streams.read(self.hash, self.log.name(), self.last).await {
                 Ok(Some(found)) => found,
@@ -182,16 +209,42 @@ impl Follower {
 
     async fn is_writer_gone(&self) -> bool {
         match self.writer {
-            Some(writer) => self.streams.lives(writer).await == Some(false),
+            Some((writer, _)) => self.streams.lives(writer).await == Some(false),
             None => false,
         }
     }
 
-    /// The instance that ran the call has gone. The end is written where all read it, so that there is one.
-    async fn end_for_writer(&self) -> bool {
-        let message = self.error("the instance that ran this call has ended; the call may have run");
-        let ended = self.streams.end_for(self.hash, self.log.name(), &self.about, self.last + 1, message).await;
-        ended.is_ok()
+    /// The instance that ran the call has gone: here it is run again, or ended, where all read it, so that there is one
+    /// end. False when somebody else does, or nothing can be said now.
+    async fn take_over(&self) -> bool {
+        let (Some(writer), Some(router)) = (self.writer, self.router.upgrade()) else { return false };
+        let claim = Claim { hash: self.hash, name: self.log.name(), about: &self.about, writer, seen: self.last };
+        let (writer, missing, call) = match self.streams.take_over(&claim).await {
+            Ok(Taken::Ours { writer, missing, call }) => (writer, missing, call),
+            Ok(Taken::Others) => return false,
+            Ok(Taken::Gone) => {
+                self.give_up("the instance that ran this call has ended; the call may have run");
+                return true;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a stream is not taken over yet");
+                return false;
+            }
+        };
+        self.log.write_with(writer);
+        let tool = self.log.tool();
+        let Some(call) = call else {
+            tracing::warn!(tool, "a call ends whose instance has gone; it may have run");
+            self.give_up("the instance that ran this call has ended; the call may have run");
+            return true;
+        };
+        let told = self.streams.newest(self.hash, self.log.name()).await.unwrap_or_default();
+        tracing::info!(tool, "a call whose instance has gone is run again");
+        if let Err(why) = again::run(&router, &self.log, &self.asker, &call, Told::of(&told, missing)).await {
+            let message = "the instance that ran this call has ended; the call may have run, and is not run again";
+            self.give_up(&format!("{message}: {why}"));
+        }
+        true
     }
 
     fn error(&self, message: &str) -> Bytes {
@@ -222,7 +275,7 @@ impl Follower {
             let read = self.streams.read(self.hash, self.log.name(), self.last).await;
             found = read.ok().flatten().unwrap_or_default();
         }
-        self.log.keep_in(&self.streams, self.hash, self.about.clone());
+        let _ = self.log.keep_in(&self.streams, self.hash, self.about.clone(), Bytes::new());
         let lists = [("tools", Lists::TOOLS), ("prompts", Lists::PROMPTS), ("resources", Lists::RESOURCES)];
         let lists =
             lists.into_iter().filter(|(family, _)| capabilities.has(family)).map(|(_, list)| Change::List(list));

@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::cluster::{
     sessions::Hash,
@@ -80,6 +81,8 @@ struct State {
     bytes: usize,
     ended: Option<Instant>,
     reader: u64,
+    /// The number of the last reader that is known, over all instances.
+    turn: u64,
     is_read: bool,
     waker: Option<Waker>,
 }
@@ -102,9 +105,56 @@ impl EventLog {
         Self { name, kept, bytes_max, is_standalone, tool: OnceLock::new(), writer: OnceLock::new(), state }
     }
 
-    /// Keeps all that follows for other instances too.
-    pub(crate) fn keep_in(&self, streams: &Streams, hash: Hash, about: String) {
-        let _ = self.writer.set(streams.open(hash, self.name.clone(), about));
+    /// Keeps all that follows for other instances too, and with it the call that speaks here, where it may be run again.
+    /// What is returned resolves when others find the stream, or will not.
+    pub(crate) fn keep_in(&self, streams: &Streams, hash: Hash, about: String, call: Bytes) -> oneshot::Receiver<()> {
+        let (writer, opened) = streams.open(hash, self.name.clone(), about, call);
+        let _ = self.writer.set(writer);
+        opened
+    }
+
+    /// The same for a stream that was taken over from another instance.
+    pub(crate) fn write_with(&self, writer: Writer) {
+        let _ = self.writer.set(writer);
+    }
+
+    /// Whether another instance has taken the stream over: what is said here is nothing any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.writer.get().is_some_and(Writer::is_lost)
+    }
+
+    /// Ready when that is so.
+    pub(crate) fn poll_lost(&self, cx: &Context<'_>) -> Poll<()> {
+        self.writer.get().map_or(Poll::Pending, |writer| writer.poll_lost(cx))
+    }
+
+    /// A reader at another instance has come after those here: they read no more.
+    pub(crate) fn cut(&self, turn: u64) {
+        let mut state = self.state.lock();
+        if turn > state.turn {
+            state.turn = turn;
+            state.reader += 1;
+            state.is_read = false;
+            wake(state);
+        }
+    }
+
+    /// Whoever reads here from now on has this turn.
+    pub(crate) fn note_turn(&self, turn: u64) {
+        let mut state = self.state.lock();
+        state.turn = state.turn.max(turn);
+    }
+
+    /// Ready when this reader is not the one any more.
+    pub(crate) fn poll_cut(&self, reader: u64, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.reader != reader {
+            return Poll::Ready(());
+        }
+        if !state.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// What the ids of its events start with.
@@ -217,15 +267,11 @@ impl EventLog {
         self.is_standalone
     }
 
-    /// Whether this reader is still the one.
-    pub(crate) fn is_reader(&self, reader: u64) -> bool {
-        self.state.lock().reader == reader
-    }
-
     /// Whether the log is worth keeping at `now`: somebody reads it, messages will come, or came not long ago.
     pub(crate) fn is_of_use(&self, now: Instant, retention: Duration) -> bool {
         let state = self.state.lock();
-        state.is_read || state.ended.is_none_or(|ended| now.saturating_duration_since(ended) < retention)
+        !self.is_lost()
+            && (state.is_read || state.ended.is_none_or(|ended| now.saturating_duration_since(ended) < retention))
     }
 
     /// Whether no more will be said.
@@ -247,7 +293,7 @@ impl EventLog {
     /// The message after number `after`.
     pub(crate) fn poll_after(&self, reader: u64, after: u64, cx: &mut Context<'_>) -> Poll<Read> {
         let mut state = self.state.lock();
-        if state.reader != reader || after + 1 < state.first {
+        if state.reader != reader || after + 1 < state.first || self.is_lost() {
             return Poll::Ready(Read::Lost);
         }
         let at = usize::try_from(after + 1 - state.first).unwrap_or(usize::MAX);

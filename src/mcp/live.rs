@@ -147,8 +147,22 @@ impl Live {
         let streams = self.streams.lock();
         let taken_in = streams.elsewhere.iter().find(|log| log.name() == id.name);
         let own = || streams.logs.iter().find(|(number, _)| is_own && *number == id.number).map(|(_, log)| log);
-        let is_here = taken_in.or_else(own).is_some_and(|log| log.goes_on_after(id.event));
+        let is_here = taken_in.or_else(own).is_some_and(|log| !log.is_lost() && log.goes_on_after(id.event));
         (!is_here).then_some((id, is_own))
+    }
+
+    /// A stream is read at another instance from now on.
+    pub(crate) fn cut(&self, name: &str, turn: u64) {
+        let streams = self.streams.lock();
+        let own = streams.logs.iter().map(|(_, log)| log);
+        own.chain(&streams.elsewhere).filter(|log| log.name() == name).for_each(|log| log.cut(turn));
+    }
+
+    /// A stream is read here from now on.
+    pub(crate) fn note_turn(&self, name: &str, turn: u64) {
+        let streams = self.streams.lock();
+        let own = streams.logs.iter().map(|(_, log)| log);
+        own.chain(&streams.elsewhere).filter(|log| log.name() == name).for_each(|log| log.note_turn(turn));
     }
 
     /// Forgets a stream that was taken in.
@@ -255,7 +269,7 @@ pub(crate) struct EventId<'a> {
 }
 
 impl<'a> EventId<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
         let (name, event) = text.rsplit_once('-')?;
         let (tag, number) = name.split_once('-')?;
         let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());

@@ -8,8 +8,11 @@
 //!
 //! What is remembered: `session` is the record, `live` what a session has while more goes on in it, `events` what its
 //! streams keep for who lost the connection, `seal` what clients carry for us; `trail` is what the audit trail is told.
+//! With several instances: `shared` has the sessions of all, `elsewhere` reads streams that others began, `again` runs
+//! calls whose instance has gone. `speaking` is a call while it runs and speaks.
 //! `code` is the one table from failures to statuses and codes.
 
+pub(crate) mod again;
 mod at_once;
 pub(crate) mod batch;
 pub(crate) mod calling;
@@ -30,6 +33,7 @@ mod scan;
 pub mod seal;
 pub mod session;
 pub(crate) mod shared;
+pub(crate) mod speaking;
 mod strict;
 pub(crate) mod tasking;
 pub(crate) mod trail;

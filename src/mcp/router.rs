@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -354,7 +355,7 @@ impl Router {
     }
 
     /// Members with how long they may be kept.
-    pub(super) fn with_hints(&self, members: bytes::Bytes) -> bytes::Bytes {
+    pub(super) fn with_hints(&self, members: Bytes) -> Bytes {
         [&members[..], b",", &self.catalogue.hints].concat().into()
     }
 
@@ -378,7 +379,7 @@ impl Router {
                     status: 409,
                     ..Refusal::invalid_request("this session has as many open streams as one may have")
                 })?;
-                session.share_stream(&log, || elsewhere::about(None, None));
+                let _ = session.share_stream(&log, || elsewhere::about(None, None, false), Bytes::new());
                 (log, 0)
             }
             // An id of another session, or of a stream that is not kept any more: its rest is nothing. Not 404, which
@@ -387,7 +388,10 @@ impl Router {
                 let found = field.text().and_then(|id| session.live_if_any()?.find_stream(id, now));
                 let Some(found) = found else { return Ok(Feed::Nothing) };
                 let tools = self.dispatch.tools();
-                if found.0.tool().is_some_and(|tool| tools.for_caller(tool, head.identity).is_none()) {
+                // A tool that is not here has no rule here: its call runs at another instance.
+                let is_denied =
+                    |tool: &str| tools.get(tool).is_some() && tools.for_caller(tool, head.identity).is_none();
+                if found.0.tool().is_some_and(is_denied) {
                     return Ok(Feed::Nothing);
                 }
                 found
@@ -437,7 +441,7 @@ impl Router {
         Ok(Answer { status: 204, ..Answer::ok(Payload::default()) })
     }
 
-    pub(super) fn fixed(&self, id: Id<'_>, era: Era, members: &bytes::Bytes) -> Step {
+    pub(super) fn fixed(&self, id: Id<'_>, era: Era, members: &Bytes) -> Step {
         Step::Done(Answer::ok(self.encoder.fixed(id, era, members)))
     }
 

@@ -8,11 +8,12 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,8 @@ pub(crate) struct Session {
     is_closed: AtomicBool,
     /// What other instances should know of is another than it was.
     is_changed: AtomicBool,
+    /// When that became so last, by the clock of the host where it did, in milliseconds since 1970; 0 for never.
+    changed_ms: AtomicU64,
     /// What it is called where instances share it.
     hash: Mutex<Option<Hash>>,
     /// Calls that may still be cancelled, which are those not answered at once.
@@ -120,7 +123,25 @@ impl Session {
 
     /// Something is other than it was that other instances should know of.
     pub(crate) fn note_change(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let later = |before: u64| Some(now.max(before + 1));
+        let _ = self.changed_ms.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+        self.owe_change();
+    }
+
+    /// They could not be told of it yet.
+    pub(crate) fn owe_change(&self) {
         self.is_changed.store(true, Ordering::Release);
+    }
+
+    /// When something changed last that other instances should know of.
+    pub(crate) fn changed_ms(&self) -> u64 {
+        self.changed_ms.load(Ordering::Acquire)
+    }
+
+    /// Takes over what another instance was told at this time, unless something was told here later.
+    pub(crate) fn take_changed_ms(&self, changed_ms: u64) -> bool {
+        self.changed_ms.fetch_max(changed_ms, Ordering::AcqRel) <= changed_ms
     }
 
     pub(crate) fn is_changed(&self) -> bool {
@@ -142,16 +163,22 @@ impl Session {
     }
 
     /// Keeps what will be said on a stream of this session for other instances too, where there are any. `about` is what
-    /// a reader elsewhere needs to know of it.
-    pub(crate) fn share_stream(&self, log: &EventLog, about: impl FnOnce() -> Value) {
-        if let Some(streams) = &self.settings.streams
-            && let Some(hash) = *self.hash.lock()
-        {
-            let about = about().to_string();
-            if about.len() <= ABOUT_BYTES_MAX {
-                log.keep_in(streams, hash, about);
-            }
-        }
+    /// a reader elsewhere needs to know of it, `call` the request that speaks there, where it may be run again. What is
+    /// returned resolves when other instances find it, or will not.
+    pub(crate) fn share_stream(
+        &self,
+        log: &EventLog,
+        about: impl FnOnce() -> Value,
+        call: Bytes,
+    ) -> Option<oneshot::Receiver<()>> {
+        let (streams, hash) = (self.settings.streams.as_ref()?, (*self.hash.lock())?);
+        let about = about().to_string();
+        (about.len() <= ABOUT_BYTES_MAX).then(|| log.keep_in(streams, hash, about, call))
+    }
+
+    /// Whether other instances know it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.settings.streams.is_some()
     }
 
     /// Whom it belongs to.
@@ -338,6 +365,7 @@ impl Sessions {
             settings: Arc::clone(&self.settings),
             is_closed: AtomicBool::new(false),
             is_changed: AtomicBool::new(false),
+            changed_ms: AtomicU64::new(0),
             hash: Mutex::default(),
             in_flight: Mutex::default(),
         }

@@ -20,14 +20,15 @@ use serde_json::Value;
 use crate::{
     call::{Caller, ClientCapabilities},
     cluster::link::LinkError,
-    cluster::sessions::{Hash, News, RECORD_BYTES_MAX, Record, Records, There, Write},
+    cluster::sessions::{Hash, News, RECORD_BYTES_MAX, Record, Records, There, Write, Written},
     mcp::{
         LEGACY_VERSIONS,
+        again::Asker,
         code::Refusal,
         elsewhere,
         encode::OwnedId,
         head::Field,
-        live::asker,
+        live::{EventId, asker},
         router::{Answer, Elsewhere, Router, Step, nothing_was_asked},
         session::{Full, Session, Start, is_id},
     },
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     ended: Mutex<VecDeque<Hash>>,
     /// Ends that Redis has not heard of.
     owed: Mutex<VecDeque<Hash>>,
+    /// Ends that Redis has heard of here, and when: one that fails over may lose the last ones.
+    told: Mutex<VecDeque<(Instant, Hash)>>,
     /// Sessions that were opened while Redis could not be asked how they are called there.
     unnamed: Mutex<VecDeque<String>>,
 }
@@ -70,6 +73,8 @@ struct Known {
     used_s: u32,
     /// Redis has lost its record, as all others.
     is_lost: bool,
+    /// It changed elsewhere, and could not be looked up.
+    is_behind: bool,
 }
 
 /// What is known of the session that a request names, without asking.
@@ -91,6 +96,7 @@ impl Shared {
             known: Mutex::default(),
             ended: Mutex::default(),
             owed: Mutex::default(),
+            told: Mutex::default(),
             unnamed: Mutex::default(),
         });
         tokio::spawn(hear(Arc::downgrade(&shared), listener));
@@ -150,6 +156,7 @@ impl Shared {
             written: Some(now),
             used_s: 0,
             is_lost: false,
+            is_behind: false,
         });
         // After it is known, so that an end is either heard with it here or found now.
         if self.has_ended(hash) {
@@ -167,24 +174,31 @@ impl Shared {
         &self,
         session: Option<&Arc<Session>>,
         last_event_id: Field<'_>,
-        caller: &Caller,
+        asker: Asker,
     ) -> Result<(), Refusal> {
-        let (Some(session), Some(id)) = (session.filter(|s| s.caller() == caller), last_event_id.text()) else {
-            return Ok(());
-        };
-        match self.router.sessions.streams() {
-            Some(streams) => elsewhere::bring(session, streams, self.router.catalogue.capabilities(), id).await,
-            None => Ok(()),
+        let session = session.filter(|session| *session.caller() == asker.caller);
+        let (Some(session), Some(id)) = (session, last_event_id.text()) else { return Ok(()) };
+        let Some(streams) = self.router.sessions.streams() else { return Ok(()) };
+        elsewhere::bring(session, streams, &self.router, asker, id).await?;
+        // From here on it is read here, and nowhere else.
+        if let (Some(hash), Some(name)) = (session.hash(), EventId::parse(id).map(|id| id.name)) {
+            match streams.turn(hash, name).await {
+                Ok(turn) => session.live().note_turn(name, turn),
+                Err(error) => tracing::debug!(%error, "a stream may be read at two instances"),
+            }
         }
+        Ok(())
     }
 
     /// Has Redis know what it does not know yet, before this instance ends; waits for a short time only.
     pub(crate) async fn flush(&self) {
         let done = async {
             self.look_at_all(false).await;
-            while self.router.sessions.streams().is_some_and(|streams| streams.waiting() > 0) {
+            let Some(streams) = self.router.sessions.streams() else { return };
+            while streams.waiting() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+            streams.leave().await;
         };
         let _ = tokio::time::timeout(LAST_WORDS, done).await;
     }
@@ -229,7 +243,9 @@ impl Shared {
         if let Some(session) = self.router.sessions.here(id, Instant::now()) {
             session.set_hash(hash);
         }
-        self.known.lock().insert(hash, Known { id: id.into(), written: None, used_s: 0, is_lost: false });
+        self.known
+            .lock()
+            .insert(hash, Known { id: id.into(), written: None, used_s: 0, is_lost: false, is_behind: false });
         self.write(hash, Write::New).await;
     }
 
@@ -249,15 +265,39 @@ impl Shared {
         }
     }
 
+    /// Has the others know what changed here, unless something else changed elsewhere since.
     async fn changed(&self, id: &str, session: &Session) {
         let (Some(hash), Some(record)) = (self.records.hash(id), self.record(session)) else { return };
         let told = async {
-            self.records.save(hash, record, Write::Known).await?;
-            self.records.tell_changed(hash).await
+            match self.records.save(hash, record, Write::Known).await? {
+                Written::Yes => self.records.tell_changed(hash).await,
+                Written::No => Ok(()), // whether it was lost or has ended is found with the next look
+                Written::Older => {
+                    if let Some(record) = self.records.load(hash).await? {
+                        take_over(session, &record);
+                    }
+                    Ok(())
+                }
+            }
         };
         if let Err(error) = told.await {
             tracing::debug!(%error, "a change of a session is not written yet");
-            session.note_change();
+            session.owe_change();
+        }
+    }
+
+    /// Brings a copy and its record together, whichever changed later: a change elsewhere may not have been heard of, and
+    /// Redis may have lost one of here.
+    async fn compare(&self, hash: Hash, id: &str, session: &Session) {
+        let found = self.records.load(hash).await;
+        if let Some(known) = self.known.lock().get_mut(&hash) {
+            known.is_behind = found.is_err();
+        }
+        match found {
+            Ok(Some(record)) if record.changed_ms < session.changed_ms() => self.changed(id, session).await,
+            Ok(Some(record)) => take_over(session, &record),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "a change of a session is not looked up yet"),
         }
     }
 
@@ -267,11 +307,24 @@ impl Shared {
         let Some(hash) = self.records.hash(id) else { return };
         self.known.lock().remove(&hash);
         self.note_end(hash);
-        if let Err(error) = self.records.end(hash).await {
-            tracing::debug!(%error, "the end of a session is not told yet");
-            let mut owed = self.owed.lock();
-            owed.truncate(ENDED_MAX - 1);
-            owed.push_back(hash);
+        self.tell_end(hash).await;
+    }
+
+    async fn tell_end(&self, hash: Hash) {
+        match self.records.end(hash).await {
+            Ok(()) => {
+                let mut told = self.told.lock();
+                if told.len() >= ENDED_MAX || told.front().is_some_and(|(at, _)| at.elapsed() > FRESH) {
+                    told.pop_front();
+                }
+                told.push_back((Instant::now(), hash));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the end of a session is not told yet");
+                let mut owed = self.owed.lock();
+                owed.truncate(ENDED_MAX - 1);
+                owed.push_back(hash);
+            }
         }
     }
 
@@ -331,6 +384,7 @@ impl Shared {
     fn record(&self, session: &Session) -> Option<Record> {
         let topics = session.live_if_any().map(|live| live.subscription().resources()).unwrap_or_default();
         let mut record = Record {
+            changed_ms: session.changed_ms(),
             version: session.version().to_owned(),
             client: session.client.bits(),
             owner: self.records.owner(session.caller().subject())?,
@@ -370,9 +424,9 @@ impl Shared {
                 self.forget(hash);
             }
             News::Changed(hash) => {
-                let Some(session) = self.copy(hash) else { return };
-                if let Ok(Some(record)) = self.records.load(hash).await {
-                    take_over(&session, &record);
+                let id = self.known.lock().get(&hash).map(|known| Arc::clone(&known.id));
+                if let (Some(id), Some(session)) = (id, self.copy(hash)) {
+                    self.compare(hash, &id, &session).await;
                 }
             }
             News::Cancelled(hash, id) => {
@@ -383,6 +437,13 @@ impl Shared {
                 };
                 if let (Some(session), Some(id)) = (self.copy(hash), id) {
                     session.cancel(&id);
+                }
+            }
+            News::Read(hash, turn, name) => {
+                if let Some(session) = self.copy(hash)
+                    && let Some(live) = session.live_if_any()
+                {
+                    live.cut(&name, turn);
                 }
             }
             News::Answered(hash, question, answer) => {
@@ -408,11 +469,13 @@ impl Shared {
         if self.records.is_away() {
             return;
         }
-        let owed = std::mem::take(&mut *self.owed.lock());
+        let mut owed = std::mem::take(&mut *self.owed.lock());
+        if all {
+            let told = std::mem::take(&mut *self.told.lock());
+            owed.extend(told.into_iter().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, hash)| hash));
+        }
         for hash in owed {
-            if self.records.end(hash).await.is_err() {
-                self.owed.lock().push_back(hash);
-            }
+            self.tell_end(hash).await;
         }
         let unnamed = std::mem::take(&mut *self.unnamed.lock());
         for id in unnamed {
@@ -437,13 +500,14 @@ impl Shared {
                     return;
                 };
                 if known.written.is_none() {
-                    self.write(hash, Write::New).await;
-                } else if known.is_lost {
-                    self.look_at(hash, &known, &session).await;
-                } else if session.take_change() {
+                    return self.write(hash, Write::New).await;
+                }
+                if !known.is_lost && session.take_change() {
                     self.changed(&known.id, &session).await;
-                } else if all || session.is_busy() || session.last_used_s() != known.used_s {
-                    self.look_at(hash, &known, &session).await;
+                }
+                let compared = all || known.is_behind;
+                if compared || known.is_lost || session.is_busy() || session.last_used_s() != known.used_s {
+                    self.look_at(hash, &known, &session, compared).await;
                 }
             })
             .await;
@@ -451,12 +515,15 @@ impl Shared {
 
     /// Has the record of a session that is used live on, and ends the copy when there is no record any more.
     /// Where Redis has lost all, it is written again.
-    async fn look_at(&self, hash: Hash, known: &Known, session: &Session) {
+    async fn look_at(&self, hash: Hash, known: &Known, session: &Session, compared: bool) {
         let used_s = session.last_used_s();
         match self.records.touch(hash).await {
             Ok(There::Yes) => {
                 if let Some(known) = self.known.lock().get_mut(&hash) {
                     (known.used_s, known.is_lost) = (used_s, false);
+                }
+                if compared {
+                    self.compare(hash, &known.id, session).await;
                 }
             }
             Ok(There::No) if known.is_lost || known.written.is_some_and(|at| at.elapsed() < FRESH) => {
@@ -482,8 +549,11 @@ impl Shared {
     }
 }
 
-/// Takes over what a record says that can change.
+/// Takes over what a record says that can change, unless it changed here since.
 fn take_over(session: &Session, record: &Record) {
+    if !session.take_changed_ms(record.changed_ms) {
+        return;
+    }
     session.take_log_level(record.log_level);
     if record.topics.is_empty() && session.live_if_any().is_none() {
         return;

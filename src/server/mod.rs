@@ -91,7 +91,9 @@ pub struct Config {
     pub allowed_origins: Vec<String>,
     /// Networks of proxies whose `X-Forwarded-For` is believed. None by default.
     pub trusted_proxies: Vec<String>,
-    /// How long calls in flight may go on after the first SIGTERM, in milliseconds.
+    /// How long everything is served as before after the first SIGTERM, while `/ready` says no already, in milliseconds.
+    pub drain_delay_ms: u64,
+    /// How long calls in flight may go on after that, in milliseconds.
     pub drain_grace_ms: u64,
     /// Text for the agent about this server, sent with server/discover and initialize; empty sends none.
     pub instructions: String,
@@ -106,6 +108,7 @@ impl Default for Config {
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
+            drain_delay_ms: 100,
             drain_grace_ms: 30_000,
             instructions: String::new(),
         }
@@ -369,6 +372,7 @@ impl Builder {
                 }
             });
         }
+        let delay = Duration::from_millis(config.drain_delay_ms);
         let grace = Duration::from_millis(config.drain_grace_ms);
         let io = runtime.handle().clone();
         let _io_threads = IoThreads::new(runtime, own_threads);
@@ -383,6 +387,7 @@ impl Builder {
             drain,
             addr,
             admin_addr,
+            delay,
             grace,
         })
     }

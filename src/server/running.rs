@@ -22,8 +22,6 @@ use crate::{
     shutdown::{Drain, Signals},
 };
 
-/// Between the signal and the end of accepting: what was sent before is on its way, and is served.
-const LAST_REQUESTS: Duration = Duration::from_millis(100);
 /// After the grace: time for the errors that end the last calls to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Between two looks at calls that go on without a connection.
@@ -46,6 +44,8 @@ pub struct Running {
     pub(super) drain: Arc<Drain>,
     pub(super) addr: SocketAddr,
     pub(super) admin_addr: Option<SocketAddr>,
+    /// Between the signal and the end of accepting: what was sent before is on its way, and a balancer has to notice.
+    pub(super) delay: Duration,
     pub(super) grace: Duration,
 }
 
@@ -126,7 +126,7 @@ impl Running {
 
     /// Takes nothing new in, and finishes what is in flight.
     async fn finished(&self) {
-        tokio::time::sleep(LAST_REQUESTS).await;
+        tokio::time::sleep(self.delay).await;
         self.doors.iter().for_each(|door| door.stop.notify_one()); // nothing new is accepted
         // A failure to end in time would only mean that a connection just accepted is not waited for.
         let _ = timeout(LAST_WORDS, async {

@@ -56,6 +56,13 @@ return 0",
     )
 });
 
+static STORE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"redis.call('HSET', KEYS[1], 'version', ARGV[2], 'record', ARGV[3], 'by', ARGV[4])
+return redis.call('PEXPIRE', KEYS[1], ARGV[1])",
+    )
+});
+
 static LOAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"if redis.call('HSTRLEN', KEYS[1], 'record') > tonumber(ARGV[1]) then return {'', ''} end
@@ -158,13 +165,9 @@ impl Shared {
         if !self.has_run.swap(true, Relaxed) {
             self.live().await.map_err(said)?; // from here on the sweeps say it
         }
-        let name = self.keys.task(&record.id);
-        let mut write = pipe();
-        write.atomic();
-        write.cmd("HSET").arg(&name).arg("version").arg(record.version).arg("record").arg(written(&record)?);
-        write.arg("by").arg(&self.run).ignore();
-        write.cmd("PEXPIRE").arg(&name).arg(left_ms).ignore();
-        let stored: Result<(), LinkError> = self.link.pipeline(&write).await;
+        let mut write = STORE.prepare_invoke();
+        write.key(self.keys.task(&record.id)).arg(left_ms).arg(record.version).arg(written(&record)?).arg(&self.run);
+        let stored: Result<u8, LinkError> = self.link.script(&write).await;
         if stored.is_err() {
             // It may be there, under a name that nobody is told; what it takes of the limits is given back at once if it
             // can be, and in its time otherwise.
@@ -172,7 +175,7 @@ impl Shared {
             back.cmd("ZREM").arg(&all).arg(&record.id).ignore().cmd("ZREM").arg(&own).arg(&record.id).ignore();
             let _: Result<(), LinkError> = self.link.pipeline(&back).await;
         }
-        stored.map_err(said)
+        stored.map(drop).map_err(said)
     }
 
     async fn load_now(&self, id: &str) -> Result<Option<Record>, StoreError> {

@@ -86,6 +86,10 @@ pub struct Config {
     /// Allows keeping results of a tool that does not say that it is read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_not_read_only: Option<bool>,
+    /// Whether another instance runs a call again whose instance has died; absent is when the tool says of itself that it
+    /// only reads, or that calling twice does what calling once does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_again: Option<bool>,
 }
 
 impl Config {
@@ -207,5 +211,9 @@ impl Tool {
 
     pub(crate) fn is_read_only(&self) -> bool {
         self.definition.annotations.as_ref().and_then(|a| a.read_only_hint).unwrap_or(false)
+    }
+
+    pub(crate) fn is_idempotent(&self) -> bool {
+        self.definition.annotations.as_ref().and_then(|a| a.idempotent_hint).unwrap_or(false)
     }
 }

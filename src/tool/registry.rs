@@ -34,6 +34,8 @@ pub(crate) struct ServedTool {
     pub(crate) timeout_ms: u64,
     pub(crate) cache: Option<CachePolicy>,
     pub(crate) concurrency: Option<Concurrency>,
+    /// Whether a call of it may be run twice: another instance runs it again when its instance has died.
+    pub(crate) runs_again: bool,
     /// Who may call it.
     rule: Rule,
 }
@@ -214,6 +216,7 @@ fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedT
         definition_json: definition_json.into(),
         cache,
         concurrency: concurrency(config)?,
+        runs_again: config.run_again.unwrap_or_else(|| tool.is_read_only() || tool.is_idempotent()),
         rule: config.rule(),
         tool,
     })

@@ -86,19 +86,27 @@ fn without_redis_calls_are_served_and_it_is_said() {
     assert_eq!(bigiron("nodes", &redis, &[]).status.code(), Some(1));
     let server = start(&redis, "a", &[]);
     let cluster = || get(server.addr, "/ready").json()["cluster"].clone();
+    // It is said once for each change and not for each failure, so never twice in a row. A line is written after what it
+    // tells of; on a busy host Redis may look away for a moment besides.
+    let mut changes = Vec::new(); // the first one was mostly said before it served
+    let mut is_told = |change: &str| {
+        while changes.last() != Some(&change) {
+            let line = server.log_line_with("Redis is ");
+            let now = if line.contains("Redis is back") { "back" } else { "away" };
+            assert_ne!(changes.last(), Some(&now), "{line}");
+            changes.push(now);
+        }
+    };
     for _ in 0..2 {
         assert_eq!(cluster(), "away");
         assert_eq!(call(server.addr, "echo", json!({ "text": "x" })).status, 200);
         redis.restart();
         eventually("it is used again", || cluster() == "up" && told(&server) == running(&["a"]));
+        is_told("back");
         redis.kill();
         eventually("it is missed", || cluster() == "away");
+        is_told("away");
     }
-    let lines = server.log_lines();
-    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-    // Once for each change; the first was said before it served, and a start on a busy host may look like two.
-    let (away, back) = (count("Redis is away"), count("Redis is back"));
-    assert!(away == back && (2..=4).contains(&away), "{away} {back}");
     assert_eq!(metric(&server, "bigiron_cluster_up"), 0.0);
 }
 

@@ -297,10 +297,11 @@ fn in_a_cluster_of_redis_it_is_the_same() {
     let question = call.message();
     let mut on_b = session.listen(b.addr, Some(&first));
     assert_eq!(on_b.message(), question);
+    assert_eq!(call.next(), None, "it is read elsewhere by now");
     assert_eq!(session.answer(b.addr, &question, json!({ "action": "decline" })).status, 202);
-    let done = call.message();
+    let [(id, done)] = &rest(&mut on_b)[..] else { panic!("one more") };
     assert!(done.get("result").is_some(), "{done}");
-    assert_eq!(rest(&mut on_b), [(format!("{}2", first.strip_suffix('0').expect("the first")), done)]);
+    assert_eq!(*id, format!("{}2", first.strip_suffix('0').expect("the first")));
     let cut = tool(&session, &a, 2, "test_elicitation", json!({ "message": "Who?" })).message();
     assert_eq!(cut["method"], "elicitation/create");
     assert_eq!(end(&b, &session.id), 204);
@@ -364,6 +365,144 @@ fn a_call_whose_process_dies_ends_once_and_says_so() {
     assert!(end["error"]["message"].as_str().is_some_and(|text| text.contains("may have run")), "{end}");
     assert_eq!(ends[0], ends[1], "the same for all");
     assert_eq!(ping(&b, &session.id).status, 200, "the session lives");
+}
+
+/// A stream of the tool that takes steps, read until the first few are known to others.
+fn some_steps(redis: &Redis, session: &Session, server: &Process, args: Value) -> Vec<(String, Value)> {
+    let mut stream = tool(session, server, 1, "steps", args);
+    let said: Vec<_> = std::iter::from_fn(|| stream.next()).filter(|event| event.message.is_some()).take(3).collect();
+    let said: Vec<_> = said.into_iter().filter_map(|event| Some((event.id?, event.message?))).collect();
+    let kept = || redis.keys("mcp:session:").into_iter().find(|key| key.contains(":s:"));
+    eventually("all of it is kept", || {
+        kept().is_some_and(|key| redis.cli(&["XLEN", &key]).parse().unwrap_or(0) > said.len())
+    });
+    said
+}
+
+fn steps(said: &[(String, Value)]) -> Vec<f64> {
+    said.iter().filter_map(|(_, message)| message["params"]["progress"].as_f64()).collect()
+}
+
+/// Ids without gap or double, and one end, which is the last.
+fn whole(said: &[(String, Value)]) -> &Value {
+    let numbers: Vec<_> = said.iter().map(|(id, _)| number(id)).collect();
+    assert_eq!(numbers, (1..=said.len() as u64).collect::<Vec<_>>(), "{said:?}");
+    let ends = said.iter().filter(|(_, message)| message.get("method").is_none()).count();
+    assert_eq!(ends, 1, "{said:?}");
+    &said.last().expect("one").1
+}
+
+#[test]
+fn a_call_that_may_be_run_twice_is_run_again_where_its_client_comes_back() {
+    let redis = Redis::start();
+    let [a, b, c] = ["a", "b", "c"].map(|id| everything(&redis, id, &[]));
+    let session = Session::open(a.addr, "2025-11-25");
+    let args = json!({ "label": "x", "steps": 12, "pause_ms": 100 });
+    let mut said = some_steps(&redis, &session, &a, args);
+    a.signal("KILL");
+    let last = said.last().expect("one").0.clone();
+    // Who runs it again dies too; then two find that out at once.
+    let mut on_b = session.listen(b.addr, Some(&last));
+    let next = on_b.next().expect("it goes on");
+    said.push((next.id.expect("an id"), next.message.expect("a message")));
+    b.signal("KILL");
+    let last = said.last().expect("one").0.clone();
+    let d = everything(&redis, "d", &[]);
+    let (mut on_c, mut on_d) = (session.listen(c.addr, Some(&last)), session.listen(d.addr, Some(&last)));
+    let (on_c, on_d) = (rest(&mut on_c), rest(&mut on_d));
+    // The later reader has all; the other was cut off, and what it has is the beginning of the same.
+    assert!(on_d.starts_with(&on_c), "{on_c:?} {on_d:?}");
+    said.extend(on_d);
+    let end = whole(&said);
+    assert_eq!((&end["id"], end["result"]["content"][0]["text"].as_str()), (&json!(1), Some("x took 12 steps")));
+    assert_eq!(steps(&said), (1..=12).map(f64::from).collect::<Vec<_>>(), "told once each");
+    eventually("the request is not kept for longer", || {
+        redis.keys("mcp:session:").iter().all(|key| !key.contains(":c:"))
+    });
+    for key in redis.keys("mcp:session:") {
+        assert_ne!(redis.cli(&["PTTL", &key]), "-1", "{key} expires by itself");
+    }
+}
+
+#[test]
+fn who_was_only_slow_writes_no_more_and_is_read_no_more() {
+    let redis = Redis::start();
+    let a = everything(&redis, "a", &[]);
+    let mut lease = String::new();
+    eventually("it has a lease", || {
+        lease = redis.keys("mcp:lives:").pop().unwrap_or_default();
+        !lease.is_empty()
+    });
+    let b = everything(&redis, "b", &[]);
+    let session = Session::open(a.addr, "2025-11-25");
+    let args = json!({ "label": "x", "steps": 20, "pause_ms": 100 });
+    let mut stream = tool(&session, &a, 1, "steps", args);
+    let first = stream.next().expect("an event to come back to").id.expect("an id");
+    let said: Vec<_> = std::iter::from_fn(|| stream.next()).take(2).collect();
+    a.signal("STOP");
+    assert_ne!(redis.cli(&["PTTL", &lease]), "-1", "what hangs loses it");
+    redis.cli(&["DEL", &lease]);
+    let mut on_b = session.listen(b.addr, Some(&said.last().expect("one").id.clone().expect("an id")));
+    let is_kept = |key: &String| key.contains(":s:");
+    let key = redis.keys("mcp:session:").into_iter().find(is_kept).expect("a stream");
+    let last = || redis.cli(&["XREVRANGE", &key, "+", "-", "COUNT", "1"]);
+    eventually("it is taken over", || last().lines().any(|line| line == "f"));
+    a.signal("CONT");
+    // The first reader is cut off before the end of the call, and comes back to the other run.
+    while let Some(event) = stream.next() {
+        assert!(event.message.is_none_or(|message| message.get("result").is_none()), "an end of the first run");
+    }
+    let said =
+        [said.into_iter().filter_map(|event| Some((event.id?, event.message?))).collect::<Vec<_>>(), rest(&mut on_b)]
+            .concat();
+    assert_eq!(whole(&said)["result"]["content"][0]["text"], "x took 20 steps");
+    assert_eq!(rest(&mut session.listen(a.addr, Some(&first))), said, "at the first too");
+}
+
+#[test]
+fn a_stream_has_one_reader_over_all_processes() {
+    let redis = Redis::start();
+    let [a, b] = ["a", "b"].map(|id| everything(&redis, id, &[]));
+    let session = Session::open_with(a.addr, "2025-11-25", json!({ "elicitation": {} }));
+    let mut stream = tool(&session, &a, 1, "test_elicitation", json!({ "message": "Who?" }));
+    let first = stream.next().expect("an event to come back to").id.expect("an id");
+    let question = stream.message();
+    let mut on_b = session.listen(b.addr, Some(&first));
+    assert_eq!(on_b.message(), question);
+    assert_eq!(stream.next(), None, "the first is cut off although nothing is said");
+    let mut on_a = session.listen(a.addr, Some(&first));
+    assert_eq!(on_a.message(), question);
+    assert_eq!(on_b.next(), None, "and the second");
+    assert_eq!(session.answer(b.addr, &question, json!({ "action": "decline" })).status, 202);
+    assert!(on_a.message().get("result").is_some());
+}
+
+#[test]
+fn a_call_is_run_again_only_for_who_may_call_it_today() {
+    let redis = Redis::start();
+    let a = everything(&redis, "a", &[]);
+    let b = everything(&redis, "b", &["--set", "tools.steps.enabled=false"]);
+    let session = Session::open(a.addr, "2025-11-25");
+    let args = json!({ "label": "x", "steps": 20, "pause_ms": 100 });
+    let said = some_steps(&redis, &session, &a, args);
+    a.signal("KILL");
+    let end = rest(&mut session.listen(b.addr, Some(&said.last().expect("one").0)));
+    let [.., (_, end)] = &end[..] else { panic!("an end: {end:?}") };
+    let text = end["error"]["message"].as_str().unwrap_or_default();
+    assert!(text.contains("may have run") && text.contains("unknown tool"), "{end}");
+}
+
+#[test]
+fn a_call_is_not_run_again_where_that_is_set() {
+    let redis = Redis::start();
+    let [a, b] = ["a", "b"].map(|id| everything(&redis, id, &["--set", "tools.steps.run_again=false"]));
+    let session = Session::open(a.addr, "2025-11-25");
+    let said = some_steps(&redis, &session, &a, json!({ "label": "x", "steps": 20, "pause_ms": 100 }));
+    assert!(redis.keys("mcp:session:").iter().all(|key| !key.contains(":c:")), "its request is not kept");
+    a.signal("KILL");
+    let end = rest(&mut session.listen(b.addr, Some(&said.last().expect("one").0)));
+    let [.., (_, end)] = &end[..] else { panic!("an end: {end:?}") };
+    assert!(end["error"]["message"].as_str().is_some_and(|text| text.contains("may have run")), "as is set: {end}");
 }
 
 #[test]

@@ -12,10 +12,12 @@ mod calls; // progress, logs, panics, cancelling, sessions
 mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
 mod cluster; // several processes at one Redis
+mod cluster_left; // what stands in Redis, and what is left there
 mod cluster_sessions; // sessions that any of several processes resumes
 mod cluster_shared; // what holds across instances: kept results, changes, tasks, seals
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
+mod failover; // a primary that dies, slots that move
 mod faults; // bad input: the exact outcome of each, and that it hurts nobody else
 mod flavor; // I/O threads with a runtime each
 mod guards; // what nobody gets past: names, pages, ids, paths, a false issuer, logs
@@ -30,6 +32,7 @@ mod readers; // slow, silent and many readers of streams
 mod readme; // what the README tells people to type
 #[path = "../../src/cluster/tests/servers.rs"]
 mod redis; // real Redis processes
+mod rolling; // behind HAProxy: restarts, deaths, streams
 mod shutdown; // drain, grace, second signal
 mod stdio; // standard input and output
 mod streams; // changes, questions, lost connections, slow readers

@@ -55,8 +55,8 @@ impl Process {
 
     fn start_program(program: &Path, folder: &Path, args: &[&str]) -> Self {
         let mut child = Command::new(program)
-            .args(["serve", "--listen", "127.0.0.1:0", "--set", "server.admin_listen=127.0.0.1:0"])
-            .args(["--set", "log.format=json"])
+            .args(["serve", "--set", "server.admin_listen=127.0.0.1:0", "--set", "log.format=json"])
+            .args(if args.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
             .args(args)
             .current_dir(folder)
             .stdin(Stdio::null())

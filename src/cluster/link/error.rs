@@ -96,6 +96,13 @@ pub(super) fn plain(error: &RedisError) -> String {
     error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN_MAX).collect()
 }
 
+impl Refused {
+    /// Whether the same may be taken a little later: by another master, or when there is room again.
+    pub(crate) fn is_for_now(&self) -> bool {
+        matches!(self, Self::Full | Self::ReadOnly | Self::NotNow)
+    }
+}
+
 impl fmt::Display for LinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -12,6 +12,7 @@
 //! ```
 
 mod error;
+mod redirect;
 mod state;
 mod subscribe;
 mod way;
@@ -152,6 +153,11 @@ impl Link {
     /// Whether commands fail at once, because Redis does not answer.
     pub(crate) fn is_away(&self) -> bool {
         !self.shared.switch.is_up() && self.state().is_away()
+    }
+
+    /// Whether Redis was there at least once.
+    pub(crate) fn was_up(&self) -> bool {
+        self.shared.switch.was_up()
     }
 
     /// Whether Redis is there.

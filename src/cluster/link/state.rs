@@ -71,6 +71,10 @@ impl Switch {
         self.current.load().is_some()
     }
 
+    pub(super) fn was_up(&self) -> bool {
+        self.numbers.load(Relaxed) > 0
+    }
+
     pub(super) fn state(&self) -> State {
         self.state.borrow().clone()
     }

@@ -13,7 +13,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::error::plain;
+use super::{error::plain, redirect};
 use crate::{
     cluster::{
         config::Config,
@@ -24,8 +24,6 @@ use crate::{
 
 /// Commands that wait in a connection to be written; over it they wait to get there, within their time.
 const WRITE_QUEUE: usize = 1024;
-/// How often a cluster's "not here, but there" is followed.
-const REDIRECTS_MAX: u32 = 5;
 
 /// How to get a connection.
 pub(super) struct Way {
@@ -56,7 +54,7 @@ impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         match self {
             Self::Single(connection) => connection.req_packed_command(command),
-            Self::Cluster(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => Box::pin(redirect::command(connection, command)),
         }
     }
 
@@ -68,7 +66,15 @@ impl ConnectionLike for Connection {
     ) -> RedisFuture<'a, Vec<Value>> {
         match self {
             Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => {
+                if pipeline.is_transaction() {
+                    return connection.req_packed_commands(pipeline, offset, count);
+                }
+                Box::pin(async move {
+                    let answers = redirect::commands(connection, pipeline).await?;
+                    Ok(answers.into_iter().skip(offset).take(count).collect())
+                })
+            }
         }
     }
 
@@ -206,9 +212,7 @@ impl Way {
     fn cluster(&self) -> RedisResult<ClusterClient> {
         let nodes = self.endpoint.hosts.iter().map(|host| self.info(host)).collect::<RedisResult<Vec<_>>>()?;
         let mut builder = ClusterClient::builder(nodes)
-            .retries(REDIRECTS_MAX)
-            .min_retry_wait(5)
-            .max_retry_wait(50)
+            .retries(0) // see `redirect`; and what may have been done is not done again
             .connection_timeout(self.connect)
             .response_timeout(self.command)
             .overall_response_timeout(Some(self.command));

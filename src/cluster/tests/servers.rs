@@ -53,12 +53,12 @@ impl Redis {
         redis
     }
 
-    /// A sentinel that watches the master at `master`, with a quorum of two.
-    pub(crate) fn sentinel(master: u16) -> Self {
+    /// A sentinel that watches the master at `master`, with a quorum of two, and takes it for down after so long.
+    pub(crate) fn sentinel(master: u16, down_after_ms: u32) -> Self {
         let (port, folder) = (free_port(), folder());
         let text = format!(
             "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {master} 2\n\
-             sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n",
+             sentinel down-after-milliseconds mymaster {down_after_ms}\nsentinel failover-timeout mymaster 3000\n",
             folder.path().display()
         );
         let file = folder.path().join("sentinel.conf");
@@ -90,6 +90,12 @@ impl Redis {
         });
         self.child = Some(child);
         eventually("it answers", || self.ask("PING").is_some());
+    }
+
+    /// The same, to follow this master from now on.
+    pub(crate) fn restart_as_replica_of(&mut self, master: u16) {
+        self.args = ["--replicaof", "127.0.0.1", &master.to_string()].map(str::to_owned).into();
+        self.restart();
     }
 
     /// Ends it as a power cut does.
@@ -157,6 +163,11 @@ pub(crate) struct Sentinels {
 
 impl Sentinels {
     pub(crate) fn start() -> Self {
+        Self::start_with(500)
+    }
+
+    /// With so many milliseconds of silence until the master counts as down.
+    pub(crate) fn start_with(down_after_ms: u32) -> Self {
         let master = Redis::start();
         let of = master.port.to_string();
         let replicas = (0..2).map(|_| Redis::start_with(&["--replicaof", "127.0.0.1", &of]));
@@ -164,16 +175,55 @@ impl Sentinels {
         servers.insert(0, master);
         let synced = || servers[0].cli(&["INFO", "replication"]).matches("state=online").count() == 2;
         eventually("both replicas follow", synced);
-        let sentinels: Vec<_> = (0..3).map(|_| Redis::sentinel(servers[0].port)).collect();
-        for sentinel in &sentinels {
+        let sentinels: Vec<_> = (0..3).map(|_| Redis::sentinel(servers[0].port, down_after_ms)).collect();
+        let all = Self { servers, sentinels };
+        all.until_whole();
+        all
+    }
+
+    /// Waits until the sentinels know all and agree that all is well.
+    fn until_whole(&self) {
+        for sentinel in &self.sentinels {
             eventually("a sentinel knows all", || {
                 let text = sentinel.cli(&["SENTINEL", "MASTER", "mymaster"]);
                 let lines: Vec<_> = text.lines().collect();
                 let is = |key: &str, value: &str| lines.chunks(2).any(|pair| pair == [key, value]);
-                is("num-slaves", "2") && is("num-other-sentinels", "2")
+                is("num-slaves", "2") && is("num-other-sentinels", "2") && is("flags", "master")
             });
         }
-        Self { servers, sentinels }
+    }
+
+    /// The port of the master, as the sentinels say.
+    pub(crate) fn master(&self) -> u16 {
+        let told = self.sentinels[0].cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+        told.lines().nth(1).and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no master: {told}"))
+    }
+
+    /// The server that has this port.
+    pub(crate) fn at(&self, port: u16) -> &Redis {
+        self.servers.iter().find(|server| server.port == port).expect("one of ours")
+    }
+
+    /// Kills the master, waits until another one is, has the old one follow it, and waits until all is well again.
+    /// Returns how many keys the master had and the next one has, of those before and after.
+    pub(crate) fn fail_over(&mut self) -> (u64, u64) {
+        let old = self.master();
+        let count = |server: &Redis| server.cli(&["DBSIZE"]).parse::<u64>().unwrap_or_default();
+        let before = count(self.at(old));
+        self.servers.iter_mut().find(|server| server.port == old).expect("one of ours").kill();
+        eventually("another one is the master", || {
+            self.sentinels.iter().all(|sentinel| {
+                let told = sentinel.cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+                told.lines().nth(1).is_some_and(|port| port != old.to_string())
+            }) && self.at(self.master()).cli(&["ROLE"]).starts_with("master")
+        });
+        let new = self.master();
+        let after = count(self.at(new));
+        self.servers.iter_mut().find(|server| server.port == old).expect("one of ours").restart_as_replica_of(new);
+        let synced = || self.at(new).cli(&["INFO", "replication"]).matches("state=online").count() == 2;
+        eventually("both replicas follow", synced);
+        self.until_whole();
+        (before, after)
     }
 
     pub(crate) fn url(&self) -> String {
@@ -198,6 +248,65 @@ impl Six {
             eventually("the cluster is whole", || server.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
         }
         Self(servers)
+    }
+
+    /// What it says to be, by its own id.
+    fn id(&self, of: usize) -> String {
+        self.0[of].cli(&["CLUSTER", "MYID"])
+    }
+
+    /// The servers that are masters.
+    pub(crate) fn masters(&self) -> Vec<usize> {
+        (0..self.0.len()).filter(|of| self.0[*of].cli(&["ROLE"]).starts_with("master")).collect()
+    }
+
+    /// The slot of a key, and the master that has it; nothing when there is no such key.
+    pub(crate) fn find(&self, key: &str, masters: &[usize]) -> Option<(u16, usize)> {
+        let slot = self.0[0].cli(&["CLUSTER", "KEYSLOT", key]).parse().ok()?;
+        let holds = |of: &usize| self.0[*of].cli(&["EXISTS", key]) == "1";
+        Some((slot, masters.iter().copied().find(holds)?))
+    }
+
+    /// Moves one slot, key by key; `halfway` is called while it is in two places.
+    pub(crate) fn move_slot(&self, slot: u16, from: usize, to: usize, mut halfway: impl FnMut()) {
+        let (source, target, slot) = (&self.0[from], &self.0[to], slot.to_string());
+        let (from_id, to_id) = (self.id(from), self.id(to));
+        assert_eq!(target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]), "OK");
+        assert_eq!(source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]), "OK");
+        loop {
+            let keys = source.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
+            let Some(key) = keys.lines().next().filter(|key| !key.is_empty()) else { break };
+            let moved = source.cli(&["MIGRATE", "127.0.0.1", &target.port.to_string(), key, "0", "5000"]);
+            assert!(moved == "OK" || moved == "NOKEY", "{moved}");
+            halfway();
+        }
+        for server in [target, source] {
+            assert_eq!(server.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]), "OK"); // the others hear of it
+        }
+    }
+
+    /// Moves so many slots of one master to another one with the tool that comes with Redis.
+    pub(crate) fn reshard(&self, from: usize, to: usize, slots: usize) {
+        let mut reshard = Command::new("redis-cli");
+        reshard.args(["--cluster", "reshard", &format!("127.0.0.1:{}", self.0[0].port)]);
+        reshard.args(["--cluster-from", &self.id(from), "--cluster-to", &self.id(to)]);
+        reshard.args(["--cluster-slots", &slots.to_string(), "--cluster-yes"]);
+        let output = reshard.output().expect("redis-cli (package redis-tools) is there");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        for server in &self.0 {
+            eventually("all agree", || server.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+        }
+    }
+
+    /// Slots that a master has.
+    pub(crate) fn slots_of(&self, of: usize) -> usize {
+        let (id, told) = (self.id(of), self.0[of].cli(&["CLUSTER", "NODES"]));
+        let line = told.lines().find(|line| line.starts_with(&id)).expect("itself");
+        let range = |range: &str| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some(last.parse::<usize>().ok()? + 1 - first.parse::<usize>().ok()?)
+        };
+        line.split(' ').skip(8).filter_map(range).sum()
     }
 
     pub(crate) fn url(&self) -> String {
