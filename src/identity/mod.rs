@@ -56,7 +56,7 @@ pub use jwk::BYTES_MAX as JWKS_BYTES_MAX;
 pub use jwks::{Current, Keys};
 pub use refresh::keep;
 pub use refused::{ForClient, Refused};
-pub use rights::{Rights, RightsClass, Rule};
+pub use rights::{Issued, Rights, RightsClass, Rule, Subject};
 pub use token::BYTES_MAX as TOKEN_BYTES_MAX;
 
 use crate::call::Caller;
