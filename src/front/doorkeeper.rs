@@ -172,10 +172,10 @@ impl Doorkeeper {
     ///
     /// # Errors
     /// The refusal, with its challenge.
-    pub(crate) fn administers(&self, headers: &Headers<'_>) -> Result<(), reply::Refused> {
+    pub(crate) fn administers(&self, headers: &Headers<'_>) -> Result<Arc<Identity>, reply::Refused> {
         let identity = self.who(headers, None)?;
         if identity.has_scope(&self.admin_scope) {
-            return Ok(());
+            return Ok(identity);
         }
         let missing = vec![self.admin_scope.clone()];
         Err(self.refuse(&identity::Refused::Scope { missing }, &self.admin_scope))
@@ -193,7 +193,8 @@ impl Doorkeeper {
         self.refused[kind].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(kind = refused.kind(), reason = refused.reason(), "not let in");
         let told = refused.for_client();
-        let refusal = Refusal { status: refused.status(), ..Refusal::invalid_request(told.description) };
+        let (status, detail) = (refused.status(), refused.kind());
+        let refusal = Refusal { status, detail, ..Refusal::invalid_request(told.description) };
         let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, scope));
         // It is printable ASCII, whatever the settings are.
         let challenge = challenge.unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
@@ -310,7 +311,7 @@ pub(crate) fn by_certificate(identity: &Arc<Identity>) -> Result<Arc<Identity>, 
         return Ok(Arc::clone(identity));
     }
     let message = "the client's certificate has ended since it was shown; connect again with a new one";
-    let refusal = Refusal { status: 403, ..Refusal::invalid_request(message) };
+    let refusal = Refusal { status: 403, detail: "certificate_ended", ..Refusal::invalid_request(message) };
     Err(reply::Refused::with(refusal, CONNECTION, "close"))
 }
 

@@ -22,7 +22,7 @@ mod sender;
 mod stream;
 mod watched;
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
 use hyper::{
     Method, Request, Response, Version,
@@ -32,6 +32,7 @@ use hyper::{
 };
 
 use crate::{
+    audit,
     cluster::Cluster,
     front::{
         body::Body,
@@ -46,12 +47,13 @@ use crate::{
         reply::Refused,
         sender::Sender,
     },
+    identity::Identity,
     mcp::{
         calling::PendingCall,
         router::{Answer, Router, Step},
         shared::{Named, Shared},
     },
-    rate::{Decision, Limiter, real_ip::Trusted},
+    rate::{Decision, Limiter, Who, real_ip::Trusted},
     telemetry::refusals::Refusals,
 };
 
@@ -109,7 +111,7 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
         }
         Err(refused) => {
             front.refusals.count(refused.reason());
-            front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason());
+            front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason(), refused.detail());
             if head.version == Version::HTTP_2 {
                 Box::pin(http2::take_rest(incoming)).await;
             }
@@ -171,6 +173,28 @@ impl Front {
                 Err(refused)
             }
         }
+    }
+
+    /// Who wants something changed by the admin listener, where that is asked. Who may not is counted, limited and written
+    /// down as at the endpoint.
+    pub(crate) fn administrator(
+        &self,
+        headers: &Headers<'_>,
+        address: IpAddr,
+        path: &str,
+    ) -> Result<Option<Arc<Identity>>, Refused> {
+        let Some(doorkeeper) = &self.doorkeeper else { return Ok(None) };
+        doorkeeper.administers(headers).map(Some).map_err(|refused| {
+            let over = |limiter| rates::admit(limiter, Who::Address(address), None).1.err();
+            let refused = self.limiter.as_ref().and_then(over).map_or(refused, Refused::from);
+            self.refusals.count(refused.reason());
+            if let Some(audit) = &self.router.audit {
+                let detail = refused.detail();
+                let head = audit::Head { address: Some(address), name: Some(path), detail, ..audit::Head::default() };
+                audit.refusal(&head, refused.reason().name());
+            }
+            refused
+        })
     }
 
     /// The tool that the headers name, when its sender may call it: others are not charged for it, so that nobody

@@ -163,7 +163,8 @@ fn book(records: &[Record]) -> Result<Book, String> {
             record.scopes.iter().map(String::as_str),
             record.groups.iter().map(String::as_str),
             record.expires.map(Moment::time),
-        );
+        )
+        .with_key(&record.id);
         Ok((record.id.as_str().into(), Entry { sha256, identity: Arc::new(identity) }))
     };
     records.iter().map(entry).collect()
