@@ -154,6 +154,9 @@ impl Front {
         sender: &mut Sender,
         rate: &mut Decision,
     ) -> Result<(), Refused> {
+        if conn.is_disowned() {
+            return Err(doorkeeper::disowned());
+        }
         let who = match (&self.doorkeeper, conn.certified()) {
             (None, None) => return Ok(()),
             (Some(doorkeeper), certified) => doorkeeper.who(headers, certified),
@@ -303,7 +306,7 @@ impl Front {
                 }
                 let opened =
                     self.router.open_stream(&headers.head(sender, None), headers.last_event_id(), Instant::now());
-                return Ok(Answered::Now(feed::open(conn, opened?, until_turned_away(&conn.front, headers, sender))?)); //          400, 404, 409, 503
+                return Ok(Answered::Now(feed::open(conn, opened?, until_turned_away(conn, headers, sender))?)); //          400, 404, 409, 503
             }
             Method::DELETE if checks::may_have_session(headers) => {
                 let ended = self.router.end_session(&headers.head(sender, None), Instant::now())?; // 400, 404
@@ -357,7 +360,7 @@ impl Front {
             }
             Step::Feed(feed) => {
                 checks::accept_events(headers)?; //                               406
-                Answered::Now(feed::open(conn, feed, until_turned_away(&conn.front, headers, sender))?) //                         503
+                Answered::Now(feed::open(conn, feed, until_turned_away(conn, headers, sender))?) //                         503
             }
         })
     }

@@ -192,9 +192,10 @@ fn the_own_file_is_read_again_when_it_changes() {
     let world = World::with_keys_of(&[&old]);
     let door = world.door();
     assert!(who(&door, &token(&old), now()).is_ok());
-    assert_eq!(door.reload_if_changed(), Ok(false));
+    assert_eq!(door.reload_if_changed(), Ok(None));
     world.write("jwks.json", &set(&[&new, &RSA]));
-    assert_eq!(door.reload_if_changed(), Ok(true));
+    let news = door.reload_if_changed().expect("read").expect("it changed");
+    assert!(news.ends_with("jwks.json: 2 keys of the issuer"), "{news}");
     assert_eq!(who(&door, &token(&old), now()).expect_err("gone").kind(), "unknown_key");
     assert!(who(&door, &token(&new), now()).is_ok());
     world.write("jwks.json", b"{");
