@@ -194,6 +194,10 @@ impl Doorkeeper {
         tracing::debug!(kind = refused.kind(), reason = refused.reason(), "not let in");
         let told = refused.for_client();
         let (status, detail) = (refused.status(), refused.kind());
+        if *refused == identity::Refused::NoKeys {
+            let retry_after_s = self.door.keys().map_or(1, |keys| keys.retry_after_s(SystemTime::now()));
+            return Refusal { detail, ..Refusal::overloaded(retry_after_s, told.description) }.into();
+        }
         let refusal = Refusal { status, detail, ..Refusal::invalid_request(told.description) };
         let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, scope));
         // It is printable ASCII, whatever the settings are.
@@ -219,6 +223,11 @@ impl Doorkeeper {
     /// Verified tokens that are remembered.
     pub(crate) fn remembered(&self) -> usize {
         self.door.remembered()
+    }
+
+    /// The issuer's keys, when tokens are taken.
+    pub(crate) fn issuer_keys(&self) -> Option<&identity::Keys> {
+        self.door.keys()
     }
 
     /// Whether a file could not be read when it was last looked at.
