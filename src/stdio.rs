@@ -72,7 +72,7 @@ pub(crate) async fn serve(
                 let message = format!("a line is longer than limits.request_bytes_max, {line_bytes_max} bytes");
                 let answer = Answer::refused(None, &Refusal::invalid_request(message));
                 if let Some(reason) = answer.refused {
-                    router.note_unread(&head(), About::default(), reason);
+                    router.note_unread(&head(), About::default(), reason, "");
                 }
                 Step::Done(answer)
             }

@@ -14,9 +14,9 @@ use super::Arguments;
 
 /// The largest line, with its end.
 pub(super) const LINE_BYTES_MAX: usize = 8 << 10;
-/// The largest text of one member, escaped. There are six such members at most, and all else of a line but the
-/// arguments is less than 1 KiB, so that a whole line is at most 6 x 320 + 1,024 + 5,120 = 8,064 bytes.
-const TEXT_BYTES_MAX: usize = 320;
+/// The largest text of one member, escaped. There are eight such members at most, and all else of a line but the
+/// arguments is less than 0.75 KiB, so that a whole line is at most 8 x 280 + 768 + 5,120 = 8,128 bytes.
+const TEXT_BYTES_MAX: usize = 280;
 /// The largest arguments, escaped.
 const ARGUMENTS_BYTES_MAX: usize = 5 << 10;
 /// Stands at the end of a text that was cut.
@@ -27,6 +27,8 @@ const CUT: &str = "…";
 pub struct Head<'a> {
     /// Who calls: the principal, never a token.
     pub caller: &'a str,
+    /// The id of the API key that was shown.
+    pub key: Option<&'a str>,
     /// Where the request comes from.
     pub address: Option<IpAddr>,
     /// The session's id. The line has a hash of it, since the id itself opens the session.
@@ -37,6 +39,8 @@ pub struct Head<'a> {
     pub tool: Option<&'a str>,
     /// The name or URI of something else that is asked for.
     pub name: Option<&'a str>,
+    /// What else there is to say: of a refusal, what exactly was wrong.
+    pub detail: &'a str,
     /// The tool's arguments.
     pub arguments: Option<&'a Value>,
 }
@@ -67,6 +71,7 @@ pub(super) fn begin(node: &str, event: &str, at: SystemTime, head: &Head<'_>, ar
     text(&mut line, "node", node);
     text(&mut line, "event", event);
     text(&mut line, "caller", head.caller);
+    text(&mut line, "key", head.key.unwrap_or_default());
     if let Some(address) = head.address {
         let _ = write!(line, ",\"address\":\"{address}\"");
     }
@@ -79,6 +84,7 @@ pub(super) fn begin(node: &str, event: &str, at: SystemTime, head: &Head<'_>, ar
         (Some(tool), _) => text(&mut line, "tool", tool),
         (None, name) => text(&mut line, "name", name.unwrap_or_default()),
     }
+    text(&mut line, "detail", head.detail);
     match (arguments, head.arguments) {
         (Arguments::None, _) | (_, None) => {}
         (Arguments::Hash, Some(value)) => push_arguments_digest(&mut line, value),
@@ -113,8 +119,7 @@ pub(super) fn end(line: &mut Vec<u8>, outcome: Outcome<'_>, took: Option<Duratio
 
 /// A whole line of something that is no call.
 pub(super) fn note(node: &str, event: &str, at: SystemTime, detail: &str) -> Vec<u8> {
-    let mut line = begin(node, event, at, &Head::default(), Arguments::None);
-    text(&mut line, "detail", detail);
+    let mut line = begin(node, event, at, &Head { detail, ..Head::default() }, Arguments::None);
     line.extend_from_slice(b"}\n");
     line
 }
@@ -333,6 +338,8 @@ mod tests {
             let arguments = json!({ texts[0].clone(): [texts[1]] });
             let head = Head {
                 caller: &texts[2],
+                key: Some(&texts[2]),
+                detail: &texts[3],
                 address: Some("1111:2222:3333:4444:5555:6666:7777:8888".parse().expect("an address")),
                 session: Some(&texts[3]),
                 method: &texts[4],

@@ -209,9 +209,18 @@ impl Audit {
     /// A request that was not let in. Nothing was done for it, so a line that finds no place is dropped and counted,
     /// whatever the policy. Refusals take at most half of the places, so that a flood of them stops no call.
     pub fn refusal(&self, head: &Head<'_>, reason: &str) {
-        let mut line = line::begin(&self.0.node, "refusal", SystemTime::now(), head, self.0.arguments);
-        line::end(&mut line, Outcome::Refused(reason), None);
-        self.0.hand_over_if(line, self.0.queue_max / 2);
+        self.0.hand_over_if(self.line("refusal", head, Outcome::Refused(reason)), self.0.queue_max / 2);
+    }
+
+    /// Something that somebody did who is not a caller of tools: what an operator had changed.
+    pub fn deed(&self, event: &str, head: &Head<'_>) {
+        self.0.hand_over_if(self.line(event, head, Outcome::Ok), self.0.queue_max);
+    }
+
+    fn line(&self, event: &str, head: &Head<'_>, outcome: Outcome<'_>) -> Vec<u8> {
+        let mut line = line::begin(&self.0.node, event, SystemTime::now(), head, self.0.arguments);
+        line::end(&mut line, outcome, None);
+        line
     }
 
     /// Something that is no request: a reload, a drain, a key that was revoked.

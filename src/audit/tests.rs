@@ -345,6 +345,53 @@ fn the_thread_ends_with_the_last_who_could_ask_it() {
     assert_eq!(events, ["start", "call", "stop"]);
 }
 
+/// Takes some bytes, and is full then until it is let go.
+struct Small(fs::File, Arc<Mutex<usize>>);
+
+impl Write for Small {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut room = self.1.lock();
+        let fits = bytes.len().min(*room);
+        *room -= fits;
+        if fits == 0 { Err(io::ErrorKind::StorageFull.into()) } else { self.0.write(&bytes[..fits]) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_short_within_a_line_begins_with_a_whole_one() {
+    let dir = TempDir::new().expect("a folder");
+    let path = dir.path().join("audit.log");
+    let room = Arc::new(Mutex::new(usize::MAX));
+    let (own_path, own_room) = (path.clone(), Arc::clone(&room));
+    let open = move || {
+        let file = fs::OpenOptions::new().append(true).create(true).open(&own_path)?;
+        Ok(Opened::sized(Small(file.try_clone()?, Arc::clone(&own_room)), file))
+    };
+    let audit = Audit::start_with(&config(&path, Policy::BestEffort), "node-1", Box::new(open)).expect("it starts");
+    let call = |caller: &str| audit.admit(&head(caller)).expect("served").finish(Outcome::Ok);
+    for cut in [true, false] {
+        let written = audit.counts().written;
+        call("ann");
+        wait(&audit, |counts| counts.written == written + 1);
+        *room.lock() = 20;
+        call("bob");
+        wait(&audit, |counts| counts.failing);
+        assert!(!fs::read(&path).expect("the file").ends_with(b"\n"), "there is half a line");
+        if cut {
+            fs::OpenOptions::new().write(true).open(&path).expect("the file").set_len(0).expect("cut");
+        }
+        *room.lock() = usize::MAX;
+        wait(&audit, |counts| counts.waiting == 0);
+        let callers = member(&lines(&path), "caller");
+        assert_eq!(callers, if cut { &["bob"][..] } else { &["bob", "ann", "bob"] });
+    }
+    audit.stop(PATIENCE).expect("all written");
+}
+
 #[test]
 fn a_check_says_what_the_start_would_and_makes_no_file() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -39,11 +39,23 @@ pub(super) struct Opened {
     sink: Sink,
     /// The file, where it is one that can be moved away.
     file: Option<Inode>,
+    /// The same, to ask for its size.
+    sized: Option<File>,
 }
 
 impl Opened {
     pub(super) fn of(sink: impl Write + Send + 'static) -> Self {
-        Self { sink: Box::new(sink), file: None }
+        Self { sink: Box::new(sink), file: None, sized: None }
+    }
+
+    /// The same for what ends up in a file.
+    #[cfg(test)]
+    pub(super) fn sized(sink: impl Write + Send + 'static, file: File) -> Self {
+        Self { sized: Some(file), ..Self::of(sink) }
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        self.sized.as_ref()?.metadata().ok().map(|metadata| metadata.len())
     }
 }
 
@@ -93,7 +105,8 @@ pub(super) fn open(file: &str) -> Open {
             let _ = file.write_all(b"\n");
         }
         let inode = file.metadata().ok().and_then(|metadata| Inode::of(&metadata));
-        Ok(Opened { sink: Box::new(file), file: inode })
+        let sized = inode.and_then(|_| file.try_clone().ok());
+        Ok(Opened { sink: Box::new(file), file: inode, sized })
     })
 }
 
@@ -143,6 +156,8 @@ pub(super) struct Writer {
     /// Whole lines; those before `done` bytes are written.
     batch: Vec<u8>,
     done: usize,
+    /// Size of the file when a write failed within a line.
+    torn_at: Option<u64>,
 }
 
 impl Writer {
@@ -160,8 +175,9 @@ impl Writer {
     ) -> io::Result<Self> {
         let opened = open()?;
         let looked_at = Instant::now();
-        let (batch, done, told) = (Vec::new(), 0, false);
-        let mut writer = Self { open, path, opened, looked_at, told, node, lines, orders, progress, batch, done };
+        let (batch, done, told, torn_at) = (Vec::new(), 0, false, None);
+        let mut writer =
+            Self { open, path, opened, looked_at, told, node, lines, orders, progress, batch, done, torn_at };
         writer.note("start");
         writer.write();
         Ok(writer)
@@ -223,6 +239,10 @@ impl Writer {
 
     /// Writes what there is, as far as that goes.
     fn write(&mut self) {
+        // Who cut the file short has taken the beginning of that line away.
+        if self.torn_at.take().is_some_and(|before| self.opened.bytes().is_some_and(|now| now < before)) {
+            self.rewind();
+        }
         while self.done < self.batch.len() {
             match self.opened.sink.write(&self.batch[self.done..]) {
                 Ok(0) => return self.failed(&io::ErrorKind::WriteZero.into()),
@@ -247,7 +267,14 @@ impl Writer {
         }
     }
 
-    fn failed(&self, error: &io::Error) {
+    /// Goes back to the beginning of the line that is half written.
+    fn rewind(&mut self) {
+        self.done = self.batch[..self.done].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        let is_torn = self.done > 0 && self.batch[self.done - 1] != b'\n';
+        self.torn_at = if is_torn { self.opened.bytes() } else { None };
         if !self.progress.failing.swap(true, Relaxed) {
             tracing::error!(%error, "the audit log cannot be written; tried again until it can");
         }
@@ -281,8 +308,8 @@ impl Writer {
             format!("the audit log cannot be opened again ({error}); lines go on to the file that was open")
         })?;
         self.write(); // what is left for the old file, if that takes it
-        self.opened = opened;
-        self.done = self.batch[..self.done].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        (self.opened, self.torn_at) = (opened, None);
+        self.rewind();
         self.write();
         Ok(())
     }

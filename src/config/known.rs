@@ -49,6 +49,8 @@ pub(super) enum Kind {
     Flag,
     Text,
     Texts,
+    /// Names, each by itself or with its issuer.
+    Subjects,
     Size,
     /// How often something may happen.
     Rate,
@@ -159,6 +161,7 @@ impl Kind {
             Some("string") if schema["format"] == "rate" => Self::Rate,
             Some("string") => Self::Text,
             Some("array") if schema["items"]["type"] == "string" => Self::Texts,
+            Some("array") if schema["items"]["anyOf"][1]["properties"]["issuer"].is_object() => Self::Subjects,
             None if schema["anyOf"].is_array() => Self::Size,
             _ => Self::Other,
         }
@@ -171,6 +174,7 @@ impl Kind {
             Self::Flag => value.is_boolean(),
             Self::Text => value.is_string(),
             Self::Texts => value.as_array().is_some_and(|all| all.iter().all(Value::is_string)),
+            Self::Subjects => value.as_array().is_some_and(|all| all.iter().all(is_subject)),
             Self::Size => match value.as_str() {
                 Some(text) => return ByteSize::parse(text).err(),
                 None => value.is_u64(),
@@ -204,12 +208,23 @@ impl fmt::Display for Kind {
             Self::Flag => f.write_str("true or false"),
             Self::Text => f.write_str("text in quotes"),
             Self::Texts => f.write_str("a list of texts, such as [\"one\", \"two\"]"),
+            Self::Subjects => {
+                f.write_str("a list of names, such as [\"ann\", { subject = \"bob\", issuer = \"bigiron:keys\" }]")
+            }
             Self::Size => f.write_str("a size: a whole number of bytes, or text such as \"64KiB\""),
             Self::Rate => f.write_str("a rate, such as \"60 per 60s, burst 60, block 60s\", or \"off\""),
             Self::OneOf(names) => write!(f, "one of {}", list(names.iter().map(|n| format!("\"{n}\"")))),
             Self::Other => f.write_str("another value"),
         }
     }
+}
+
+/// A name, or a name and its issuer and nothing else.
+fn is_subject(value: &Value) -> bool {
+    let of_issuer = |table: &serde_json::Map<String, Value>| {
+        table.len() == 2 && ["subject", "issuer"].iter().all(|key| table.get(*key).is_some_and(Value::is_string))
+    };
+    value.is_string() || value.as_object().is_some_and(of_issuer)
 }
 
 /// A value, named by what it is and shown when it is short.
@@ -287,6 +302,9 @@ mod tests {
             ("rate_limit.per_ip", json!("100 per minute"), "\"minute\" is not a time such as 60s"),
             ("rate_limit.per_ip", json!(100), "expected a rate, such as \"60 per 60s"),
             ("tools.x.rate", json!("0 per 1s"), "requests is 0: it must be from 1 to"),
+            ("tools.x.subjects", json!("ann"), "issuer = \"bigiron:keys\" }], found the text \"ann\""),
+            ("tools.x.subjects", json!([{ "subject": "ann" }]), "issuer = \"bigiron:keys\" }], found a list"),
+            ("tools.x.subjects", json!([{ "subject": "ann", "issuer": "i", "x": "" }]), "expected a list of names"),
             ("tools.x.cache_scope", json!("pubic"), "did you mean \"public\"?"),
         ] {
             let kind = Known::settings().kind(&Path::parse(path, ".").expect(path)).expect(path);

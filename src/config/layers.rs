@@ -305,6 +305,12 @@ fn plain(value: &DeValue<'_>) -> Result<Value, &'static str> {
         DeValue::Boolean(flag) => (*flag).into(),
         DeValue::Datetime(_) => return Err("a date"),
         DeValue::Array(all) => all.iter().map(|v| plain(v.get_ref())).collect::<Result<Vec<_>, _>>()?.into(),
-        DeValue::Table(_) => return Err("a table"),
+        DeValue::Table(all) => {
+            let mut members = Map::new();
+            for (key, value) in all {
+                members.insert(key.get_ref().to_string(), plain(value.get_ref())?);
+            }
+            members.into()
+        }
     })
 }

@@ -36,7 +36,7 @@ pub struct Setting {
 impl Setting {
     /// The value as TOML.
     pub fn toml(&self) -> String {
-        // Settings hold no null and nothing nested, so JSON would do, but for texts, which TOML quotes its own way.
+        // Settings hold no null and no table but in lists, so JSON would do, but for texts, which TOML quotes its own way.
         toml::Value::try_from(&self.value).map_or_else(|_| self.value.to_string(), |value| value.to_string())
     }
 }

@@ -15,7 +15,14 @@ use super::{
     ranges,
     resolved::Resolved,
 };
-use crate::{audit::Policy, front::gate::Weights, rate::real_ip::Trusted, runtime::Host, tls::ClientCertificates};
+use crate::{
+    audit::Policy,
+    front::gate::Weights,
+    identity::{Issued, Subject, keys},
+    rate::real_ip::Trusted,
+    runtime::Host,
+    tls::ClientCertificates,
+};
 
 /// What the checks look at.
 pub(super) struct View<'a> {
@@ -151,7 +158,10 @@ fn auth(view: &View<'_>, faults: &mut Faults) {
         faults.push(Fault::new("", wrong));
     }
     for (name, tool) in &view.tuning.tools {
-        for (key, entries) in [("scopes_any", &tool.scopes_any), ("subjects", &tool.subjects), ("groups", &tool.groups)]
+        let texts = |entries: &Option<Vec<String>>| entries.clone();
+        let subjects = tool.subjects.as_ref().map(|all| all.iter().flat_map(texts_of).map(str::to_owned).collect());
+        for (key, entries) in
+            [("scopes_any", texts(&tool.scopes_any)), ("subjects", subjects), ("groups", texts(&tool.groups))]
         {
             let path = format!("tools.{name}.{key}");
             match entries {
@@ -169,7 +179,43 @@ fn auth(view: &View<'_>, faults: &mut Faults) {
                 Some(_) => {}
             }
         }
+        for issuer in tool.subjects.iter().flatten().filter_map(issuer_of) {
+            if let Some(wrong) = no_issuer(view.tuning, issuer) {
+                view.refuse(faults, &format!("tools.{name}.subjects"), wrong);
+            }
+        }
     }
+}
+
+/// All that is written of a subject.
+fn texts_of(subject: &Subject) -> impl Iterator<Item = &str> {
+    let (name, issuer) = match subject {
+        Subject::OfAny(name) => (name, None),
+        Subject::Of(Issued { subject, issuer }) => (subject, Some(issuer)),
+    };
+    [Some(name), issuer].into_iter().flatten().map(String::as_str)
+}
+
+fn issuer_of(subject: &Subject) -> Option<&str> {
+    match subject {
+        Subject::OfAny(_) => None,
+        Subject::Of(Issued { issuer, .. }) => Some(issuer),
+    }
+}
+
+/// What to say of an issuer that nobody can be of. The names of CAs are in certificates that are not here.
+fn no_issuer(tuning: &Tuning, issuer: &str) -> Option<String> {
+    let auth = &tuning.auth;
+    if tuning.tls.client_certificates != ClientCertificates::Off {
+        return None;
+    }
+    let known: Vec<&str> = [(auth.takes_keys(), keys::ISSUER), (auth.takes_tokens(), &auth.issuer)]
+        .into_iter()
+        .filter_map(|(taken, issuer)| taken.then_some(issuer))
+        .collect();
+    let list = known.iter().map(|issuer| format!("{issuer:?}")).collect::<Vec<_>>().join(" and ");
+    (!known.is_empty() && !known.contains(&issuer))
+        .then(|| format!("nobody is of the issuer {issuer:?}; here there is {list}"))
 }
 
 /// Whether nobody calls without having been asked who he is.

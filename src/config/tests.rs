@@ -274,6 +274,14 @@ fn what_cannot_work_together_is_refused_with_places() {
         ),
         (&["auth.issuer=https://a.example"], &["auth.audience names nobody"]),
         (&["auth.leeway_s=31"], &["auth.leeway_s = 31 (--set): the most is 30"]),
+        (
+            &["auth.keys_file=k", "tools.x.subjects=[{ subject = 'a', issuer = 'https://a.example' }]"],
+            &["nobody is of the issuer \"https://a.example\"; here there is \"bigiron:keys\""],
+        ),
+        (
+            &["auth.keys_file=k", "tools.x.subjects=[{ subject = '', issuer = 'bigiron:keys' }]"],
+            &["tools.x.subjects", "or an empty text"],
+        ),
         (&["tools.x.scopes_any=['a']"], &["tools.x.scopes_any", "nobody is asked who they are"]),
         (&["tools.x.groups=[]", "auth.keys_file=keys.toml"], &["tools.x.groups", "names nobody"]),
         (&["server.admin_listen=[::]:5001"], &["server.admin_listen", "health and metrics", "--insecure-no-auth"]),
@@ -371,6 +379,7 @@ fn what_is_unusual_and_works_is_accepted() {
         &["rate_limit.enabled=true"],
         &["tools.x.rate=off"],
         &["server.listen=0.0.0.0:0", "auth.keys_file=keys.toml", "tools.x.subjects=['ann']"],
+        &["auth.keys_file=k", "tools.x.subjects=['bob', { subject = 'ann', issuer = 'bigiron:keys' }]"],
         &["rate_limit.enabled=true", "rate_limit.per_caller=off", "rate_limit.per_ip=off", "tools.x.rate=5 per 1m"],
         &["audit.policy=required", "audit.file=-"],
     ] {

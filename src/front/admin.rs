@@ -1,8 +1,15 @@
 //! The admin listener: a few paths for operators and balancers, on a thread and a runtime of its own, so that it
-//! answers whatever the rest is doing. It shares the front door's checks of Host and Origin and nothing else. What
-//! metrics there are is said elsewhere.
+//! answers whatever the rest is doing. It shares the front door's checks of Host and Origin, and of who wants something
+//! changed. What metrics there are is said elsewhere.
 
-use std::{convert::Infallible, fmt, io, net::TcpListener as StdListener, sync::Arc, thread, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt, io,
+    net::{IpAddr, TcpListener as StdListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -27,6 +34,7 @@ use crate::{
         limits,
         reply::{self, Refused},
     },
+    identity::Identity,
     mcp::code::Refusal,
     shutdown::Drain,
     telemetry::exposition,
@@ -44,8 +52,8 @@ pub(crate) struct Admin {
     pub(crate) drain: Arc<Drain>,
     /// All metrics as text, as long as there is a server.
     pub(crate) metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
-    /// Whether who sent these headers may change something; none when nobody is asked who they are.
-    pub(crate) administers: Box<Administers>,
+    /// Whether who sent these headers may change something by this path, and who it is; nobody when nobody is asked.
+    pub(crate) administrator: Box<Administrator>,
     /// Where calls are recorded, when they are.
     pub(crate) audit: Option<Audit>,
     /// What instances share, where there are several.
@@ -54,8 +62,15 @@ pub(crate) struct Admin {
     pub(crate) invalidate: Box<Invalidate>,
 }
 
-type Administers = dyn Fn(&Headers<'_>) -> Option<Result<(), Refused>> + Send + Sync;
-type Invalidate = dyn Fn(&Invalidation) -> Option<Result<(), Refusal>> + Send + Sync;
+type Administrator = dyn Fn(&Headers<'_>, IpAddr, &str) -> Result<Option<Arc<Identity>>, Refused> + Send + Sync;
+type Invalidate = dyn Fn(&Invalidation, &Wishing) -> Option<Result<(), Refusal>> + Send + Sync;
+
+/// Who wants something changed.
+pub(crate) struct Wishing {
+    /// Nobody where nobody is asked.
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) address: IpAddr,
+}
 
 /// Which kept results are not to be served any more.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -110,7 +125,7 @@ async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return Ok(()) };
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
@@ -120,7 +135,7 @@ async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
                 let admin = Arc::clone(&admin);
                 async move {
                     let (head, body) = request.into_parts();
-                    let answered = admin.answer(&head, body).await;
+                    let answered = admin.answer(&head, body, peer.ip()).await;
                     Ok::<_, Infallible>(answered.unwrap_or_else(Refused::into_response))
                 }
             });
@@ -133,7 +148,7 @@ async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
 }
 
 impl Admin {
-    async fn answer(&self, request: &Parts, body: Incoming) -> Result<Response<Body>, Refused> {
+    async fn answer(&self, request: &Parts, body: Incoming, address: IpAddr) -> Result<Response<Body>, Refused> {
         let headers = Headers::scan(&request.headers);
         said_once(&headers)?;
         self.hosts.check(&request.uri, request.version, &headers)?;
@@ -157,11 +172,11 @@ impl Admin {
                 }
             },
             (&Method::POST, "/cache/invalidate") => {
-                (self.administers)(&headers).unwrap_or(Ok(()))?;
+                let identity = (self.administrator)(&headers, address, request.uri.path())?;
                 checks::content(&headers)?;
                 let body = whole(body).await.map_err(own_limit)?;
                 let wish = invalidation(&body)?;
-                match (self.invalidate)(&wish) {
+                match (self.invalidate)(&wish, &Wishing { identity, address }) {
                     Some(Ok(())) => Ok(reply::text(format!("{}\n", json!({ "forgotten": wish })), "application/json")),
                     Some(Err(refusal)) => Err(refusal.into()),
                     None => Err(Refusal::overloaded(1, "the server has stopped").into()),

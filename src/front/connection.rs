@@ -18,6 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::Notify,
     time::{Instant as TimerInstant, sleep_until},
@@ -55,7 +56,17 @@ pub(crate) struct Connection {
     /// It is to end after what it is at.
     is_ending: AtomicBool,
     /// Whose certificate was shown, when one was.
-    certified: OnceLock<Arc<Identity>>,
+    certified: OnceLock<Certified>,
+}
+
+/// What a client's certificate said.
+#[derive(Debug)]
+struct Certified {
+    identity: Arc<Identity>,
+    /// The certificates themselves, the client's own first.
+    chain: Box<[CertificateDer<'static>]>,
+    /// They would not be taken any more.
+    is_disowned: AtomicBool,
 }
 
 /// A request being served. Its end is noted on drop.
@@ -137,12 +148,43 @@ impl Connection {
 
     /// Whose certificate was shown.
     pub(crate) fn certified(&self) -> Option<&Arc<Identity>> {
-        self.certified.get()
+        self.certified.get().map(|certified| &certified.identity)
+    }
+
+    /// The certificates that were shown.
+    pub(crate) fn chain(&self) -> Option<&[CertificateDer<'static>]> {
+        self.certified.get().map(|certified| &*certified.chain)
     }
 
     /// Notes whose certificate was shown. Said once, before the first request.
-    pub(crate) fn certify(&self, identity: Identity) {
-        let _ = self.certified.set(Arc::new(identity));
+    pub(crate) fn certify(&self, identity: Identity, chain: &[CertificateDer<'static>]) {
+        let (identity, chain) = (Arc::new(identity), chain.into());
+        let _ = self.certified.set(Certified { identity, chain, is_disowned: AtomicBool::new(false) });
+    }
+
+    /// The certificates that were shown are taken no more: what runs goes on to its end, and nothing new begins.
+    pub(crate) fn disown(&self) {
+        if let Some(certified) = self.certified.get()
+            && !certified.is_disowned.swap(true, Relaxed)
+        {
+            self.end_soon();
+        }
+    }
+
+    pub(super) fn is_disowned(&self) -> bool {
+        self.certified.get().is_some_and(|certified| certified.is_disowned.load(Relaxed))
+    }
+
+    /// Waits until the certificates are taken no more.
+    pub(super) async fn disowned(&self) {
+        loop {
+            let mut woken = pin!(self.woken.notified());
+            woken.as_mut().enable(); // before the look, so that nothing said between it and the wait is missed
+            if self.is_disowned() {
+                return;
+            }
+            woken.await;
+        }
     }
 
     /// Waits for what the connection begins with, as long as the server has time for it.

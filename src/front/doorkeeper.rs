@@ -5,7 +5,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    front::{Front, headers::Headers, reply, sender::Sender},
+    front::{Front, connection::Connection, headers::Headers, reply, sender::Sender},
     identity::{self, Config, Door, Fetcher, Identity},
     mcp::{code::Refusal, head::Field},
 };
@@ -172,10 +172,10 @@ impl Doorkeeper {
     ///
     /// # Errors
     /// The refusal, with its challenge.
-    pub(crate) fn administers(&self, headers: &Headers<'_>) -> Result<(), reply::Refused> {
+    pub(crate) fn administers(&self, headers: &Headers<'_>) -> Result<Arc<Identity>, reply::Refused> {
         let identity = self.who(headers, None)?;
         if identity.has_scope(&self.admin_scope) {
-            return Ok(());
+            return Ok(identity);
         }
         let missing = vec![self.admin_scope.clone()];
         Err(self.refuse(&identity::Refused::Scope { missing }, &self.admin_scope))
@@ -193,7 +193,12 @@ impl Doorkeeper {
         self.refused[kind].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(kind = refused.kind(), reason = refused.reason(), "not let in");
         let told = refused.for_client();
-        let refusal = Refusal { status: refused.status(), ..Refusal::invalid_request(told.description) };
+        let (status, detail) = (refused.status(), refused.kind());
+        if *refused == identity::Refused::NoKeys {
+            let retry_after_s = self.door.keys().map_or(1, |keys| keys.retry_after_s(SystemTime::now()));
+            return Refusal { detail, ..Refusal::overloaded(retry_after_s, told.description) }.into();
+        }
+        let refusal = Refusal { status, detail, ..Refusal::invalid_request(told.description) };
         let challenge = HeaderValue::try_from(refused.challenge(&self.metadata_url, scope));
         // It is printable ASCII, whatever the settings are.
         let challenge = challenge.unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
@@ -220,30 +225,31 @@ impl Doorkeeper {
         self.door.remembered()
     }
 
+    /// The issuer's keys, when tokens are taken.
+    pub(crate) fn issuer_keys(&self) -> Option<&identity::Keys> {
+        self.door.keys()
+    }
+
     /// Whether a file could not be read when it was last looked at.
     pub(crate) fn is_failing(&self) -> bool {
         self.looked.lock().fault.is_some()
     }
 
-    /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens. True when
-    /// keys are others than before.
-    pub(crate) fn look_after(&self, now: Instant) -> bool {
+    /// To be called often: about once a second it reads files that have changed, and lets go of expired tokens. Says what
+    /// is new when keys are others than before.
+    pub(crate) fn look_after(&self, now: Instant) -> Option<String> {
         let mut looked = self.looked.lock();
         if now.saturating_duration_since(looked.at) < LOOK_PAUSE {
-            return false;
+            return None;
         }
         looked.at = now;
-        let mut is_other = false;
-        let fault = match self.door.reload_if_changed() {
-            Ok(changed) => {
-                is_other = changed;
-                if changed {
-                    tracing::info!("keys were read again: a file of [auth] has changed");
-                }
-                None
-            }
-            Err(fault) => Some(fault),
+        let (mut news, fault) = match self.door.reload_if_changed() {
+            Ok(news) => (news, None),
+            Err(fault) => (None, Some(fault)),
         };
+        if let Some(news) = &news {
+            tracing::info!(news, "keys were read again: a file of [auth] has changed");
+        }
         if looked.note(fault, now)
             && let Some((fault, _)) = &looked.fault
         {
@@ -254,9 +260,12 @@ impl Doorkeeper {
         // Those of an issuer, when they are fetched anew or let go.
         let fetched = self.door.keys().map_or(0, |keys| keys.current(now).generation());
         self.keys_changed.send_if_modified(|before| {
-            is_other |= std::mem::replace(before, fetched) != fetched;
-            is_other
-        })
+            if std::mem::replace(before, fetched) != fetched && news.is_none() {
+                news = Some("the issuer's keys are others".to_owned());
+            }
+            news.is_some()
+        });
+        news
     }
 
     /// Whether who sent this is let in still, as the one they were.
@@ -270,35 +279,58 @@ pub(super) type TurnedAway = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Waits until who opens a stream with these headers is not let in any more, or may do something else than then. `None`
 /// where nobody is asked.
-pub(super) fn until_turned_away(front: &Arc<Front>, headers: &Headers<'_>, sender: &Sender) -> Option<TurnedAway> {
-    let identity = sender.identity.as_ref()?;
-    let (Some(doorkeeper), Field::Is(authorization)) = (&front.doorkeeper, headers.authorization) else {
-        // By a certificate, which nobody takes back before its end.
-        let rest = identity.expires_at()?.duration_since(SystemTime::now()).unwrap_or_default();
-        return Some(Box::pin(sleep(rest)));
+pub(super) fn until_turned_away(conn: &Arc<Connection>, headers: &Headers<'_>, sender: &Sender) -> Option<TurnedAway> {
+    let identity = Arc::clone(sender.identity.as_ref()?);
+    let disowned = {
+        let conn = Arc::clone(conn);
+        async move { conn.disowned().await }
     };
-    let (authorization, identity) = (Box::<[u8]>::from(authorization), Arc::clone(identity));
-    let mut changes = doorkeeper.keys_changed.subscribe();
-    let front = Arc::downgrade(front);
-    Some(Box::pin(async move {
-        loop {
-            match front.upgrade().as_deref().and_then(|front| front.doorkeeper.as_ref()) {
-                Some(doorkeeper) if doorkeeper.knows(&authorization, &identity) => {}
-                _ => return,
-            }
-            let end = identity.expires_at().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
-            let ends = async {
-                match end {
-                    Some(rest) => sleep(rest.max(LOOK_PAUSE)).await, // clocks may differ: it is asked again until it is so
-                    None => std::future::pending().await,
-                }
-            };
+    let (Some(_), Field::Is(authorization)) = (&conn.front.doorkeeper, headers.authorization) else {
+        let rest = identity.expires_at()?.duration_since(SystemTime::now()).unwrap_or_default();
+        return Some(Box::pin(async move {
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
-                () = ends => {}
+                () = sleep(rest) => {}
+                () = disowned => {}
             }
+        }));
+    };
+    let known = until_unknown(Arc::downgrade(&conn.front), authorization.into(), identity);
+    Some(Box::pin(async move {
+        tokio::select! {
+            () = known => {}
+            () = disowned => {}
         }
     }))
+}
+
+/// Waits until who sent this is not let in any more.
+async fn until_unknown(front: Weak<Front>, authorization: Box<[u8]>, identity: Arc<Identity>) {
+    let changes = || Some(front.upgrade()?.doorkeeper.as_ref()?.keys_changed.subscribe());
+    let Some(mut changes) = changes() else { return };
+    loop {
+        match front.upgrade().as_deref().and_then(|front| front.doorkeeper.as_ref()) {
+            Some(doorkeeper) if doorkeeper.knows(&authorization, &identity) => {}
+            _ => return,
+        }
+        let end = identity.expires_at().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+        let ends = async {
+            match end {
+                Some(rest) => sleep(rest.max(LOOK_PAUSE)).await, // clocks may differ: it is asked again until it is so
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = ends => {}
+        }
+    }
+}
+
+/// What is said on a connection whose client's certificate is taken no more.
+pub(crate) fn disowned() -> reply::Refused {
+    let message = "the client's certificate is of no CA that is trusted here any more; connect again with another";
+    let refusal = Refusal { status: 403, detail: "certificate_unknown", ..Refusal::invalid_request(message) };
+    reply::Refused::with(refusal, CONNECTION, "close")
 }
 
 /// Whose the certificate of a connection is, for as long as it is good: a connection may outlive it.
@@ -310,7 +342,7 @@ pub(crate) fn by_certificate(identity: &Arc<Identity>) -> Result<Arc<Identity>, 
         return Ok(Arc::clone(identity));
     }
     let message = "the client's certificate has ended since it was shown; connect again with a new one";
-    let refusal = Refusal { status: 403, ..Refusal::invalid_request(message) };
+    let refusal = Refusal { status: 403, detail: "certificate_ended", ..Refusal::invalid_request(message) };
     Err(reply::Refused::with(refusal, CONNECTION, "close"))
 }
 

@@ -22,7 +22,7 @@ mod sender;
 mod stream;
 mod watched;
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
 use hyper::{
     Method, Request, Response, Version,
@@ -32,6 +32,7 @@ use hyper::{
 };
 
 use crate::{
+    audit,
     cluster::Cluster,
     front::{
         body::Body,
@@ -46,13 +47,14 @@ use crate::{
         reply::Refused,
         sender::Sender,
     },
+    identity::Identity,
     mcp::{
         again::Asker,
         calling::PendingCall,
         router::{Answer, Router, Step},
         shared::{Named, Shared},
     },
-    rate::{Decision, Limiter, real_ip::Trusted},
+    rate::{Decision, Limiter, Who, real_ip::Trusted},
     telemetry::refusals::Refusals,
 };
 
@@ -110,7 +112,7 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
         }
         Err(refused) => {
             front.refusals.count(refused.reason());
-            front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason());
+            front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason(), refused.detail());
             if head.version == Version::HTTP_2 {
                 Box::pin(http2::take_rest(incoming)).await;
             }
@@ -153,6 +155,9 @@ impl Front {
         sender: &mut Sender,
         rate: &mut Decision,
     ) -> Result<(), Refused> {
+        if conn.is_disowned() {
+            return Err(doorkeeper::disowned());
+        }
         let who = match (&self.doorkeeper, conn.certified()) {
             (None, None) => return Ok(()),
             (Some(doorkeeper), certified) => doorkeeper.who(headers, certified),
@@ -172,6 +177,28 @@ impl Front {
                 Err(refused)
             }
         }
+    }
+
+    /// Who wants something changed by the admin listener, where that is asked. Who may not is counted, limited and written
+    /// down as at the endpoint.
+    pub(crate) fn administrator(
+        &self,
+        headers: &Headers<'_>,
+        address: IpAddr,
+        path: &str,
+    ) -> Result<Option<Arc<Identity>>, Refused> {
+        let Some(doorkeeper) = &self.doorkeeper else { return Ok(None) };
+        doorkeeper.administers(headers).map(Some).map_err(|refused| {
+            let over = |limiter| rates::admit(limiter, Who::Address(address), None).1.err();
+            let refused = self.limiter.as_ref().and_then(over).map_or(refused, Refused::from);
+            self.refusals.count(refused.reason());
+            if let Some(audit) = &self.router.audit {
+                let detail = refused.detail();
+                let head = audit::Head { address: Some(address), name: Some(path), detail, ..audit::Head::default() };
+                audit.refusal(&head, refused.reason().name());
+            }
+            refused
+        })
     }
 
     /// The tool that the headers name, when its sender may call it: others are not charged for it, so that nobody
@@ -281,7 +308,7 @@ impl Front {
                 }
                 let opened =
                     self.router.open_stream(&headers.head(sender, None), headers.last_event_id(), Instant::now());
-                return Ok(Answered::Now(feed::open(conn, opened?, until_turned_away(&conn.front, headers, sender))?)); //          400, 404, 409, 503
+                return Ok(Answered::Now(feed::open(conn, opened?, until_turned_away(conn, headers, sender))?)); //          400, 404, 409, 503
             }
             Method::DELETE if checks::may_have_session(headers) => {
                 let ended = self.router.end_session(&headers.head(sender, None), Instant::now())?; // 400, 404
@@ -338,7 +365,7 @@ impl Front {
             }
             Step::Feed(feed) => {
                 checks::accept_events(headers)?; //                               406
-                Answered::Now(feed::open(conn, feed, until_turned_away(&conn.front, headers, sender))?) //                         503
+                Answered::Now(feed::open(conn, feed, until_turned_away(conn, headers, sender))?) //                         503
             }
         })
     }

@@ -25,7 +25,7 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// Charges a request for what its headers say: that it is one of its sender, and the tool that it names.
 pub(super) fn admit(limiter: &Limiter, who: Who<'_>, tool: Option<&str>) -> (Decision, Result<(), Refusal>) {
     let decision = limiter.decide(&limiter.claims(who, tool), Instant::now());
-    (decision, passed(decision))
+    (decision, passed(decision, tool))
 }
 
 /// The same where several instances count together.
@@ -35,14 +35,14 @@ pub(super) async fn admit_shared(
     who: Who<'_>,
     tool: Option<&str>,
 ) -> (Decision, Result<(), Refusal>) {
-    match shared(&limiter.claims(who, tool), cluster).await {
+    match shared(&limiter.claims(who, tool), cluster, tool).await {
         Some(decided) => decided,
         None => admit(limiter, who, tool),
     }
 }
 
 /// What all instances together decide. None when this one is to decide by itself.
-async fn shared(claims: &Claims, cluster: &Cluster) -> Option<(Decision, Result<(), Refusal>)> {
+async fn shared(claims: &Claims, cluster: &Cluster, tool: Option<&str>) -> Option<(Decision, Result<(), Refusal>)> {
     let charges: Vec<_> = claims
         .shared()
         .map(|rule| Charge {
@@ -58,7 +58,7 @@ async fn shared(claims: &Claims, cluster: &Cluster) -> Option<(Decision, Result<
     match cluster.rates.charge(&charges).await {
         Verdict::Shared(outcome) => {
             let decision = claims.decided(outcome.passed, outcome.now_ns, &outcome.states_ns);
-            Some((decision, passed(decision)))
+            Some((decision, passed(decision, tool)))
         }
         Verdict::Local => None,
         Verdict::Closed => {
@@ -78,17 +78,17 @@ pub(super) struct Ahead {
 
 /// Charges for a tool that only the body names.
 pub(super) async fn charge_ahead(limiter: &Limiter, cluster: &Cluster, who: Who<'_>, tool: &str) -> Option<Ahead> {
-    let (decision, passed) = shared(&limiter.tool_claims(who, tool), cluster).await?;
+    let (decision, passed) = shared(&limiter.tool_claims(who, tool), cluster, Some(tool)).await?;
     Some(Ahead { tool: tool.to_owned(), decision, passed })
 }
 
-fn passed(decision: Decision) -> Result<(), Refusal> {
-    let Decision::Refused { rule, limit, retry_after_s, .. } = decision else { return Ok(()) };
-    let message = format!(
-        "too often: the rate limit {} lets {limit} pass in its time; try again in {retry_after_s} s",
-        rule.name()
-    );
-    Err(Refusal::rate_limited(u32::try_from(retry_after_s).unwrap_or(u32::MAX), message))
+/// `tool` is the one that was asked for, when one was.
+fn passed(decision: Decision, tool: Option<&str>) -> Result<(), Refusal> {
+    let Decision::Refused { rule, limit, per_s, retry_after_s, .. } = decision else { return Ok(()) };
+    let message =
+        format!("too often: {} lets {limit} pass in {per_s} s; try again in {retry_after_s} s", rule.setting(tool));
+    let refusal = Refusal::rate_limited(u32::try_from(retry_after_s).unwrap_or(u32::MAX), message);
+    Err(Refusal { detail: rule.name(), ..refusal })
 }
 
 /// The rates of one request whose headers were charged for.
@@ -126,9 +126,9 @@ impl<'a> Charged<'a> {
         self.decision.get()
     }
 
-    fn note(&self, decision: Decision) -> Result<(), Refusal> {
+    fn note(&self, decision: Decision, tool: Option<&str>) -> Result<(), Refusal> {
         self.keep(decision);
-        passed(decision)
+        passed(decision, tool)
     }
 
     fn keep(&self, decision: Decision) {
@@ -143,7 +143,7 @@ impl<'a> Charged<'a> {
 
 impl Rates for Charged<'_> {
     fn another(&self) -> Result<(), Refusal> {
-        self.note(self.limiter.decide(&self.limiter.claims(self.who, None), self.now))
+        self.note(self.limiter.decide(&self.limiter.claims(self.who, None), self.now), None)
     }
 
     fn tool(&self, name: &str) -> Result<(), Refusal> {
@@ -154,7 +154,7 @@ impl Rates for Charged<'_> {
             self.keep(ahead.decision);
             return ahead.passed;
         }
-        self.note(self.limiter.decide(&self.limiter.tool_claims(self.who, name), self.now))
+        self.note(self.limiter.decide(&self.limiter.tool_claims(self.who, name), self.now), Some(name))
     }
 }
 

@@ -58,6 +58,11 @@ impl Refused {
         Reason::of(self.refusal.status, self.refusal.code)
     }
 
+    /// Which of several things it was, for the audit trail.
+    pub(crate) fn detail(&self) -> &'static str {
+        self.refusal.detail
+    }
+
     pub(crate) fn into_response(self) -> Response<Body> {
         tracing::debug!(status = self.refusal.status, reason = self.refusal.message, "refused at the front door");
         let mut response = answer(Answer::refused(None, &self.refusal));

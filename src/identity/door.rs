@@ -85,16 +85,19 @@ impl Door {
         self.tokens.as_ref().map_or(0, |tokens| tokens.memory.len())
     }
 
-    /// Reads the files again that are others than before. True when one was. Costs a look at each file.
+    /// Reads the files again that are others than before. Says then which, and what is new. Costs a look at each file.
     ///
     /// # Errors
     /// What is wrong with a file. What was known of it stays in force, and the next call says so again.
-    pub fn reload_if_changed(&self) -> Result<bool, String> {
-        let keys = self.keys.as_ref().map_or(Ok(false), KeyFile::reload_if_changed);
-        let tokens = self.tokens.as_ref().map_or(Ok(false), Tokens::reload_if_changed);
+    pub fn reload_if_changed(&self) -> Result<Option<String>, String> {
+        let keys = self.keys.as_ref().map_or(Ok(None), KeyFile::reload_if_changed);
+        let tokens = self.tokens.as_ref().map_or(Ok(None), Tokens::reload_if_changed);
         match (keys, tokens) {
             (Err(one), Err(other)) => Err(format!("{one}; {other}")),
-            (keys, tokens) => Ok(keys? | tokens?),
+            (keys, tokens) => {
+                let news: Vec<String> = [keys?, tokens?].into_iter().flatten().collect();
+                Ok((!news.is_empty()).then(|| news.join("; ")))
+            }
         }
     }
 
@@ -134,16 +137,17 @@ impl Tokens {
         Ok(identity)
     }
 
-    fn reload_if_changed(&self) -> Result<bool, String> {
-        let Some(own) = &self.own else { return Ok(false) };
+    fn reload_if_changed(&self) -> Result<Option<String>, String> {
+        let Some(own) = &self.own else { return Ok(None) };
         let mut seen = own.seen.lock();
         if file::stamp(&own.path)? == *seen {
-            return Ok(false);
+            return Ok(None);
         }
         let (set, stamp) = read_set(&own.path)?;
+        let news = format!("{}: {} keys of the issuer", own.path.display(), set.len());
         self.keys.replace_own(set);
         *seen = stamp;
-        Ok(true)
+        Ok(Some(news))
     }
 }
 

@@ -2,7 +2,10 @@
 //! decided when to fetch again. Fetching is done in `fetch` and `refresh`.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -11,12 +14,17 @@ use parking_lot::Mutex;
 
 use super::{Config, algorithm::Algorithm, jwk::KeySet, refused::Refused};
 
+/// As long as the first fetch takes at most.
+const FIRST_FETCH_S: u32 = 2;
+
 /// All keys that tokens may be signed with, as they are at the moment.
 #[derive(Debug)]
 pub struct Keys {
     now: ArcSwap<Current>,
     pace: Mutex<Pace>,
     fetches: bool,
+    fetched: AtomicU64,
+    failed: AtomicU64,
     refresh: Duration,
     retry: Duration,
     keep: Duration,
@@ -51,6 +59,8 @@ impl Keys {
             now: ArcSwap::from_pointee(Current { generation: 0, own, fetched: None }),
             pace: Mutex::default(),
             fetches: !config.jwks_url.is_empty(),
+            fetched: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             refresh: Duration::from_secs(config.jwks_refresh_s),
             retry: Duration::from_secs(config.jwks_retry_s),
             keep: Duration::from_secs(config.jwks_keep_s),
@@ -101,6 +111,7 @@ impl Keys {
     /// What is wrong with it. The keys stay as they were.
     pub fn accept(&self, bytes: &[u8], now: SystemTime) -> Result<bool, String> {
         let keys = KeySet::read(bytes, false)?;
+        self.fetched.fetch_add(1, Relaxed);
         let mut pace = self.pace.lock();
         pace.last_success = Some(now);
         let current = self.now.load_full();
@@ -121,7 +132,27 @@ impl Keys {
 
     /// Fetching failed. The keys stay as they were; the next attempt may come after `auth.jwks_retry_s`.
     pub fn failed(&self, now: SystemTime) {
+        self.failed.fetch_add(1, Relaxed);
         self.pace.lock().last_attempt = Some(now);
+    }
+
+    /// Whether keys are fetched at all.
+    pub fn are_fetched(&self) -> bool {
+        self.fetches
+    }
+
+    /// How often they were fetched, and how often that failed.
+    pub fn fetches(&self) -> (u64, u64) {
+        (self.fetched.load(Relaxed), self.failed.load(Relaxed))
+    }
+
+    /// In how many seconds there may be keys, for who comes while there are none.
+    pub fn retry_after_s(&self, now: SystemTime) -> u32 {
+        let pace = self.pace.lock();
+        let since = pace.last_attempt.filter(|_| self.failed.load(Relaxed) > 0);
+        let Some(since) = since else { return FIRST_FETCH_S };
+        let rest = self.retry.saturating_sub(now.duration_since(since).unwrap_or_default());
+        u32::try_from(rest.as_secs() + 1).unwrap_or(u32::MAX)
     }
 
     /// When the keys were last fetched, for the metrics.

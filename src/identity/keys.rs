@@ -32,6 +32,8 @@ pub const ISSUER: &str = "bigiron:keys";
 
 const SECRET_CHARS: usize = 43; // 32 bytes in base64url
 const FILE_BYTES_MAX: usize = 8 << 20;
+/// Keys that came or went and are named in the log; of more it is said that there are.
+const IDS_TOLD_MAX: usize = 10;
 
 /// What a new key is to be.
 #[derive(Clone, Debug, Default)]
@@ -138,16 +140,27 @@ impl KeyFile {
         }
     }
 
-    /// Reads the file again when it is another one than before. True when it was.
-    pub(super) fn reload_if_changed(&self) -> Result<bool, String> {
+    /// Reads the file again when it is another one than before. Says then what is new.
+    pub(super) fn reload_if_changed(&self) -> Result<Option<String>, String> {
         let mut seen = self.seen.lock();
         if file::stamp(&self.path)? == *seen {
-            return Ok(false);
+            return Ok(None);
         }
         let (records, stamp) = load(&self.path)?;
-        self.book.store(Arc::new(book(&records)?));
+        let book = Arc::new(book(&records)?);
+        let before = self.book.swap(Arc::clone(&book));
         *seen = stamp;
-        Ok(true)
+        let mut news = format!("{}: {} keys", self.path.display(), book.len());
+        for (what, of, without) in [("new", &book, &before), ("gone", &before, &book)] {
+            let mut ids: Vec<&str> = of.keys().filter(|id| !without.contains_key(*id)).map(AsRef::as_ref).collect();
+            ids.sort_unstable();
+            let more = if ids.len() > IDS_TOLD_MAX { " and others" } else { "" };
+            if !ids.is_empty() {
+                ids.truncate(IDS_TOLD_MAX);
+                let _ = write!(news, ", {what}: {}{more}", ids.join(" "));
+            }
+        }
+        Ok(Some(news))
     }
 }
 
@@ -163,7 +176,8 @@ fn book(records: &[Record]) -> Result<Book, String> {
             record.scopes.iter().map(String::as_str),
             record.groups.iter().map(String::as_str),
             record.expires.map(Moment::time),
-        );
+        )
+        .with_key(&record.id);
         Ok((record.id.as_str().into(), Entry { sha256, identity: Arc::new(identity) }))
     };
     records.iter().map(entry).collect()

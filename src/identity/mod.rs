@@ -56,7 +56,7 @@ pub use jwk::BYTES_MAX as JWKS_BYTES_MAX;
 pub use jwks::{Current, Keys};
 pub use refresh::keep;
 pub use refused::{ForClient, Refused};
-pub use rights::{Rights, RightsClass, Rule};
+pub use rights::{Issued, Rights, RightsClass, Rule, Subject};
 pub use token::BYTES_MAX as TOKEN_BYTES_MAX;
 
 use crate::call::Caller;
@@ -70,6 +70,7 @@ pub struct Identity {
     scopes: Box<[Box<str>]>,
     groups: Box<[Box<str>]>,
     expires_at: Option<SystemTime>,
+    key: Option<Box<str>>,
     caller: Caller,
 }
 
@@ -91,8 +92,20 @@ impl Identity {
             scopes: sorted(scopes),
             groups: sorted(groups),
             expires_at,
+            key: None,
             caller,
         }
+    }
+
+    /// The same, by the API key with this id.
+    #[must_use]
+    pub fn with_key(self, id: &str) -> Self {
+        Self { key: Some(id.into()), ..self }
+    }
+
+    /// The id of the API key that was shown, when one was. Says which of several keys of a subject it is.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
     }
 
     /// Who says so.

@@ -13,13 +13,15 @@ use super::{Fetcher, Keys};
 
 /// Between two looks at whether the keys are due.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Between two times that it is told that there are no keys.
+const SAY_PAUSE: Duration = Duration::from_secs(60);
 /// Keys that are passed over, and have a line in the log.
 const PASSED_OVER_SAID: usize = 5;
 
 /// Fetches the keys at once, then each `auth.jwks_refresh_s`, and sooner after a `notify_one` of `wanted`, which is for
 /// a refusal that [may pass with newer keys](super::Refused::may_pass_with_newer_keys); never more than once in
 /// `auth.jwks_retry_s`, however often it is wanted. What fails leaves the keys as they are. A change from working to
-/// failing, or back, is logged once. Returns when `stop` is over, also in the middle of a fetch.
+/// failing, or back, is logged once; that no keys are known at all, each minute. Returns when `stop` is over, also in the middle of a fetch.
 pub async fn keep(keys: &Keys, fetcher: &Fetcher, wanted: &Notify, stop: impl Future<Output = ()>) {
     let mut keeper = Keeper::new(keys, fetcher);
     let mut stop = pin!(stop);
@@ -58,11 +60,13 @@ pub(super) struct Keeper<'a> {
     fetcher: &'a Fetcher,
     /// Whether the last fetch failed.
     failing: bool,
+    /// When it was last said that there are no keys at all.
+    said: Option<SystemTime>,
 }
 
 impl<'a> Keeper<'a> {
     pub(super) fn new(keys: &'a Keys, fetcher: &'a Fetcher) -> Self {
-        Self { keys, fetcher, failing: false }
+        Self { keys, fetcher, failing: false, said: None }
     }
 
     /// One look at whether to fetch, and the fetch when it is due.
@@ -88,7 +92,16 @@ impl<'a> Keeper<'a> {
 
     fn say(&mut self, turn: &Turn, failed: Option<&str>, now: SystemTime) {
         let was_failing = std::mem::replace(&mut self.failing, failed.is_some());
+        let is_bare = failed.is_some() && self.keys.current(now).is_empty();
+        let has_rested = |said| now.duration_since(said).is_ok_and(|passed| passed >= SAY_PAUSE);
+        if !is_bare {
+            self.said = None;
+        }
         match failed {
+            Some(why) if is_bare && self.said.is_none_or(has_rested) => {
+                self.said = Some(now);
+                tracing::error!(why, "the issuer's keys cannot be fetched and none are known: no token is taken (503)");
+            }
             Some(why) if was_failing => tracing::debug!(why, "the issuer's keys still cannot be fetched"),
             Some(why) => tracing::warn!(why, "the issuer's keys cannot be fetched; those that are known stay in force"),
             None if was_failing => tracing::info!(url = self.fetcher.url(), "the issuer's keys can be fetched again"),

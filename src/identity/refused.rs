@@ -93,6 +93,11 @@ impl Refused {
         match self {
             // Who came with another scheme knows of none, so that RFC 6750 has no error for it.
             Self::Missing | Self::Scheme => ForClient { error: None, description: "Authentication is required" },
+            // The token may be as good as any.
+            Self::NoKeys => ForClient {
+                error: None,
+                description: "Tokens cannot be verified at the moment; the token may be right, so try again later",
+            },
             Self::Scope { .. } => ForClient {
                 error: Some("insufficient_scope"),
                 description: "The request needs more scopes than the token has",
@@ -109,6 +114,7 @@ impl Refused {
         match self {
             Self::Scope { .. } => 403,
             Self::TooLong { .. } => 431,
+            Self::NoKeys => 503,
             _ => 401,
         }
     }
@@ -245,7 +251,6 @@ mod tests {
             Refused::ApiKeyExpired { id: "0a1b2c3d".into(), ago_s: 1 },
             Refused::Format("x"),
             Refused::UnknownKey("\"canary\"".into()),
-            Refused::NoKeys,
             Refused::Signature,
             Refused::Expired { ago_s: 12 },
             Refused::Issuer("\"canary\"".into()),
@@ -261,6 +266,7 @@ mod tests {
         assert_eq!(Refused::Expired { ago_s: 12 }.reason(), "expired 12 s ago");
         assert_eq!(Refused::Scope { missing: Vec::new() }.status(), 403);
         assert_eq!(Refused::TooLong { bytes: 1 }.status(), 431);
+        assert_eq!((Refused::NoKeys.status(), Refused::NoKeys.for_client().error), (503, None));
     }
 
     #[test]

@@ -6,6 +6,41 @@ use serde::{Deserialize, Serialize};
 
 use super::Identity;
 
+/// Somebody by name: whoever is called so, or whom one issuer calls so. Two issuers may call two people the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Subject {
+    /// Of whatever issuer.
+    OfAny(String),
+    /// Of this one.
+    Of(Issued),
+}
+
+/// A subject and who calls it so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Issued {
+    /// The name.
+    pub subject: String,
+    /// `bigiron:keys` for API keys, `auth.issuer` for tokens, the name of the CA for certificates.
+    pub issuer: String,
+}
+
+impl Subject {
+    fn is(&self, who: &Identity) -> bool {
+        match self {
+            Self::OfAny(subject) => who.subject() == subject,
+            Self::Of(Issued { subject, issuer }) => who.subject() == subject && who.issuer() == issuer,
+        }
+    }
+}
+
+impl From<&str> for Subject {
+    fn from(subject: &str) -> Self {
+        Self::OfAny(subject.to_owned())
+    }
+}
+
 /// Who may call a tool. Each list that is not empty must be met by one of its entries; with all three empty everybody
 /// may.
 ///
@@ -17,7 +52,7 @@ pub struct Rule {
     /// Scopes, one of which the caller must have.
     pub scopes_any: Vec<String>,
     /// Subjects, one of which the caller must be.
-    pub subjects: Vec<String>,
+    pub subjects: Vec<Subject>,
     /// Groups, one of which the caller must be in.
     pub groups: Vec<String>,
 }
@@ -31,7 +66,7 @@ impl Rule {
     fn met_by(&self, who: &Identity) -> bool {
         let met = |wanted: &[String], has: &dyn Fn(&str) -> bool| wanted.is_empty() || wanted.iter().any(|it| has(it));
         met(&self.scopes_any, &|scope| who.has_scope(scope))
-            && met(&self.subjects, &|subject| who.subject() == subject)
+            && (self.subjects.is_empty() || self.subjects.iter().any(|subject| subject.is(who)))
             && met(&self.groups, &|group| who.is_in(group))
     }
 }
@@ -97,7 +132,8 @@ mod tests {
 
     fn rule(scopes: &[&str], subjects: &[&str], groups: &[&str]) -> Rule {
         let owned = |all: &[&str]| all.iter().map(|it| (*it).to_owned()).collect();
-        Rule { scopes_any: owned(scopes), subjects: owned(subjects), groups: owned(groups) }
+        let subjects = subjects.iter().map(|&subject| subject.into()).collect();
+        Rule { scopes_any: owned(scopes), subjects, groups: owned(groups) }
     }
 
     #[test]
@@ -114,6 +150,25 @@ mod tests {
         assert_eq!(may(&who("bob", &["write"], &["staff"])), [true, true, false, true, false, false]);
         assert_eq!(may(&who("ann", &["read"], &[])), [true, true, true, false, false, false]);
         assert_eq!(may(&who("ann", &["read"], &["staff"])), [true, true, true, true, true, false]);
+    }
+
+    #[test]
+    fn a_subject_with_its_issuer_is_nobody_elses() {
+        let ann = Issued { subject: "ann".into(), issuer: "bigiron:keys".into() };
+        let rights = Rights::new([
+            Rule { subjects: vec![Subject::Of(ann)], ..Rule::default() },
+            Rule { subjects: vec!["ann".into()], ..Rule::default() },
+        ]);
+        for (issuer, subject, expected) in [
+            ("bigiron:keys", "ann", [true, true]),
+            ("https://login.example", "ann", [false, true]),
+            ("CN=CA", "ann", [false, true]),
+            ("bigiron:keys", "bob", [false, false]),
+            ("bigiron:keys:ann", "", [false, false]),
+        ] {
+            let who = Identity::new(issuer.into(), subject, None, [], [], None);
+            assert_eq!([rights.may(&who, 0), rights.may(&who, 1)], expected, "{issuer} {subject}");
+        }
     }
 
     #[test]

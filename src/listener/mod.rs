@@ -14,6 +14,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -94,6 +95,19 @@ impl Connections {
     pub(crate) fn wake_all(&self) {
         let open: Vec<_> = self.open.lock().by_number.values().cloned().collect();
         open.iter().for_each(|connection| connection.wake());
+    }
+
+    /// Ends those whose client showed certificates that are not taken any more, each with what it is at. Returns how many.
+    fn end_those_without(&self, takes: impl Fn(&[CertificateDer<'_>]) -> bool) -> usize {
+        let open: Vec<_> = self.open.lock().by_number.values().cloned().collect();
+        // Most clients have many connections, and one look at a certificate costs as much as many calls.
+        let mut judged = HashMap::new();
+        let mut is_taken = |chain: &[CertificateDer<'static>]| match judged.get(chain) {
+            Some(taken) => *taken,
+            None => *judged.entry(chain.to_vec()).or_insert_with(|| takes(chain)),
+        };
+        let disowned = open.iter().filter(|connection| connection.chain().is_some_and(|chain| !is_taken(chain)));
+        disowned.inspect(|connection| connection.disown()).count()
     }
 
     /// Returns when no connection is open.

@@ -43,7 +43,11 @@ pub(super) async fn secure(conn: Arc<Connection>, stream: TcpStream, secure: &Se
         Err(reason) => return ended(&conn, reason),
     };
     if let Some(peer) = &accepted.peer {
-        conn.certify(peer.identity());
+        conn.certify(peer.identity(), accepted.chain());
+        // From now on it is found when files change; before, it was not.
+        if secure.has_come_too_late(&accepted) {
+            conn.disown();
+        }
     }
     if accepted.alpn() == Some(b"h2") {
         http2::run(conn, accepted.stream).await;

@@ -43,11 +43,13 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
     pub(crate) data: Option<Value>,
     pub(crate) retry_after_s: Option<u32>,
+    /// For the audit trail, and not for the client: which of several things it was.
+    pub(crate) detail: &'static str,
 }
 
 impl Refusal {
     pub(crate) fn new(status: u16, code: i32, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), data: None, retry_after_s: None }
+        Self { status, code, message: message.into(), data: None, retry_after_s: None, detail: "" }
     }
 
     /// 400 for a message that breaks the protocol.

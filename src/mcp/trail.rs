@@ -17,6 +17,8 @@ use crate::{
 /// What a client that is refused for want of a line is told to wait: about as long as between two tries to write.
 const RETRY_AFTER_S: u32 = 1;
 const TOOLS_CALL: &str = "tools/call";
+/// What is said of a call of a tool that is not for who calls it.
+const NO_RIGHT: &str = "no_right";
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +42,8 @@ pub(super) fn head<'a>(head: &Head<'a>, about: About<'a>) -> audit::Head<'a> {
     let About { method, name, tool, arguments } = about;
     audit::Head {
         caller: head.caller.subject(),
+        key: head.identity.and_then(|identity| identity.key()),
+        detail: "",
         address: head.peer,
         session: head.session_id.text(),
         method,
@@ -78,13 +82,21 @@ impl Router {
         let method = envelope.method.get();
         let about =
             About { arguments: envelope.params.arguments.as_ref(), ..About::unread(method, name_of(&envelope.params)) };
-        self.note_unread(around, about, Reason::of(refusal.status, refusal.code));
+        let detail = if self.is_hidden(around, &about) { NO_RIGHT } else { refusal.detail };
+        self.note_unread(around, about, Reason::of(refusal.status, refusal.code), detail);
     }
 
-    /// Something was refused before it was read as a message.
-    pub(crate) fn note_unread(&self, around: &Head<'_>, about: About<'_>, reason: Reason) {
+    /// Whether a tool is asked for that there is, and that its sender may not call: to him it is as if there were none.
+    fn is_hidden(&self, around: &Head<'_>, about: &About<'_>) -> bool {
+        let tools = self.dispatch.tools();
+        let hidden = |name| tools.get(name).is_some() && tools.for_caller(name, around.identity).is_none();
+        about.tool && about.name.is_some_and(hidden)
+    }
+
+    /// Something was refused before it was read as a message. `detail` says which of several things it was.
+    pub(crate) fn note_unread(&self, around: &Head<'_>, about: About<'_>, reason: Reason, detail: &str) {
         if let Some(audit) = &self.audit {
-            audit.refusal(&head(around, about), reason.name());
+            audit.refusal(&audit::Head { detail, ..head(around, about) }, reason.name());
         }
     }
 }

@@ -15,6 +15,8 @@ const NS_PER_S: u64 = 1_000_000_000;
 pub(super) struct Quota {
     /// The number that clients are told.
     pub(super) limit: u32,
+    /// In how many seconds.
+    pub(super) per_s: u64,
     /// The time that one call costs.
     pub(super) spacing_ns: u64,
     /// How far ahead of now a key may be and still pass.
@@ -51,6 +53,7 @@ impl Quota {
         let spacing_ns = (rule.per_s() * NS_PER_S / u64::from(rule.requests())).max(1);
         Some(Self {
             limit: rule.requests(),
+            per_s: rule.per_s(),
             spacing_ns,
             tolerance_ns: spacing_ns.saturating_mul(u64::from(rule.burst()) - 1),
             block_ns: rule.block_s() * NS_PER_S,

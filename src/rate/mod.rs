@@ -97,6 +97,17 @@ impl RuleId {
             Self::ToolAndCaller => "per_tool_and_caller",
         }
     }
+
+    /// The setting that says how often; `tool` is the tool that is called, when one is.
+    pub fn setting(self, tool: Option<&str>) -> String {
+        let tool = tool.unwrap_or("NAME");
+        match self {
+            Self::Caller => "rate_limit.per_caller".into(),
+            Self::Address => "rate_limit.per_ip".into(),
+            Self::Tool => format!("tools.{tool}.rate"),
+            Self::ToolAndCaller => format!("tools.{tool}.rate_per_caller"),
+        }
+    }
 }
 
 /// What came of it.
@@ -121,6 +132,8 @@ pub enum Decision {
         rule: RuleId,
         /// How many in the rule's period.
         limit: u32,
+        /// The period, in seconds.
+        per_s: u64,
         /// Until one could pass, in seconds, rounded up; at least 1.
         retry_after_s: u64,
         /// Until nothing is used up any more, in seconds, rounded up.
@@ -141,6 +154,7 @@ impl Decision {
         Self::Refused {
             rule: *rule,
             limit: quota.limit,
+            per_s: quota.per_s,
             retry_after_s: seconds_until(passes_at, now).max(1),
             reset_s: seconds_until(after.idle_at().max(passes_at), now),
         }

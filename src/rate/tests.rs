@@ -77,10 +77,10 @@ fn the_figures_are_those_of_a_minute_of_sixty() {
         let (remaining, reset_s) = (60 - used, u64::from(used));
         assert_eq!(call(&limiter, "ann", now), Decision::Allowed { rule, limit: 60, remaining, reset_s });
     }
-    let refused = Decision::Refused { rule, limit: 60, retry_after_s: 60, reset_s: 60 };
+    let refused = Decision::Refused { rule, limit: 60, per_s: 60, retry_after_s: 60, reset_s: 60 };
     assert_eq!(call(&limiter, "ann", now), refused);
     let later = now + Duration::from_millis(30_500);
-    let refused = Decision::Refused { rule, limit: 60, retry_after_s: 30, reset_s: 30 };
+    let refused = Decision::Refused { rule, limit: 60, per_s: 60, retry_after_s: 30, reset_s: 30 };
     assert_eq!(call(&limiter, "ann", later), refused, "the block lasts, and knocking does not lengthen it");
     assert!(matches!(call(&limiter, "ann", now + 60 * SECOND), Decision::Allowed { remaining: 59, .. }));
 }

@@ -1,14 +1,21 @@
-//! An operator's wish that kept results be forgotten: whether there is what it names, and the log line that says so.
+//! An operator's wish that kept results be forgotten: whether there is what it names, and the lines that say so.
 
 use serde_json::Value;
 
 use crate::{
-    config::nearest, dispatch::Dispatch, front::admin::Invalidation, identity::is_principal, mcp::code::Refusal,
+    audit,
+    call::Caller,
+    config::nearest,
+    dispatch::Dispatch,
+    front::admin::{Invalidation, Wishing},
+    identity::is_principal,
+    mcp::{code::Refusal, router::Router},
 };
 
 /// Has the cache forget what is named. The cache does not go through its results for that, so nobody knows how many.
 /// `is_asked`: whether everybody who calls is asked who he is.
-pub(super) fn results(dispatch: &Dispatch, wish: &Invalidation, is_asked: bool) -> Result<(), Refusal> {
+pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_asked: bool) -> Result<(), Refusal> {
+    let dispatch = &router.dispatch;
     if let Some(caller) = wish.caller.as_deref().filter(|caller| is_asked && !is_principal(caller)) {
         return Err(Refusal::invalid_request(format!(
             "{caller:?} is no caller here: where callers are asked who they are, write one as the audit log does, its \
@@ -22,11 +29,31 @@ pub(super) fn results(dispatch: &Dispatch, wish: &Invalidation, is_asked: bool) 
     dispatch
         .invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref())
         .map_err(Refusal::invalid_request)?;
+    let by = who.identity.as_ref().map_or(Caller::ANONYMOUS.subject(), |identity| identity.principal());
+    if let Some(audit) = &router.audit {
+        let detail = match &wish.caller {
+            _ if wish.all => "all".to_owned(),
+            Some(caller) => format!("of {caller}"),
+            None => String::new(),
+        };
+        let head = audit::Head {
+            caller: by,
+            key: who.identity.as_ref().and_then(|identity| identity.key()),
+            address: Some(who.address),
+            tool: wish.tool.as_deref(),
+            detail: &detail,
+            arguments: arguments.as_ref(),
+            ..audit::Head::default()
+        };
+        audit.deed("invalidate", &head);
+    }
     tracing::info!(
         all = wish.all,
         tool = wish.tool,
         caller = wish.caller,
         one_call = wish.arguments.is_some(),
+        by,
+        address = %who.address,
         "an operator had kept results forgotten"
     );
     if dispatch.shared_results().is_some_and(|results| results.is_away()) {

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::process;
@@ -238,6 +238,21 @@ impl Sources {
         out.gauge("bigiron_auth_file_failing", help).only(u8::from(doorkeeper.is_failing()));
         out.gauge("bigiron_auth_tokens_remembered", "Verified tokens that are remembered")
             .only(doorkeeper.remembered());
+        let Some(keys) = doorkeeper.issuer_keys() else { return };
+        out.gauge("bigiron_auth_issuer_keys", "Keys of the issuer that are known; with 0 no token is taken")
+            .only(keys.current(SystemTime::now()).len());
+        if !keys.are_fetched() {
+            return;
+        }
+        let help = "When the issuer's keys were last fetched, in seconds since 1970; 0 when never";
+        let fetched_at = keys.last_success().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        out.gauge("bigiron_auth_issuer_keys_fetched_timestamp_seconds", help)
+            .only(fetched_at.map_or(0, |at| at.as_secs()));
+        out.counter("bigiron_auth_issuer_fetches_total", "Attempts to fetch the issuer's keys, by what came of them");
+        let (fetched, failed) = keys.fetches();
+        for (outcome, count) in [("fetched", fetched), ("failed", failed)] {
+            out.value(&Labels::new(&[("outcome", outcome)]), count);
+        }
     }
 
     fn rates(&self, out: &mut Exposition) {

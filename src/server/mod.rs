@@ -13,7 +13,7 @@ mod watch;
 use std::{
     fmt,
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     process::ExitCode,
     sync::{
         Arc,
@@ -40,7 +40,7 @@ use crate::{
     },
     front::{
         Front,
-        admin::{self, Admin, Invalidation},
+        admin::{self, Admin, Invalidation, Wishing},
         checks::{Hosts, Origins},
         doorkeeper::Doorkeeper,
         gate::{Gate, Weights},
@@ -329,21 +329,21 @@ impl Builder {
             let hosts = Hosts::new(&addr_host(admin_addr.unwrap_or(addr)), &config.allowed_hosts);
             let metrics = metrics::reader(loaded, &front, &connections, secure.as_ref(), &invalidations);
             let (server, is_asked) = (Arc::downgrade(&front), loaded.asks_who_calls());
-            let invalidate = Box::new(move |wish: &Invalidation| {
+            let invalidate = Box::new(move |wish: &Invalidation, who: &Wishing| {
                 let front = server.upgrade()?;
-                let forgot = forget::results(&front.router.dispatch, wish, is_asked);
+                let forgot = forget::results(&front.router, wish, who, is_asked);
                 if forgot.is_ok() {
                     invalidations.fetch_add(1, Relaxed);
-                    note(&front.router, "invalidate", wish.tool.as_deref().unwrap_or_default());
                 }
                 Some(forgot)
             });
             let server = Arc::downgrade(&front);
-            let administers = Box::new(move |headers: &Headers<'_>| {
-                Some(server.upgrade()?.doorkeeper.as_ref()?.administers(headers))
+            let administrator = Box::new(move |headers: &Headers<'_>, address: IpAddr, path: &str| {
+                // Without a server there is nothing to change either.
+                server.upgrade().map_or(Ok(None), |front| front.administrator(headers, address, path))
             });
             let (drain, cluster, audit) = (Arc::clone(&drain), cluster.clone(), front.router.audit.clone());
-            admin::start(socket, Admin { hosts, drain, metrics, administers, audit, cluster, invalidate })
+            admin::start(socket, Admin { hosts, drain, metrics, administrator, audit, cluster, invalidate })
         });
         let admin = started.transpose().map_err(|e| StartError::host("cannot start the admin listener", e))?;
         watch::start(&front, &connections, secure.as_ref())

@@ -181,7 +181,8 @@ impl Running {
     /// Has SIGHUP mean that the certificate's files are read again, as far as they have changed. It never ends the server,
     /// which is what it would do by itself: those who rotate logs send it to everybody.
     pub(super) fn reload_on_hangup(&self) -> std::io::Result<()> {
-        let secure = self.secure.clone();
+        let (secure, connections) = (self.secure.clone(), Arc::clone(&self.connections));
+        let router = Arc::clone(&self.front.router);
         let mut hangup = {
             let _inside = self.io.enter();
             signal(SignalKind::hangup())?
@@ -189,7 +190,11 @@ impl Running {
         self.io.spawn(async move {
             while hangup.recv().await.is_some() {
                 match &secure {
-                    Some(secure) => secure.reload_now(),
+                    Some(secure) => {
+                        if let Some(files) = secure.reload_now(&connections) {
+                            note(&router, "reload", &files);
+                        }
+                    }
                     None => tracing::info!(
                         "SIGHUP: there is no certificate to read again; keys and the audit file are \
                                             looked at by themselves, and other settings are read at a start"

@@ -26,8 +26,11 @@ pub(super) fn start(
 ) -> std::io::Result<()> {
     let (front, connections, secure) = (Arc::downgrade(front), Arc::downgrade(connections), secure.map(Arc::clone));
     spawn(move || {
-        if let Some(secure) = &secure {
-            secure.look_after(Instant::now());
+        if let (Some(secure), Some(connections)) = (&secure, connections.upgrade())
+            && let Some(files) = secure.look_after(Instant::now(), &connections)
+            && let Some(front) = front.upgrade()
+        {
+            super::note(&front.router, "reload", &files);
         }
         look(&front, &connections)
     })
@@ -59,9 +62,8 @@ fn look(front: &Weak<Front>, connections: &Weak<Connections>) -> bool {
     let Some(front) = front.upgrade() else { return false };
     front.router.dispatch.look_after(Instant::now());
     if let Some(doorkeeper) = &front.doorkeeper {
-        let changed = doorkeeper.look_after(Instant::now());
-        if changed {
-            super::note(&front.router, "reload", "keys of [auth]");
+        if let Some(news) = doorkeeper.look_after(Instant::now()) {
+            super::note(&front.router, "reload", &news);
         }
     }
     let before = front.pressure.level();

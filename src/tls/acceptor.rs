@@ -7,7 +7,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -43,12 +43,19 @@ pub struct Accepted {
     pub stream: Stream,
     /// Whose it is, when a certificate was shown.
     pub peer: Option<Peer>,
+    /// What it was made with.
+    server: Arc<ServerConfig>,
 }
 
 impl Accepted {
     /// What both sides agreed to speak, such as `h2`; none when the client did not ask, and then it is HTTP/1.1.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.stream.get_ref().1.alpn_protocol()
+    }
+
+    /// The certificates that the client showed, its own first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        self.stream.get_ref().1.peer_certificates().unwrap_or_default()
     }
 }
 
@@ -82,19 +89,30 @@ impl Acceptor {
         timeout(self.handshake_timeout, handshake(server, stream)).await.unwrap_or(Err(Why::Timeout))
     }
 
-    /// Reads the files again when one of them has changed. True when handshakes from now on have what is new in them;
-    /// connections that are open go on as they are. Costs a look at each file.
+    /// Reads the files again when one of them has changed, and says which. Handshakes from now on have what is new in
+    /// them; connections that are open go on as they are, also where the client would not be let in any more: who has
+    /// them asks [`Acceptor::takes`]. Costs a look at each file.
     ///
     /// # Errors
     /// What is wrong with a file. What was known before stays in force, and the next call says so again. A certificate
     /// that was replaced before its key is such a fault, and is over with the next call.
-    pub fn reload_if_changed(&self) -> Result<bool, String> {
+    pub fn reload_if_changed(&self) -> Result<Vec<&str>, String> {
         let _one_at_a_time = self.reloading.lock();
-        if !self.now.load().is_old(&self.config)? {
-            return Ok(false);
+        let changed = self.now.load().changed(&self.config)?;
+        if !changed.is_empty() {
+            self.now.store(Arc::new(Loaded::new(&self.config, &self.alpn)?));
         }
-        self.now.store(Arc::new(Loaded::new(&self.config, &self.alpn)?));
-        Ok(true)
+        Ok(changed)
+    }
+
+    /// Whether a client with these certificates, its own first, would be let in now.
+    pub fn takes(&self, chain: &[CertificateDer<'_>]) -> bool {
+        self.now.load().takes(chain)
+    }
+
+    /// Whether files have changed since this handshake began.
+    pub fn is_outdated(&self, accepted: &Accepted) -> bool {
+        !Arc::ptr_eq(&self.now.load().server, &accepted.server)
     }
 
     /// What is wrong with the dates of our certificate at `now`, a sentence for each. It is used all the same: there is
@@ -117,7 +135,7 @@ async fn handshake(server: Arc<ServerConfig>, stream: TcpStream) -> Result<Accep
         _ if first[0].is_ascii_uppercase() => return Err(tell(stream).await),
         _ => return Err(Why::NotTls),
     }
-    let stream = TlsAcceptor::from(server).accept(stream).await.map_err(|error| Why::of_io(&error))?;
+    let stream = TlsAcceptor::from(Arc::clone(&server)).accept(stream).await.map_err(|error| Why::of_io(&error))?;
     let peer = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
         Some(certificate) => Some(Peer::read(certificate).map_err(Why::CertificateRefused)?),
         None => None,
@@ -126,7 +144,7 @@ async fn handshake(server: Arc<ServerConfig>, stream: TcpStream) -> Result<Accep
     if peer.as_ref().is_some_and(|peer| peer.has_ended(SystemTime::now())) {
         return Err(Why::CertificateDates);
     }
-    Ok(Accepted { stream, peer })
+    Ok(Accepted { stream, peer, server })
 }
 
 /// Answers somebody who wrote `http://` by mistake.

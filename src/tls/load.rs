@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc, time::SystemTime};
 use rustls::{
     Error, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     server::{ServerSessionMemoryCache, WebPkiClientVerifier, danger::ClientCertVerifier},
     version,
 };
@@ -32,6 +32,8 @@ const ENDS_SOON_S: u64 = 7 * 24 * 60 * 60;
 pub(super) struct Loaded {
     pub(super) server: Arc<ServerConfig>,
     pub(super) validity: Validity,
+    /// Judges clients' certificates, where they are asked for.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
     stamps: Vec<Stamp>,
 }
 
@@ -46,18 +48,18 @@ impl Loaded {
         let (key, key_stamp) = key(config.key.as_ref())?;
         let mut stamps = vec![certificate_stamp, key_stamp];
         let verifier = if config.client_certificates == ClientCertificates::Off {
-            WebPkiClientVerifier::no_client_auth()
+            None
         } else {
             let (verifier, stamp) = verifier(config, &provider)?;
             stamps.push(stamp);
-            verifier
+            Some(verifier)
         };
         // Before rustls looks, which says less of what is wrong.
         let validity = Validity::read(&chain[0]).map_err(|why| format!("{}: {why}", config.certificate))?;
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions(config.versions_min))
             .map_err(|error| format!("tls.versions_min cannot be had: {error}"))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(verifier.clone().unwrap_or_else(WebPkiClientVerifier::no_client_auth))
             .with_single_cert(chain, key)
             .map_err(|error| match error {
                 Error::InconsistentKeys(_) => format!(
@@ -69,19 +71,28 @@ impl Loaded {
         server.alpn_protocols = alpn.to_vec();
         server.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
         server.max_early_data_size = 0;
-        Ok(Self { server: Arc::new(server), validity, stamps })
+        Ok(Self { server: Arc::new(server), validity, verifier, stamps })
     }
 
-    /// Whether a file is another one than it was.
-    pub(super) fn is_old(&self, config: &Config) -> Result<bool, String> {
+    /// Whether a client with these certificates, its own first, would be let in.
+    pub(super) fn takes(&self, chain: &[CertificateDer<'_>]) -> bool {
+        match (&self.verifier, chain.split_first()) {
+            (Some(verifier), Some((own, rest))) => verifier.verify_client_cert(own, rest, UnixTime::now()).is_ok(),
+            _ => true,
+        }
+    }
+
+    /// The files that are others than they were.
+    pub(super) fn changed<'a>(&self, config: &'a Config) -> Result<Vec<&'a str>, String> {
         let asks = config.client_certificates != ClientCertificates::Off;
         let files = [&config.certificate, &config.key].into_iter().chain(asks.then_some(&config.client_ca));
+        let mut changed = Vec::new();
         for (path, stamp) in files.zip(&self.stamps) {
             if file::stamp(path.as_ref())? != *stamp {
-                return Ok(true);
+                changed.push(path.as_str());
             }
         }
-        Ok(false)
+        Ok(changed)
     }
 
     /// What is wrong with the certificate's dates.

@@ -77,9 +77,9 @@ pub struct Config {
     /// Scopes, one of which a caller needs; absent asks for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scopes_any: Option<Vec<String>>,
-    /// Subjects, one of which the caller must be; absent asks for none.
+    /// Subjects, one of which the caller must be, each by its name or with its issuer; absent asks for none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub subjects: Option<Vec<String>>,
+    pub subjects: Option<Vec<crate::identity::Subject>>,
     /// Groups, one of which the caller must be in; absent asks for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<String>>,
@@ -98,7 +98,7 @@ impl Config {
         let all = |entries: &Option<Vec<String>>| entries.clone().unwrap_or_default();
         crate::identity::Rule {
             scopes_any: all(&self.scopes_any),
-            subjects: all(&self.subjects),
+            subjects: self.subjects.clone().unwrap_or_default(),
             groups: all(&self.groups),
         }
     }

@@ -274,6 +274,98 @@ fn keys_that_were_read_again_leave_a_line() {
     assert!(!lines.iter().any(|line| line.to_string().contains(&key)));
 }
 
+/// Two keys of one caller are told apart, a refusal says what exactly was wrong, and who looks for tools that are not for
+/// him is found.
+#[test]
+fn a_line_says_which_key_it_was_and_what_exactly_was_wrong() {
+    let issuer = Issuer::new();
+    let (one, two) = (issuer.key_for("ann", &[]), issuer.key_for("ann", &[]));
+    let served = serve(|tuning| {
+        issuer.tune(tuning);
+        tuning.rate_limit.enabled = true;
+        let tool = bigiron::tool::Config { rate_per_caller: "1 per 1h".parse().ok(), ..Default::default() };
+        tuning.tools.insert("busy".into(), tool);
+        let tool = bigiron::tool::Config { subjects: Some(vec!["bob".into()]), ..Default::default() };
+        tuning.tools.insert("fail".into(), tool);
+    });
+    let call = |tool: &str, token: &str| {
+        let bearer = format!("Bearer {token}");
+        let mut headers = modern_headers("tools/call", tool).to_vec();
+        headers.push(("Authorization", &bearer));
+        Client::connect(served.running.addr()).post(&headers, &modern(1, "tools/call", json!({ "name": tool })))
+    };
+    assert_eq!((call("quick", &one).status, call("busy", &two).status), (200, 200));
+    let refused = call("busy", &two);
+    assert_eq!(refused.status, 429);
+    let told = refused.json()["error"]["message"].to_string();
+    assert!(told.contains("tools.busy.rate_per_caller lets 1 pass in 3600 s"), "{told}");
+    let unknown = format!("bi_00000000_{}", "x".repeat(43));
+    assert_eq!((call("quick", &unknown).status, call("quick", "a.b.c").status), (401, 401));
+    assert_eq!(call("fail", &one).code(), Some(-32602));
+    assert_eq!(call("nothing", &one).code(), Some(-32602));
+    let keys = [&one, &two].map(|key| key[3..11].to_owned());
+    let lines = served.stop();
+    assert_eq!(of(&lines, "call").iter().map(|line| &line["key"]).collect::<Vec<_>>(), [&keys[0], &keys[1]]);
+    let refusals: Vec<_> = of(&lines, "refusal")
+        .iter()
+        .map(|line| ["reason", "detail", "key"].map(|member| line[member].clone()))
+        .collect();
+    let expected = [
+        json!(["rate_limited", "per_tool_and_caller", keys[1]]),
+        json!(["unauthorized", "unknown_api_key", null]),
+        json!(["unauthorized", "malformed", null]),
+        json!(["invalid_params", "no_right", keys[0]]),
+        json!(["invalid_params", null, keys[0]]),
+    ];
+    assert_eq!(refusals.into_iter().map(Value::from_iter).collect::<Vec<_>>(), expected, "{lines:#?}");
+}
+
+/// Who guesses at the admin listener is slowed down and seen, as at the endpoint; who changes something there is named.
+#[test]
+fn at_the_admin_listener_guessing_is_limited_and_deeds_have_lines() {
+    let issuer = Issuer::new();
+    let (admin, other) = (issuer.key_for("root", &["bigiron:admin"]), issuer.key_for("ann", &[]));
+    let served = serve(|tuning| {
+        issuer.tune(tuning);
+        tuning.rate_limit.enabled = true;
+        tuning.rate_limit.per_ip = "3 per 1h".parse().expect("a rate");
+        let tool =
+            bigiron::tool::Config { cache_ttl_s: Some(60), cache_not_read_only: Some(true), ..Default::default() };
+        tuning.tools.insert("quick".into(), tool);
+    });
+    let invalidate = |key: &str, body: &str| {
+        let mut client = Client::connect(served.running.admin_addr().expect("on"));
+        let (head, length) = ("POST /cache/invalidate HTTP/1.1\r\nHost: 127.0.0.1", body.len());
+        let about = format!("Authorization: Bearer {key}\r\nContent-Type: application/json");
+        client.send(format!("{head}\r\n{about}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes());
+        client.receive().expect("an answer")
+    };
+    let all = r#"{"all":true}"#;
+    let wrong = format!("bi_00000000_{}", "x".repeat(43));
+    let refused: Vec<u16> = (0..4).map(|n| invalidate(if n == 0 { &other } else { &wrong }, all).status).collect();
+    assert_eq!(refused, [403, 401, 401, 429]);
+    assert_eq!(invalidate(&admin, r#"{"tool":"nothing"}"#).status, 404);
+    for body in [all, r#"{"tool":"quick","arguments":{"text":"a"},"caller":"12:bigiron:keys;3:ann;"}"#] {
+        assert_eq!(invalidate(&admin, body).status, 200, "who is known is not slowed down");
+    }
+    assert_eq!(metric(&served.running, "bigiron_refusals_total{reason=\"unauthorized\"}"), 2.0);
+    assert_eq!(metric(&served.running, "bigiron_refusals_total{reason=\"rate_limited\"}"), 1.0);
+    let lines = served.stop();
+    let refusals = of(&lines, "refusal");
+    let details: Vec<_> = refusals.iter().map(|line| line["detail"].as_str().unwrap_or_default()).collect();
+    assert_eq!(details, ["scope", "unknown_api_key", "unknown_api_key", "per_ip"]);
+    assert!(refusals.iter().all(|line| line["address"] == "127.0.0.1" && line["name"] == "/cache/invalidate"));
+    let deeds = of(&lines, "invalidate");
+    assert_eq!(deeds.len(), 2, "{lines:#?}");
+    for line in &deeds {
+        assert_eq!((&line["caller"], &line["address"]), (&json!("12:bigiron:keys;4:root;"), &json!("127.0.0.1")));
+        assert_eq!((&line["key"], &line["outcome"]), (&json!(admin[3..11]), &json!("ok")));
+    }
+    assert_eq!(deeds[0]["detail"], "all");
+    assert_eq!(deeds[1]["detail"], "of 12:bigiron:keys;3:ann;");
+    assert_eq!((&deeds[1]["tool"], deeds[1]["arguments_sha256"].is_string()), (&json!("quick"), true));
+}
+
 #[test]
 fn whatever_is_sent_a_line_is_one_line() {
     let served = serve(|tuning| tuning.audit.arguments = Arguments::Full);

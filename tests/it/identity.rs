@@ -581,3 +581,32 @@ fn keys_are_fetched_from_the_issuer() {
     assert!(asked.load(Ordering::SeqCst) <= 2, "the issuer is left in peace");
     running.stop();
 }
+
+/// A token may be as good as any while the issuer's keys cannot be had: nobody is told to throw it away.
+#[test]
+fn without_the_issuers_keys_a_token_is_put_off_and_not_refused() {
+    let issuer = Issuer::new();
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/keys", nobody.local_addr().expect("an address"));
+    drop(nobody);
+    let (running, runs) = server(&issuer, |tuning| {
+        tuning.auth.jwks_file = String::new();
+        tuning.auth.jwks_url = url;
+        tuning.auth.algorithms = vec!["ES256".into()];
+    });
+    let failed = "bigiron_auth_issuer_fetches_total{outcome=\"failed\"}";
+    eventually("a fetch fails", || metric(&running, failed) >= 1.0);
+    let put_off = call(&running, "who", &issuer.token("alice"));
+    assert_eq!(put_off.status, 503, "{put_off:?}");
+    let seconds: u32 = put_off.header("retry-after").and_then(|text| text.parse().ok()).expect("when to come back");
+    assert!((1..=31).contains(&seconds), "{seconds}");
+    assert_eq!(put_off.header("www-authenticate"), None, "nothing is wrong with the token");
+    assert_401(&call(&running, "who", "a.b.c"), "what is no token is refused all the same");
+    let key = issuer.key_for("ann", &[]);
+    eventually("the key is known", || call(&running, "who", &key).status == 200);
+    assert_eq!(runs.load(Ordering::SeqCst), 1, "of the one with a key");
+    assert_eq!(metric(&running, "bigiron_auth_issuer_keys"), 0.0);
+    assert_eq!(metric(&running, "bigiron_auth_issuer_keys_fetched_timestamp_seconds"), 0.0);
+    assert_eq!(metric(&running, "bigiron_auth_refusals_total{kind=\"no_keys\"}"), 1.0);
+    running.stop();
+}

@@ -122,10 +122,15 @@ fn tools_have_rates_of_their_own_for_all_callers_and_for_each() {
     assert_eq!(passed(4, || post(&mut two, "dear")), 2, "two for each");
     assert_eq!(passed(20, || post(&mut one, "other")), 20, "no rate");
     let refused = post(&mut one, "quick");
-    assert!(refused.json()["error"]["message"].as_str().is_some_and(|text| text.contains("per_tool")), "{refused:?}");
+    assert!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("tools.quick.rate lets 6 pass in 3600 s")),
+        "{refused:?}"
+    );
     let refused = post(&mut one, "dear");
     let message = refused.json()["error"]["message"].as_str().map(str::to_owned);
-    assert!(message.is_some_and(|text| text.contains("per_tool_and_caller")), "{refused:?}");
+    assert!(message.is_some_and(|text| text.contains("tools.dear.rate_per_caller lets 2 pass in")), "{refused:?}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use bigiron::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -159,23 +159,36 @@ impl World {
 
     /// A connection that trusts the servers' CA.
     fn connect(&self, addr: SocketAddr) -> Secure {
+        self.connect_as(addr, None).expect("a handshake")
+    }
+
+    /// The same with a certificate of this CA for this name.
+    fn connect_as(&self, addr: SocketAddr, client: Option<(&Ca, &str)>) -> std::io::Result<Secure> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.servers.0.pem().as_bytes()).expect("PEM")).expect("a CA");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match client {
+            None => config.with_no_client_auth(),
+            Some((ca, name)) => {
+                let [certificate, key] = ca.sign(name);
+                let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM")];
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+                config.with_client_auth_cert(chain, key).expect("a certificate and its key")
+            }
+        };
         let name = ServerName::try_from("localhost").expect("a name");
         let client = ClientConnection::new(Arc::new(config), name).expect("a client");
         let stream = TcpStream::connect_timeout(&addr, PATIENCE).expect("connects");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let mut secure = Secure(StreamOwned::new(client, stream));
         while secure.0.conn.is_handshaking() {
-            secure.0.conn.complete_io(&mut secure.0.sock).expect("a handshake");
+            secure.0.conn.complete_io(&mut secure.0.sock)?;
         }
-        secure
+        Ok(secure)
     }
 }
 
@@ -347,6 +360,54 @@ fn a_new_certificate_is_shown_to_new_connections() {
     assert!(expiry > 1_700_000_000.0, "{expiry}");
 }
 
+/// Whom a CA let in that is trusted no more goes, with what is open; who would be let in by the new one stays.
+#[test]
+fn a_ca_that_is_taken_back_ends_the_connections_of_its_clients() {
+    let world = World::new();
+    let others = Ca::new("Others");
+    let trail = world.path("audit.log");
+    let running = world.serve_with(ClientCertificates::Required, |tuning| {
+        tuning.tls.reload_s = 1;
+        tuning.audit.file.clone_from(&trail);
+    });
+    let connect = |ca: &Ca, name: &str| world.connect_as(running.addr(), Some((ca, name)));
+    let mut ann = connect(&world.clients, "ann").expect("she is let in");
+    assert_eq!(ann.call(), "200");
+    let mut listener = connect(&world.clients, "ann").expect("she is let in");
+    let request = modern(1, "subscriptions/listen", json!({ "notifications": { "toolsListChanged": true } }));
+    let headers = [("MCP-Protocol-Version", "2026-07-28"), ("Mcp-Method", "subscriptions/listen")];
+    listener.0.write_all(&post_bytes(&headers, request.to_string().as_bytes())).expect("sends");
+    let mut some = [0; 512];
+    assert!(listener.0.read(&mut some).expect("a stream") > 0 && some.starts_with(b"HTTP/1.1 200"));
+    // Both are trusted: all stay.
+    world.write("clients.pem", &(world.clients.0.pem() + &others.0.pem()));
+    let mut bob = None;
+    eventually("the other CA is trusted, too", || {
+        bob = connect(&others, "bob").ok();
+        bob.as_mut().is_some_and(try_call)
+    });
+    assert_eq!(ann.call(), "200", "her connection goes on");
+    // Only the other is.
+    world.write("clients.pem", &others.0.pem());
+    let mut rest = Vec::new();
+    let _ = listener.0.read_to_end(&mut rest); // ends, with or without the farewell of TLS
+    let ended = ann.0.read(&mut some);
+    assert!(matches!(ended, Ok(0)) || ended.is_err_and(|error| error.kind() == ErrorKind::UnexpectedEof));
+    assert_eq!(bob.expect("open").call(), "200", "his connection goes on");
+    running.stop();
+    let trail = fs::read_to_string(trail).expect("the trail");
+    let reloads = trail.lines().filter(|line| line.contains("\"event\":\"reload\"")).collect::<Vec<_>>();
+    assert!(reloads.len() == 2 && reloads.iter().all(|line| line.contains("clients.pem")), "{reloads:?}");
+}
+
+/// Whether one call is answered. With TLS 1.3 a client learns only so that its certificate was not taken.
+fn try_call(secure: &mut Secure) -> bool {
+    let call = modern(1, "tools/call", json!({ "name": "who", "arguments": {} })).to_string();
+    let sent = secure.0.write_all(&post_bytes(&modern_headers("tools/call", "who"), call.as_bytes()));
+    let mut answer = [0; 4096];
+    sent.is_ok() && secure.0.read(&mut answer).is_ok_and(|length| length > 0 && answer.starts_with(b"HTTP/1.1 200"))
+}
+
 fn process(world: &World, more: &[&str]) -> Process {
     let set = |key: &str, file: &str| format!("tls.{key}={}", world.path(file));
     let (certificate, key) = (set("certificate", "us.pem"), set("key", "us.key"));
@@ -362,7 +423,8 @@ fn a_signal_renews_the_certificate_and_keeps_the_old_when_the_new_is_wrong() {
     assert_eq!((open.call().as_str(), open.shown()), ("200", first));
     let second = world.renew();
     process.signal("HUP");
-    process.log_line_with("the certificate was read again");
+    let line = process.log_line_with("files of [tls] were read again");
+    assert!(line.contains("us.pem") && line.contains("us.key") && line.contains("Z\""), "{line}");
     assert_eq!(world.connect(process.addr).shown(), second);
     world.write("us.pem", "nothing of a certificate");
     process.signal("HUP");

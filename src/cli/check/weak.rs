@@ -8,7 +8,11 @@ use ipnet::IpNet;
 use crate::{
     audit::Policy,
     config::{Loaded, Tuning, readable},
-    identity::keys::{self, Record},
+    identity::{
+        Subject,
+        keys::{self, Record},
+    },
+    tls::ClientCertificates,
 };
 
 /// Keys that are named; of more it is said how many.
@@ -23,6 +27,7 @@ pub(super) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     let mut weak = tuning.auth.weak();
     weak.extend(tuning.tls.weak());
     weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
+    weak.extend(of_any_issuer(tuning));
     weak.extend(listener(loaded));
     weak.extend(unknown_host(loaded));
     weak.extend(keys_for_ever(tuning));
@@ -30,6 +35,35 @@ pub(super) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     weak.extend(tuning.server.trusted_proxies.iter().filter_map(|network| proxies(network)));
     weak.extend(tuning.server.allowed_origins.iter().filter_map(|origin| plain(origin)));
     weak
+}
+
+/// Names that two issuers may give to two people.
+fn of_any_issuer(tuning: &Tuning) -> Vec<String> {
+    let sources = [
+        (tuning.auth.takes_keys(), format!("{:?} (API keys)", keys::ISSUER)),
+        (tuning.auth.takes_tokens(), format!("{:?} (tokens)", tuning.auth.issuer)),
+        (tuning.tls.client_certificates != ClientCertificates::Off, "the name of a CA (certificates)".into()),
+    ];
+    let sources: Vec<String> = sources.into_iter().filter_map(|(is_on, name)| is_on.then_some(name)).collect();
+    if sources.len() < 2 {
+        return Vec::new();
+    }
+    let sources = sources.join(" or ");
+    let plain = tuning.tools.iter().filter_map(|(tool, config)| {
+        let plain = config.subjects.iter().flatten().find_map(|subject| match subject {
+            Subject::OfAny(subject) => Some(subject),
+            Subject::Of(_) => None,
+        });
+        Some((tool, plain?))
+    });
+    plain
+        .map(|(tool, subject)| {
+            format!(
+                "tools.{tool}.subjects has {subject:?}, which is whoever any issuer calls so; write \
+                 {{ subject = {subject:?}, issuer = ISSUER }}, where ISSUER is {sources}"
+            )
+        })
+        .collect()
 }
 
 /// What others can reach and nothing limits.
@@ -188,6 +222,7 @@ pub(super) fn expired(tuning: &Tuning, now: SystemTime) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Issued;
 
     #[test]
     fn networks_that_strangers_are_in_are_too_wide() {
@@ -197,6 +232,25 @@ mod tests {
         for narrow in ["10.0.0.0/8", "192.0.2.1", "192.0.2.1/32", "2001:db8::/32", "::1", "fd00:1:2::/48"] {
             assert_eq!(proxies(narrow), None, "{narrow}");
         }
+    }
+
+    #[test]
+    fn a_name_that_two_issuers_may_give_is_told() {
+        let ann = Subject::Of(Issued { subject: "ann".into(), issuer: keys::ISSUER.into() });
+        let told = |subjects: Vec<Subject>, issuer: &str| {
+            let mut tuning = Tuning::default();
+            tuning.auth.keys_file = "keys.toml".into();
+            tuning.auth.issuer = issuer.into();
+            let tool = crate::tool::Config { subjects: Some(subjects), ..Default::default() };
+            tuning.tools.insert("burn".into(), tool);
+            of_any_issuer(&tuning).join("\n")
+        };
+        let weak = told(vec![ann.clone(), "bob".into()], "https://login.example");
+        for part in ["tools.burn.subjects has \"bob\"", "\"bigiron:keys\" (API keys) or \"https://login.example\""] {
+            assert!(weak.contains(part), "{weak}");
+        }
+        assert_eq!(told(vec![ann], "https://login.example"), "");
+        assert_eq!(told(vec!["bob".into()], ""), "", "there is one issuer only");
     }
 
     #[test]

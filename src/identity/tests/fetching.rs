@@ -416,11 +416,21 @@ async fn each_change_is_logged_once() {
     issuer.answer(ok(&set(&[&RSA])));
     assert_eq!(keeper.turn(at(NOW_S + 90), false).await, Turn::Changed);
     assert_eq!(keeper.turn(at(NOW_S + 390), false).await, Turn::Same);
+    issuer.answer(head("500 Oh\r\ncontent-length: 0"));
+    for s in [690, 720] {
+        assert!(matches!(keeper.turn(at(NOW_S + s), false).await, Turn::Failed(_)));
+    }
     let text = String::from_utf8_lossy(&log.0.lock()).into_owned();
-    for (line, times) in [("cannot be fetched", 1), ("can be fetched again", 1), ("has other keys", 1), ("500", 1)] {
+    for (line, times) in [
+        ("none are known", 2), // at once, and each minute
+        ("those that are known stay in force", 1),
+        ("can be fetched again", 1),
+        ("has other keys", 1),
+        ("500", 3),
+    ] {
         assert_eq!(text.matches(line).count(), times, "{line}: {text}");
     }
-    assert_eq!(text.lines().count(), 3, "{text}");
+    assert_eq!(text.lines().count(), 5, "{text}");
 }
 
 #[tokio::test]

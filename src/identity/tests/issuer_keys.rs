@@ -35,6 +35,19 @@ fn without_keys_nobody_is_known_yet() {
 }
 
 #[test]
+fn who_comes_while_there_are_no_keys_is_told_when_there_may_be() {
+    let door = World::without_keys().door();
+    let keys = keys(&door);
+    assert_eq!(keys.retry_after_s(now()), 2, "the first fetch is under way");
+    assert!(keys.wants_refresh(now(), false));
+    keys.failed(now());
+    assert_eq!([0, 29, 30, 99].map(|s| keys.retry_after_s(later(s))), [31, 2, 1, 1]);
+    assert_eq!((keys.fetches(), keys.last_success()), ((0, 1), None));
+    keys.accept(&set(&[&RSA]), later(30)).expect("a key set");
+    assert_eq!((keys.fetches(), keys.last_success()), ((1, 1), Some(later(30))));
+}
+
+#[test]
 fn fetching_has_a_pace_whatever_asks_for_it() {
     let door = World::without_keys().door();
     let keys = keys(&door);
@@ -192,9 +205,10 @@ fn the_own_file_is_read_again_when_it_changes() {
     let world = World::with_keys_of(&[&old]);
     let door = world.door();
     assert!(who(&door, &token(&old), now()).is_ok());
-    assert_eq!(door.reload_if_changed(), Ok(false));
+    assert_eq!(door.reload_if_changed(), Ok(None));
     world.write("jwks.json", &set(&[&new, &RSA]));
-    assert_eq!(door.reload_if_changed(), Ok(true));
+    let news = door.reload_if_changed().expect("read").expect("it changed");
+    assert!(news.ends_with("jwks.json: 2 keys of the issuer"), "{news}");
     assert_eq!(who(&door, &token(&old), now()).expect_err("gone").kind(), "unknown_key");
     assert!(who(&door, &token(&new), now()).is_ok());
     world.write("jwks.json", b"{");

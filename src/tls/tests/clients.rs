@@ -105,10 +105,14 @@ async fn a_ca_that_is_no_longer_trusted_lets_no_session_in() {
     let world = World::asking(ClientCertificates::Required);
     let acceptor = world.acceptor();
     let client = Arc::new(world.client_with(&world.clients.client("ann")));
-    connect(&acceptor, &client).await;
-    world.write("clients.pem", &Ca::new("Others").pem());
-    assert_eq!(acceptor.reload_if_changed(), Ok(true));
+    let (open, _) = connect(&acceptor, &client).await;
+    assert!(acceptor.takes(open.chain()) && !acceptor.is_outdated(&open) && open.chain().len() == 1);
+    let others = Ca::new("Others");
+    world.write("clients.pem", &others.pem());
+    assert_eq!(acceptor.reload_if_changed(), Ok(vec![world.config.client_ca.as_str()]));
     assert_eq!(shake(&acceptor, &client).await.0.expect_err("another CA"), Why::CertificateUnknown);
+    assert!(acceptor.is_outdated(&open) && !acceptor.takes(open.chain()));
+    assert!(acceptor.takes(&[others.client("ann").der()]));
 }
 
 fn uri(text: &str) -> SanType {

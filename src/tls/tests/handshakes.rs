@@ -71,7 +71,7 @@ async fn sessions_are_resumed_and_nothing_is_taken_early() {
         drop(next); // it took one of the client's tickets, of which TLS 1.3 has two
         assert_eq!(kind(&connect(&acceptor, &client).await.0), Some(HandshakeKind::Resumed), "{version:?}");
         world.put(&world.ca.server());
-        assert_eq!(acceptor.reload_if_changed(), Ok(true));
+        assert!(acceptor.reload_if_changed().is_ok_and(|changed| !changed.is_empty()));
         assert_eq!(kind(&connect(&acceptor, &client).await.0), Some(HandshakeKind::Full), "{version:?}: a new cache");
     }
 }
