@@ -1,0 +1,1 @@
+//! Two instances in one process.
