@@ -33,7 +33,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 pub(crate) use self::{
-    listener::{Limits, Listener, Outcome, Runs, Taken, Turned},
+    listener::{Limits, Listener, Outcome, Runs, Turned},
     wire::Hears,
 };
 use self::{

@@ -163,19 +163,19 @@ mod tests {
     #[test]
     fn both_sides_make_one_key_and_strangers_none() {
         let (hello, key) = (hello(), b"the key of a deployment that is long");
-        let (welcome, theirs) = super::welcome(key, &hello, nonce().expect("random"));
-        assert_eq!(welcomed(key, &hello, &welcome), Some(theirs));
-        assert_eq!(welcomed(b"another key", &hello, &welcome), None);
+        let (welcomes, theirs) = welcome(key, &hello, nonce().expect("random"));
+        assert_eq!(welcomed(key, &hello, &welcomes), Some(theirs));
+        assert_eq!(welcomed(b"another key", &hello, &welcomes), None);
         for other in [
             Hello { from: "c".into(), ..hello.clone() },
             Hello { to: "c".into(), ..hello.clone() },
             Hello { nonce: nonce().expect("random"), ..hello.clone() },
         ] {
-            assert_eq!(welcomed(key, &other, &welcome), None, "{other:?}");
+            assert_eq!(welcomed(key, &other, &welcomes), None, "{other:?}");
         }
-        let odd = Welcome { nonce: "0".into(), ..welcome.clone() };
+        let odd = Welcome { nonce: "0".into(), ..welcomes };
         assert_eq!(welcomed(key, &hello, &odd), None);
-        assert_ne!(super::welcome(key, &hello, nonce().expect("random")).1, theirs, "another for each connection");
+        assert_ne!(welcome(key, &hello, nonce().expect("random")).1, theirs, "another for each connection");
     }
 
     #[test]

@@ -135,7 +135,8 @@ impl Call {
         let deadline = Deadline::left(now, self.left_ms, self.limit_ms);
         let mut ctx = Ctx::new(caller, deadline, ClientCapabilities::of_bits(self.client));
         ctx.share = Share::new(self.who, self.weight);
-        if let Talk::Rounds { answers, kept } = std::mem::take(&mut self.talk) {
+        if let Talk::Rounds { answers, kept } = &mut self.talk {
+            let (answers, kept) = (std::mem::take(answers), kept.take());
             ctx.exchange = Exchange::Rounds(Arc::new(Rounds::new(Memory { answers, kept }, Map::new())));
         }
         ctx.raw = self.raw.take().map(|raw| {
