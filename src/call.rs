@@ -75,6 +75,10 @@ impl Share {
         Self { who, weight: if weight == 0 { 1 } else { weight } }
     }
 
+    pub(crate) const fn who(self) -> u64 {
+        self.who
+    }
+
     /// How much of a contended resource it gets, beside others.
     pub(crate) const fn weight(self) -> u32 {
         self.weight
@@ -92,6 +96,12 @@ impl Deadline {
     /// `limit_ms` after `now`.
     pub fn after(now: Instant, limit_ms: u64) -> Self {
         Self { at: now + Duration::from_millis(limit_ms), limit_ms }
+    }
+
+    /// The moment that is `left_ms` after `now`, which a limit of `limit_ms` led to.
+    pub(crate) fn left(now: Instant, left_ms: u64, limit_ms: u64) -> Self {
+        const MONTH_MS: u64 = 31 * 24 * 60 * 60 * 1000; // no limit is longer
+        Self { limit_ms, ..Self::after(now, left_ms.min(limit_ms).min(MONTH_MS)) }
     }
 
     /// The moment itself.

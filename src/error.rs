@@ -56,6 +56,13 @@ pub enum CallError {
     },
     /// The server is stopping and the call was not finished within the grace. It may have run.
     Draining,
+    /// No instance that runs the tool can be reached, or each has no room. The call did not run. Safe to retry.
+    Nowhere {
+        /// Seconds until it is worth trying again.
+        retry_after_s: u32,
+    },
+    /// The instance that ran the call is gone, and nobody knows how far it came. It may have run.
+    Lost,
     /// The caller took the call back; nobody waits for an answer.
     Cancelled,
 }
@@ -93,6 +100,11 @@ impl fmt::Display for CallError {
                 )
             }
             Self::Draining => f.write_str("the server is stopping; the call was not finished and may have run in part"),
+            Self::Nowhere { retry_after_s } => write!(
+                f,
+                "no instance that runs this tool can take the call at the moment; it did not run; try again in {retry_after_s} s"
+            ),
+            Self::Lost => f.write_str("the instance that ran this call has ended; the call may have run"),
             Self::Cancelled => f.write_str("cancelled by the caller"),
         }
     }

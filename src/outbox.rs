@@ -152,6 +152,10 @@ impl Outbox {
         self.log_level.is_some_and(|least| level >= least)
     }
 
+    pub(crate) fn log_level(&self) -> Option<LogLevel> {
+        self.log_level
+    }
+
     pub(crate) fn progress(&self, progress: f64, total: Option<f64>, message: &str) {
         if !self.wants_progress || !progress.is_finite() || total.is_some_and(|t| !t.is_finite()) {
             return;

@@ -10,7 +10,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::SettingsArguments;
-use crate::cluster::{self, Node};
+use crate::{
+    cluster::{self, Node},
+    server::spreads,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -39,7 +42,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return told(&error.to_string(), 1),
     };
-    match runtime.block_on(cluster::nodes(config)) {
+    match runtime.block_on(cluster::nodes(config, &spreads(&loaded.tuning))) {
         Ok(nodes) if arguments.json => super::print(&format!("{}\n", json!({ "nodes": nodes }))),
         Ok(nodes) => super::print(&table(&nodes)),
         Err(why) => told(&format!("Redis does not say: {why}"), 1),
@@ -86,6 +89,7 @@ mod tests {
             load: 1,
             max_load: 200,
             address: "http://127.0.0.1:5000/mcp\u{1b}[2J".into(),
+            forwards: String::new(),
             version: "0.1.0".into(),
             roles: Vec::new(),
             tools: Vec::new(),

@@ -6,10 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::endpoint::Endpoint;
-use crate::units::Secret;
+use crate::units::{Secret, is_placeholder};
 
-/// The longest password that is read from a file.
-const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
+/// The longest password or key that is read from a file.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+/// The shortest key by which instances know each other.
+const NODE_KEY_BYTES_MIN: usize = 32;
 
 /// `[cluster]`: what instances share, and through which Redis.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +39,14 @@ pub struct Config {
     pub advertise: String,
     /// What this instance is for, in words that tools are placed by.
     pub roles: Vec<String>,
+    /// Address and port where other instances hand over calls of tools that are placed here; a port of 0 takes a free one.
+    pub forward_listen: String,
+    /// Where the other instances reach that, as `HOST:PORT`; empty is the address itself.
+    pub forward_advertise: String,
+    /// Calls of other instances that run here at once.
+    pub forwards_max: usize,
+    /// File with the key by which instances know each other; empty takes one that they share through Redis.
+    pub node_key_file: String,
     /// For a command to Redis, in milliseconds.
     pub command_timeout_ms: u64,
     /// For a connection to Redis, in milliseconds.
@@ -89,6 +99,10 @@ impl Default for Config {
             node_id: String::new(),
             advertise: String::new(),
             roles: Vec::new(),
+            forward_listen: "127.0.0.1:0".into(),
+            forward_advertise: String::new(),
+            forwards_max: 1000,
+            node_key_file: String::new(),
             command_timeout_ms: 250,
             connect_timeout_ms: 1000,
             in_flight_max: 10_000,
@@ -157,6 +171,9 @@ impl Config {
         if self.roles.iter().any(|role| role.is_empty() || role.len() > 64 || !role.bytes().all(is_plain)) {
             faults.push(("roles", "a role is 1 to 64 letters, digits and '_', '-', '.'".into()));
         }
+        if !self.forward_advertise.is_empty() && !is_host_and_port(&self.forward_advertise) {
+            faults.push(("forward_advertise", "this is no address; write it as HOST:PORT".into()));
+        }
         if !self.advertise.is_empty() && !is_address(&self.advertise) {
             let wrong = "this is no address; write it as http://HOST:PORT or https://HOST:PORT, without a path";
             faults.push(("advertise", wrong.into()));
@@ -172,30 +189,61 @@ impl Config {
         if !self.password.expose().is_empty() {
             return Ok(Some(self.password.clone()));
         }
-        if self.password_file.is_empty() {
-            return Ok(None);
-        }
-        let path = Path::new(&self.password_file);
-        let said = |wrong: String| format!("cluster.password_file: {}: {wrong}", path.display());
-        let file = fs::File::open(path).map_err(|e| said(e.to_string()))?;
-        let is_open_to_others = {
-            use std::os::unix::fs::PermissionsExt;
-            file.metadata().map_err(|e| said(e.to_string()))?.permissions().mode() & 0o077 != 0
+        read_secret("cluster.password_file", &self.password_file)
+    }
+
+    /// The key by which instances know each other, if the settings name one.
+    ///
+    /// # Errors
+    /// As of the password; or it is no key.
+    pub(crate) fn read_node_key(&self) -> Result<Option<Secret>, String> {
+        let key = read_secret("cluster.node_key_file", &self.node_key_file)?;
+        let wrong = |what: &str| {
+            format!(
+                "cluster.node_key_file: {}: {what}; make one, for example with `openssl rand -hex 32`",
+                self.node_key_file
+            )
         };
-        if is_open_to_others {
-            return Err(said("others than its owner can read it; make it theirs alone (chmod 600)".into()));
+        match &key {
+            Some(key) if key.expose().len() < NODE_KEY_BYTES_MIN => {
+                Err(wrong(&format!("a key has at least {NODE_KEY_BYTES_MIN} bytes")))
+            }
+            Some(key) if is_placeholder(key.expose().as_bytes()) => Err(wrong("this is a placeholder and no secret")),
+            _ => Ok(key),
         }
-        let mut text = String::new();
-        file.take(PASSWORD_BYTES_MAX).read_to_string(&mut text).map_err(|e| said(e.to_string()))?;
-        match text.trim_end_matches(['\n', '\r']) {
-            "" => Err(said("it is empty".into())),
-            password => Ok(Some(Secret::new(password))),
-        }
+    }
+}
+
+/// The content of a file of this setting; none where it names none.
+fn read_secret(setting: &str, path: &str) -> Result<Option<Secret>, String> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let path = Path::new(path);
+    let said = |wrong: String| format!("{setting}: {}: {wrong}", path.display());
+    let file = fs::File::open(path).map_err(|e| said(e.to_string()))?;
+    let is_open_to_others = {
+        use std::os::unix::fs::PermissionsExt;
+        file.metadata().map_err(|e| said(e.to_string()))?.permissions().mode() & 0o077 != 0
+    };
+    if is_open_to_others {
+        return Err(said("others than its owner can read it; make it theirs alone (chmod 600)".into()));
+    }
+    let mut text = String::new();
+    file.take(SECRET_BYTES_MAX).read_to_string(&mut text).map_err(|e| said(e.to_string()))?;
+    match text.trim_end_matches(['\n', '\r']) {
+        "" => Err(said("it is empty".into())),
+        secret => Ok(Some(Secret::new(secret))),
     }
 }
 
 fn is_key_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':')
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.parse::<http::uri::Authority>()
+        .is_ok_and(|authority| !authority.as_str().contains('@') && authority.port_u16().is_some_and(|port| port != 0))
 }
 
 fn is_address(text: &str) -> bool {
@@ -250,6 +298,8 @@ mod tests {
             ("roles", |c| c.roles = vec!["a b".into()]),
             ("advertise", |c| c.advertise = "10.0.0.1:5000".into()),
             ("advertise", |c| c.advertise = "http://10.0.0.1:5000/mcp".into()),
+            ("forward_advertise", |c| c.forward_advertise = "10.0.0.1".into()),
+            ("forward_advertise", |c| c.forward_advertise = "http://10.0.0.1:5002".into()),
             ("user", |c| c.user = "u".into()),
         ] {
             assert_eq!(faults(change), [key]);

@@ -117,6 +117,11 @@ impl Keys {
         format!("{}state-key", self.prefix)
     }
 
+    /// The key by which instances know each other.
+    pub(crate) fn node_key(&self) -> String {
+        format!("{}node-key", self.prefix)
+    }
+
     /// Whether keys are in several places.
     pub(crate) fn is_cluster(&self) -> bool {
         self.is_cluster

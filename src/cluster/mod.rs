@@ -8,10 +8,12 @@ pub(crate) mod cache;
 pub(crate) mod changes;
 pub(crate) mod config;
 mod endpoint;
+pub(crate) mod forward;
 pub(crate) mod keys;
 pub(crate) mod leases;
 pub(crate) mod link;
 mod node;
+pub(crate) mod placement;
 pub(crate) mod rate;
 mod registry;
 pub(crate) mod sessions;
@@ -21,6 +23,7 @@ pub(crate) mod streams;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -32,6 +35,7 @@ use self::{
     cache::Results,
     changes::Bus,
     endpoint::Kind,
+    forward::Listener,
     link::{Link, LinkError, State, cmd},
     rate::Rates,
     registry::Named,
@@ -56,6 +60,8 @@ pub(crate) struct Cluster {
     pub(crate) bus: Arc<Bus>,
     named: Named,
     registry: OnceLock<Registry>,
+    listener: OnceLock<Listener>,
+    spreads: OnceLock<BTreeMap<String, usize>>,
 }
 
 /// Why it could not be had.
@@ -124,7 +130,17 @@ impl Cluster {
         };
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
         let bus = Bus::new(link.clone(), keys.clone(), &named.run);
-        Ok(Self { config: config.clone(), link, keys, rates, bus, named, registry: OnceLock::new() })
+        Ok(Self {
+            config: config.clone(),
+            link,
+            keys,
+            rates,
+            bus,
+            named,
+            registry: OnceLock::new(),
+            listener: OnceLock::new(),
+            spreads: OnceLock::new(),
+        })
     }
 
     /// The records of sessions, which live for so long after they were touched.
@@ -191,7 +207,37 @@ impl Cluster {
 
     /// The key that seals what clients carry between instances: `own`, or the one that there is.
     pub(crate) async fn state_key(&self, own: &str) -> Result<String, LinkError> {
-        state_key::agree(&self.link, &self.keys, own).await
+        state_key::agree(&self.link, self.keys.state_key(), own).await
+    }
+
+    /// The key by which instances know each other: `own`, or the one that there is.
+    pub(crate) async fn node_key(&self, own: &str) -> Result<String, LinkError> {
+        state_key::agree(&self.link, self.keys.node_key(), own).await
+    }
+
+    /// One that nobody has yet.
+    ///
+    /// # Errors
+    /// The operating system gives no random numbers.
+    pub(crate) fn new_node_key(&self) -> Result<String, getrandom::Error> {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key)?;
+        Ok(keys::hex(&key))
+    }
+
+    /// Takes calls of other instances.
+    pub(crate) fn take_calls(&self, listener: Listener) {
+        let _ = self.listener.set(listener); // there is one
+    }
+
+    /// Where calls of other instances are taken, if they are.
+    pub(crate) fn listener(&self) -> Option<&Listener> {
+        self.listener.get()
+    }
+
+    /// Of which tools only so many instances have each.
+    pub(crate) fn note_spreads(&self, spreads: BTreeMap<String, usize>) {
+        let _ = self.spreads.set(spreads); // they are set once
     }
 
     /// Whether Redis is there, in a word.
@@ -206,7 +252,8 @@ impl Cluster {
     /// All nodes as of the last look, as JSON.
     pub(crate) fn nodes_json(&self) -> Value {
         let view = self.registry().map(Registry::view);
-        let nodes = view.map_or_else(Vec::new, |view| aged(&view));
+        let mut nodes = view.map_or_else(Vec::new, |view| aged(&view));
+        placement::shown(&mut nodes, |tool| self.spreads.get()?.get(tool).copied());
         json!({ "self": self.id(), "cluster": self.word(), "nodes": nodes })
     }
 }
@@ -219,14 +266,18 @@ fn aged(view: &View) -> Vec<Node> {
     nodes
 }
 
-/// The nodes that Redis knows of at this moment, for whoever is none of them.
+/// The nodes that Redis knows of at this moment, for whoever is none of them. `spreads` are the tools of which only so many
+/// have each.
 ///
 /// # Errors
 /// In words, why Redis does not say.
-pub(crate) async fn nodes(config: &Config) -> Result<Vec<Node>, String> {
+pub(crate) async fn nodes(config: &Config, spreads: &BTreeMap<String, usize>) -> Result<Vec<Node>, String> {
     let cluster = Cluster::open(config, "", "")?;
     cluster.link.first_word(config.connect_timeout() + config.command_timeout()).await?;
-    registry::look(&cluster.link, &cluster.keys, None).await.map(|found| found.nodes).map_err(|error| error.to_string())
+    let found = registry::look(&cluster.link, &cluster.keys, None).await.map_err(|error| error.to_string())?;
+    let mut nodes = found.nodes;
+    placement::shown(&mut nodes, |tool| spreads.get(tool).copied());
+    Ok(nodes)
 }
 
 fn random() -> [u8; 16] {

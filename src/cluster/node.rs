@@ -57,6 +57,9 @@ pub struct Node {
     pub max_load: u64,
     /// Where the others reach it: a URL with the path of its endpoint.
     pub address: String,
+    /// Where other instances hand over calls that it is to run: host and port. Empty where it takes none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub forwards: String,
     /// What it runs.
     pub version: String,
     /// What it is for.
@@ -74,6 +77,7 @@ impl Node {
             ("load", self.load.to_string()),
             ("maxLoad", self.max_load.to_string()),
             ("address", self.address.clone()),
+            ("forwards", self.forwards.clone()),
             ("version", self.version.clone()),
             ("roles", self.roles.join(" ")),
             ("tools", self.tools.join(" ")),
@@ -95,6 +99,7 @@ impl Node {
             load: number("load")?,
             max_load: number("maxLoad")?,
             address: text("address"),
+            forwards: text("forwards"),
             version: text("version"),
             roles: words("roles"),
             tools: words("tools"),
@@ -120,6 +125,7 @@ mod tests {
             load: 3,
             max_load: 200,
             address: "http://10.0.0.1:5000/mcp".into(),
+            forwards: "10.0.0.1:5002".into(),
             version: "0.1.0".into(),
             roles: vec!["search".into()],
             tools: vec!["echo".into(), "read_file".into()],

@@ -98,7 +98,10 @@ pub(crate) type Me = Box<dyn Fn() -> Option<About> + Send + Sync>;
 pub(crate) struct About {
     pub(crate) load: u64,
     pub(crate) max_load: u64,
+    /// Those that it can run.
     pub(crate) tools: Vec<String>,
+    /// Where it takes calls over from others; empty where it takes none.
+    pub(crate) forwards: String,
 }
 
 /// The nodes as of one look.
@@ -197,7 +200,6 @@ impl Registry {
     }
 
     /// The same, to wait for a change.
-    #[cfg(test)]
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
@@ -321,7 +323,7 @@ impl Member {
 
     /// What this node says of itself. None once there is no server any more.
     fn myself(&self) -> Option<Node> {
-        let About { load, max_load, tools } = (self.me)()?;
+        let About { load, max_load, tools, forwards } = (self.me)()?;
         Some(Node {
             id: self.named.id.clone(),
             status: self.status,
@@ -329,6 +331,7 @@ impl Member {
             load,
             max_load,
             address: self.named.address.clone(),
+            forwards,
             version: env!("CARGO_PKG_VERSION").into(),
             roles: self.named.roles.clone(),
             tools,

@@ -1,5 +1,5 @@
-//! One key for all instances that have none of their settings, with which they seal what a client carries from one to
-//! another. It is made by the first and kept in Redis while there are instances; who reads Redis can read it, which is
+//! One key for all instances that have none of their settings: with which they seal what a client carries from one to
+//! another, and one by which they know each other. Each is made by the first and kept in Redis while there are instances; who reads Redis can read it, which is
 //! what keys of the settings are for.
 
 use std::{sync::LazyLock, time::Duration};
@@ -23,26 +23,28 @@ return redis.call('GET', KEYS[1])",
 });
 
 /// The key that there is; `own` when there is none yet.
-pub(super) async fn agree(link: &Link, keys: &Keys, own: &str) -> Result<String, LinkError> {
+pub(super) async fn agree(link: &Link, name: String, own: &str) -> Result<String, LinkError> {
     let mut script = AGREE.prepare_invoke();
-    script.key(keys.state_key()).arg(own).arg(EXPIRY.as_millis() as u64);
+    script.key(name).arg(own).arg(EXPIRY.as_millis() as u64);
     let key: String = link.script(&script).await?;
     if key.len() != KEY_CHARS || !key.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-        return Err(LinkError::Odd("a key for requestState that is none".into()));
+        return Err(LinkError::Odd("a key of all instances that is none".into()));
     }
     Ok(key)
 }
 
-/// The last one to leave takes it along. Who joins at this moment has it, and brings it back with its next look.
+/// The last one to leave takes them along. Who joins at this moment has them, and brings them back with its next look.
 pub(super) async fn leave(link: &Link, keys: &Keys) {
     let gone = async {
         let others: u64 = link.query(cmd("SCARD").arg(keys.nodes())).await?;
         if others == 0 {
-            let _: u64 = link.query(cmd("DEL").arg(keys.state_key())).await?;
+            for name in [keys.state_key(), keys.node_key()] {
+                let _: u64 = link.query(cmd("DEL").arg(name)).await?; // one by one: in a cluster they are in two places
+            }
         }
         Ok::<_, LinkError>(())
     };
     if let Err(error) = gone.await {
-        tracing::debug!(%error, "the key for requestState stays until it expires");
+        tracing::debug!(%error, "the keys of all instances stay until they expire");
     }
 }

@@ -177,6 +177,12 @@ pub(super) const RANGES: &[Range] = &[
         1_000_000,
         ("fewer commands would be refused while nothing is wrong", "each takes memory while Redis hangs"),
     ),
+    range(
+        "cluster.forwards_max",
+        1,
+        100_000,
+        ("0 would run no tool that is placed here for others", "each call takes memory"),
+    ),
     range("cluster.failures_max", 1, 1000, ("0 would take Redis for away always", "it would never count as away")),
     range(
         "cluster.probe_ms",
@@ -278,6 +284,7 @@ pub(super) const RANGES: &[Range] = &[
             "a call needs a connection, and one address serves no more",
         ),
     ),
+    range("tools.*.spread", 1, 1000, ("0 would place it nowhere", "there are never more instances")),
     range("tools.*.waiting_max", 0, 1_000_000, ("", "each call that waits holds a connection")),
     range(
         "tools.*.cache_ttl_s",

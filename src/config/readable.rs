@@ -15,6 +15,7 @@ pub(crate) fn readable(tuning: &Tuning, root: &Path) -> Vec<String> {
         ("tls.key", tuning.tls.key.as_str()),
         ("audit.file", audit),
         ("cluster.password_file", tuning.cluster.password_file.as_str()),
+        ("cluster.node_key_file", tuning.cluster.node_key_file.as_str()),
     ];
     let inside = secrets.into_iter().filter(|(_, file)| !file.is_empty() && whole(Path::new(file)).starts_with(&root));
     inside

@@ -55,6 +55,7 @@ const CHECKS: &[Check] = &[
     audit,
     tasks_have_their_time,
     cluster,
+    placement,
     pool_threads,
     cache_entry_fits_the_cache,
     toolbox_output_fits_a_result,
@@ -423,6 +424,47 @@ fn cluster(view: &View<'_>, faults: &mut Faults) {
         let wrong =
             format!("more than {heartbeat}, so an instance could be taken for gone while it connects; lower it");
         view.refuse(faults, "cluster.connect_timeout_ms", wrong);
+    }
+}
+
+/// Tools that are not everywhere are somewhere, and can be reached there.
+fn placement(view: &View<'_>, faults: &mut Faults) {
+    let cluster = &view.tuning.cluster;
+    let mut is_placed = false;
+    for (name, tool) in &view.tuning.tools {
+        for (key, is_set) in [("roles", tool.roles.is_some()), ("spread", tool.spread.is_some())] {
+            if is_set && !cluster.is_on() {
+                let wrong =
+                    "an instance without cluster.redis is alone and runs every tool; set that too, or remove this";
+                view.refuse(faults, &format!("tools.{name}.{key}"), wrong);
+            }
+        }
+        is_placed |= tool.is_placed();
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+        let is_role = |role: &String| (1..=64).contains(&role.len()) && role.bytes().all(plain);
+        if tool.roles.as_ref().is_some_and(|roles| roles.is_empty() || !roles.iter().all(is_role)) {
+            let wrong = "names no role, or what cannot be one: name one at least, of 1 to 64 letters, digits and '_', \
+                         '-', '.', or remove this so that every instance runs it";
+            view.refuse(faults, &format!("tools.{name}.roles"), wrong);
+        }
+    }
+    if !cluster.is_on() {
+        return;
+    }
+    match address::listener(&cluster.forward_listen) {
+        Err(wrong) => view.refuse(faults, "cluster.forward_listen", wrong),
+        Ok(address) if is_placed && address.ip().is_unspecified() && cluster.forward_advertise.is_empty() => view.refuse(
+            faults,
+            "cluster.forward_listen",
+            "this is every address and none that others could use; set cluster.forward_advertise to HOST:PORT as others \
+             reach it, or name the one address here",
+        ),
+        Ok(_) => {}
+    }
+    if !is_placed && !cluster.node_key_file.is_empty() {
+        let wrong =
+            "this says nothing where no tool is placed; set tools.NAME.roles or tools.NAME.spread, or remove this";
+        view.refuse(faults, "cluster.node_key_file", wrong);
     }
 }
 

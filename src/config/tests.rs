@@ -71,8 +71,8 @@ fn the_example_of_a_tool_names_every_setting_of_a_tool() {
         .filter(|line| !line.starts_with("# # ") && *line != "#")
         .map(|line| format!("{}\n", line.trim_start_matches("# ")))
         .collect();
-    // Without these a tool's rates and rights would mean nothing.
-    let sets = &["rate_limit.enabled=true", "auth.keys_file=keys.toml"];
+    // Without these a tool's rates, rights and place would mean nothing.
+    let sets = &["rate_limit.enabled=true", "auth.keys_file=keys.toml", "cluster.redis=redis://127.0.0.1"];
     let given = Given { file: &settings, sets, ..Given::default() };
     let loaded = given.load().unwrap_or_else(|faults| panic!("{faults}\n{example}"));
     let named: BTreeSet<String> =

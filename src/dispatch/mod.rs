@@ -5,6 +5,7 @@ mod adaptive;
 pub(crate) mod bulkhead;
 pub mod cache;
 mod deadline;
+mod elsewhere;
 mod lines;
 mod polls;
 pub mod pool;
@@ -12,7 +13,7 @@ mod run;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
@@ -23,7 +24,7 @@ pub(crate) use self::pool::Pool;
 pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
     call::{Caller, ClientCapabilities, Ctx, Deadline, Reply, extra_time},
-    cluster::{cache::Results, changes::Forget},
+    cluster::{cache::Results, changes::Forget, forward::Forwarder},
     dispatch::{
         bulkhead::Bulkhead,
         cache::{Asked, Cache, CacheKey, Found, Which},
@@ -78,6 +79,8 @@ struct Core {
     runner: Runner,
     /// Of tools that have one, by name.
     bulkheads: RwLock<HashMap<String, Arc<Bulkhead>>>,
+    /// Where there are tools that are placed elsewhere.
+    forwarder: OnceLock<Arc<Forwarder>>,
 }
 
 impl Dispatch {
@@ -89,7 +92,8 @@ impl Dispatch {
         result_bytes_max: usize,
     ) -> Self {
         let runner = Runner { pool, result_bytes_max, polls: Polls::default() };
-        let core = Core { cache: Cache::new(cache, second), runner, bulkheads: RwLock::default() };
+        let core =
+            Core { cache: Cache::new(cache, second), runner, bulkheads: RwLock::default(), forwarder: OnceLock::new() };
         Self { registry, core: Arc::new(core) }
     }
 
@@ -302,8 +306,19 @@ impl Core {
         });
     }
 
-    /// Runs a tool, after others of it where only so many may run at once.
+    /// Runs a tool where it is placed.
     async fn run_tool(&self, tool: &ServedTool, arguments: Value, ctx: Ctx) -> Outcome {
+        if let (Some(placement), Some(forwarder)) = (&tool.placement, self.forwarder.get())
+            && !placement.is_here()
+        {
+            // Boxed, since this future is large and every connection has room for the largest.
+            return Box::pin(self.run_elsewhere(forwarder, tool, placement, arguments, ctx)).await;
+        }
+        self.run_here(tool, arguments, ctx).await
+    }
+
+    /// Runs a tool here, after others of it where only so many may run at once.
+    async fn run_here(&self, tool: &ServedTool, arguments: Value, ctx: Ctx) -> Outcome {
         let Some(concurrency) = tool.concurrency else { return self.runner.run(&tool.tool.work, arguments, ctx).await };
         // Boxed, since this future is large and every connection has room for the largest.
         Box::pin(async move {

@@ -12,7 +12,12 @@ use std::{
 
 use super::process;
 use crate::{
-    cluster::{Cluster, cache::Results, streams::Streams},
+    cluster::{
+        Cluster,
+        cache::Results,
+        forward::{Forwarder, Listener},
+        streams::Streams,
+    },
     config::Loaded,
     dispatch::ServedTool,
     front::Front,
@@ -107,6 +112,47 @@ fn taken_over(out: &mut Exposition, streams: &Streams) {
     }
 }
 
+/// Calls of tools that are placed: those that others run for this instance, and those that it runs for others.
+fn forwards(out: &mut Exposition, forwarder: &Forwarder, listener: &Listener) {
+    let (given, taken) = (forwarder.counts(), listener.taken());
+    let help = "Calls of tools that are placed on other instances, by what came of it. answered: another instance ran it. \
+                nowhere: no instance could take it, and it did not run. lost: the instance that may have run it is gone";
+    out.counter("bigiron_forwarded_calls_total", help);
+    for (what, count) in [("answered", &given.answered), ("nowhere", &given.nowhere), ("lost", &given.lost)] {
+        out.value(&Labels::new(&[("ended", what)]), count.load(Relaxed));
+    }
+    let help = "Attempts to hand a call over that were followed by the next instance, by why. unreachable: no connection. \
+                not_here: it has not the tool. stopping: it takes nothing new. full: it has no room. strange: it is none of \
+                the deployment, or has another key. broken: it was lost, and the call may be repeated";
+    out.counter("bigiron_forward_retries_total", help);
+    for (why, count) in [
+        ("unreachable", &given.unreachable),
+        ("not_here", &given.not_here),
+        ("stopping", &given.stopping),
+        ("full", &given.full),
+        ("strange", &given.strange),
+        ("broken", &given.broken),
+    ] {
+        out.value(&Labels::new(&[("why", why)]), count.load(Relaxed));
+    }
+    out.gauge("bigiron_forwarded_calls_in_flight", "Calls under way at other instances").only(forwarder.in_flight());
+    let help = "Calls that other instances wanted to hand over, by what came of it. run: it ran here. not_here: this \
+                instance has not the tool. stopping: it takes nothing new. full: there was no room. forged: no proof that \
+                it comes from an instance of the deployment. broken: it was no call";
+    out.counter("bigiron_forwards_total", help);
+    for (what, count) in [
+        ("run", &taken.run),
+        ("not_here", &taken.not_here),
+        ("stopping", &taken.stopping),
+        ("full", &taken.full),
+        ("forged", &taken.forged),
+        ("broken", &taken.broken),
+    ] {
+        out.value(&Labels::new(&[("what", what)]), count.load(Relaxed));
+    }
+    out.gauge("bigiron_forwards_in_flight", "Calls of other instances that run here").only(listener.inside());
+}
+
 /// What instances share of kept results.
 fn shared_results(out: &mut Exposition, results: &Results) {
     let counts = results.counts();
@@ -166,6 +212,9 @@ impl Sources {
         self.rates(&mut out);
         if let Some(cluster) = &self.front.cluster {
             shared(&mut out, cluster);
+            if let (Some(forwarder), Some(listener)) = (self.front.router.dispatch.forwarder(), cluster.listener()) {
+                forwards(&mut out, forwarder, listener);
+            }
             if let Some(results) = self.front.router.dispatch.shared_results() {
                 shared_results(&mut out, results);
             }

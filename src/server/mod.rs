@@ -3,6 +3,7 @@
 mod doors;
 mod forget;
 mod metrics;
+mod place;
 mod process;
 mod running;
 mod share;
@@ -26,6 +27,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 
+pub(crate) use self::place::spreads;
 use self::running::{IoThreads, announce_root, announce_settings, tool_names};
 pub use self::running::{Running, Stopped};
 use crate::{
@@ -318,6 +320,7 @@ impl Builder {
         let addr = sockets.first().map_or(Ok(loaded.listen), address)?;
         let secure = secure(loaded)?.map(Arc::new);
         let admin_addr = admin_socket.as_ref().map(address).transpose()?;
+        let forward_socket = place::bind(loaded)?;
 
         let drain = Arc::<Drain>::default();
         let runtime = io_runtime(shared_threads(flavor, io_threads))?;
@@ -357,7 +360,12 @@ impl Builder {
         })
         .map_err(|e| StartError::host("cannot start the I/O threads", e))?;
         if let Some(cluster) = &cluster {
-            runtime.block_on(join(cluster, &front, loaded.resolved.concurrent_requests_max));
+            let forwards = match forward_socket {
+                None => String::new(),
+                Some(socket) => place::begin(loaded, cluster, &front, socket, &runtime)?,
+            };
+            cluster.note_spreads(spreads(&loaded.tuning));
+            runtime.block_on(join(cluster, &front, loaded.resolved.concurrent_requests_max, forwards));
         }
         runtime.spawn(sweep::sessions(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
         if loaded.insecure_no_auth && !loaded.asks_who_calls() {
@@ -455,6 +463,13 @@ impl Builder {
             }
         }
         fetcher(loaded)?;
+        if place::is_on(&loaded.tuning) {
+            loaded
+                .tuning
+                .cluster
+                .read_node_key()
+                .map_err(|message| StartError::config(loaded.fault("cluster.node_key_file", message)))?;
+        }
         Audit::check(&loaded.tuning.audit)
             .map_err(|message| StartError::config(loaded.fault("audit.file", message)))?;
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
@@ -734,15 +749,15 @@ fn share_sessions(
 }
 
 /// Tells the other instances that this one is there, and then that it serves.
-async fn join(cluster: &Arc<Cluster>, front: &Arc<Front>, max_load: usize) {
+async fn join(cluster: &Arc<Cluster>, front: &Arc<Front>, max_load: usize, forwards: String) {
     share::begin(cluster, &front.router);
-    let front = Arc::downgrade(front);
+    let server = Arc::downgrade(front);
     cluster.join(Box::new(move || {
-        let front = front.upgrade()?;
-        let tools = front.router.dispatch.tools();
-        let tools = tools.ordered().iter().map(|served| served.tool.name().to_owned()).collect();
-        Some(About { load: front.gate.inside() as u64, max_load: max_load as u64, tools })
+        let front = server.upgrade()?;
+        let (tools, load) = (place::can_run(&front.router), place::load(&front));
+        Some(About { load: load as u64, max_load: max_load as u64, tools, forwards: forwards.clone() })
     }));
+    place::follow(cluster, &front.router);
     cluster.status(Status::Running).await;
 }
 

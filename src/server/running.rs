@@ -14,7 +14,7 @@ use super::{
     end_audit, note, scheme,
 };
 use crate::{
-    cluster::Status,
+    cluster::{Status, forward::Listener},
     config::Loaded,
     front::Front,
     listener::{Connections, Secure},
@@ -88,9 +88,10 @@ impl Running {
         self.admin_addr
     }
 
-    /// Requests being served at this moment.
+    /// Requests being served at this moment, those that other instances handed over among them.
     pub fn in_flight(&self) -> usize {
-        self.front.gate.inside()
+        let taken = self.front.cluster.as_ref().and_then(|cluster| cluster.listener()).map_or(0, Listener::inside);
+        self.front.gate.inside() + taken
     }
 
     /// Connections open at this moment.
@@ -118,6 +119,9 @@ impl Running {
         // A Redis that is slow must not keep the listener open: the balancer asks /ready.
         let _ = timeout(LAST_WORDS, cluster.status(Status::Stopping)).await;
         self.finished().await;
+        if let Some(listener) = cluster.listener() {
+            listener.end().await; // only now: until here others were told to ask the next one
+        }
         if let Some(shared) = &self.front.sessions {
             shared.flush().await;
         }

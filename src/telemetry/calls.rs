@@ -58,8 +58,13 @@ impl Ended {
             Err(CallError::Tool(_)) => Self::ToolError,
             Err(CallError::TimedOut { .. }) => Self::TimedOut,
             Err(CallError::DeadlineBeforeStart) => Self::Expired,
-            Err(CallError::Overloaded { .. } | CallError::CallerLimit { .. } | CallError::Draining) => Self::Overloaded,
-            Err(CallError::Internal) => Self::Failed,
+            Err(
+                CallError::Overloaded { .. }
+                | CallError::CallerLimit { .. }
+                | CallError::Nowhere { .. }
+                | CallError::Draining,
+            ) => Self::Overloaded,
+            Err(CallError::Internal | CallError::Lost) => Self::Failed,
             Err(CallError::Cancelled) => Self::Cancelled,
             Err(_) => Self::Refused,
         }

@@ -6,6 +6,7 @@
 mod features;
 pub(crate) mod handler;
 mod native;
+mod placement;
 mod prompt;
 pub(crate) mod registry;
 mod resource;
@@ -16,6 +17,7 @@ use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc};
 pub(crate) use features::Features;
 pub use handler::Handler;
 pub use native::{IntoReply, Json};
+pub(crate) use placement::Placement;
 pub use prompt::{IntoMessages, Prompt};
 pub(crate) use registry::Registry;
 pub use resource::{IntoContents, Resource, Wanted};
@@ -83,6 +85,12 @@ pub struct Config {
     /// Groups, one of which the caller must be in; absent asks for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<String>>,
+    /// Roles (`cluster.roles`), one of which an instance needs to run it; absent lets every instance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Vec<String>>,
+    /// Instances that run it, of those that can; absent sets no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<usize>,
     /// Allows keeping results of a tool that does not say that it is read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_not_read_only: Option<bool>,
@@ -93,6 +101,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether it is not on every instance.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.roles.is_some() || self.spread.is_some()
+    }
+
     /// Who may call it.
     pub(crate) fn rule(&self) -> crate::identity::Rule {
         let all = |entries: &Option<Vec<String>>| entries.clone().unwrap_or_default();
@@ -213,7 +226,8 @@ impl Tool {
         self.definition.annotations.as_ref().and_then(|a| a.read_only_hint).unwrap_or(false)
     }
 
-    pub(crate) fn is_idempotent(&self) -> bool {
-        self.definition.annotations.as_ref().and_then(|a| a.idempotent_hint).unwrap_or(false)
+    /// Whether a second run, after one of which nothing is known, does no harm.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.is_read_only() || self.definition.annotations.as_ref().and_then(|a| a.idempotent_hint).unwrap_or(false)
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     call::Lane,
     identity::{Identity, Rights, Rule},
     tool::{
-        CacheScope, Concurrency, Config, OneRun, Run, Tool,
+        CacheScope, Concurrency, Config, OneRun, Placement, Run, Tool,
         schema::{ArgumentSchema, HeaderParam, header_params},
     },
 };
@@ -36,18 +36,21 @@ pub(crate) struct ServedTool {
     pub(crate) concurrency: Option<Concurrency>,
     /// Whether a call of it may be run twice: another instance runs it again when its instance has died.
     pub(crate) runs_again: bool,
+    /// Of a tool that is not on every instance.
+    pub(crate) placement: Option<Arc<Placement>>,
     /// Who may call it.
     rule: Rule,
 }
 
 impl ServedTool {
-    /// Whether a call of it is over when its function returns: in the lane `Inline`, with results that are not kept, and
-    /// any number of calls at once.
+    /// Whether a call of it is over when its function returns: in the lane `Inline`, with results that are not kept, any
+    /// number of calls at once, and here.
     pub(crate) fn needs_no_waiting(&self) -> bool {
         let work = &self.tool.work;
         work.lane == Lane::Inline
             && self.cache.is_none()
             && self.concurrency.is_none()
+            && self.placement.as_ref().is_none_or(|placement| placement.is_here())
             && !work.wants_raw
             && matches!(work.run, Run::Sync(_))
     }
@@ -101,6 +104,23 @@ impl Snapshot {
     pub(crate) fn ordered(&self) -> &[Arc<ServedTool>] {
         &self.ordered
     }
+
+    /// Leaves tools that are there still where they were. To be called before anybody else has this.
+    fn keep_places(&mut self, before: &Self) {
+        for served in &mut self.ordered {
+            let name = served.tool.name().to_owned();
+            let old = before.get(&name).and_then(|old| old.placement.as_ref());
+            let (Some(new), Some(old)) = (&served.placement, old) else { continue };
+            if new.is_as(old) {
+                let old = Arc::clone(old);
+                self.by_name.remove(name.as_str()); // so that there is one handle
+                if let Some(served) = Arc::get_mut(served) {
+                    served.placement = Some(old);
+                }
+                self.by_name.insert(name.into(), Arc::clone(served));
+            }
+        }
+    }
 }
 
 /// Holds the snapshot.
@@ -133,7 +153,9 @@ impl Registry {
         configs: &BTreeMap<String, Config>,
         request_timeout_ms: u64,
     ) -> Result<(), ToolFault> {
-        self.current.store(Arc::new(snapshot(tools, configs, request_timeout_ms)?));
+        let mut new = snapshot(tools, configs, request_timeout_ms)?;
+        new.keep_places(&self.current.load());
+        self.current.store(Arc::new(new));
         Ok(())
     }
 
@@ -216,7 +238,8 @@ fn serve(tool: Tool, config: &Config, request_timeout_ms: u64) -> Result<ServedT
         definition_json: definition_json.into(),
         cache,
         concurrency: concurrency(config)?,
-        runs_again: config.run_again.unwrap_or_else(|| tool.is_read_only() || tool.is_idempotent()),
+        runs_again: config.run_again.unwrap_or_else(|| tool.is_repeatable()),
+        placement: Placement::of(config).map(Arc::new),
         rule: config.rule(),
         tool,
     })

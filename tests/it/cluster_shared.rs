@@ -72,7 +72,7 @@ impl Runs {
 }
 
 /// One of several instances.
-fn instance(redis: &Redis, id: &str, server: Builder, tune: impl FnOnce(&mut Tuning)) -> Running {
+pub(crate) fn instance(redis: &Redis, id: &str, server: Builder, tune: impl FnOnce(&mut Tuning)) -> Running {
     start(server, |tuning| {
         let cluster = &mut tuning.cluster;
         (cluster.redis, cluster.node_id) = (redis.url(), id.into());

@@ -28,6 +28,7 @@ mod http2; // HTTP/2: the same promises, and floods of frames
 mod identity; // who calls, and what they may
 mod isolation; // a hundred callers at once, each with a name that no other sees
 mod issuer; // a real issuer, and the official clients that log in there
+mod placement; // tools that are not on every instance
 mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
 mod readers; // slow, silent and many readers of streams

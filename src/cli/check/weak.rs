@@ -29,6 +29,7 @@ pub(super) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
     weak.extend(of_any_issuer(tuning));
     weak.extend(listener(loaded));
+    weak.extend(forwards(tuning));
     weak.extend(unknown_host(loaded));
     weak.extend(keys_for_ever(tuning));
     weak.extend(audit(loaded));
@@ -91,6 +92,38 @@ fn listener(loaded: &Loaded) -> Vec<String> {
             "rate_limit.enabled is false and server.listen is {listen:?}: nothing slows down who guesses or floods; set it \
              to true"
         ));
+    }
+    weak
+}
+
+/// Calls that instances hand to each other, on a way that is not this host's own.
+fn forwards(tuning: &Tuning) -> Vec<String> {
+    let cluster = &tuning.cluster;
+    let (listen, advertise) = (&cluster.forward_listen, &cluster.forward_advertise);
+    if !cluster.is_on() || !tuning.tools.values().any(crate::tool::Config::is_placed) {
+        return Vec::new();
+    }
+    let is_near = is_of_this_host(listen) && (advertise.is_empty() || is_of_this_host(advertise));
+    let mut weak = Vec::new();
+    if !is_near {
+        weak.push(format!(
+            "cluster.forward_listen is {listen:?}: what instances hand to each other can be read on the way, with arguments \
+             and results; let it be a network of their own, or a tunnel"
+        ));
+    } else if !cluster.advertise.is_empty()
+        && cluster.advertise.parse().is_ok_and(|url: Uri| !url.host().is_some_and(is_loopback))
+    {
+        weak.push(format!(
+            "cluster.advertise is {:?} and cluster.forward_listen is {listen:?}: instances on other hosts cannot hand calls \
+             over to this one; set cluster.forward_listen to an address that they reach",
+            cluster.advertise
+        ));
+    }
+    if !is_near && cluster.node_key_file.is_empty() {
+        weak.push(
+            "cluster.node_key_file is empty: who can read Redis can call every tool that is placed, as anybody; name a file"
+                .into(),
+        );
     }
     weak
 }
@@ -278,6 +311,25 @@ mod tests {
         assert_eq!(told("192.0.2.1:0", "https://192.0.2.1/mcp", &[]), None);
         assert_eq!(told("[2001:db8::1]:0", "https://[2001:db8::1]/mcp", &[]), None);
         assert_eq!(told("127.0.0.1:0", "http://localhost:5000/mcp", &[]), None);
+    }
+
+    #[test]
+    fn what_instances_hand_to_each_other_is_told_when_it_leaves_the_host() {
+        let told = |listen: &str, advertise: &str, url: &str, spread| {
+            let mut tuning = Tuning::default();
+            tuning.cluster.redis = "redis://127.0.0.1".into();
+            tuning.cluster.forward_listen = listen.into();
+            tuning.cluster.forward_advertise = advertise.into();
+            tuning.cluster.advertise = url.into();
+            tuning.tools.entry("echo".into()).or_default().spread = spread;
+            forwards(&tuning).len()
+        };
+        assert_eq!(told("10.0.0.1:5002", "", "", None), 0, "nothing is placed");
+        assert_eq!(told("127.0.0.1:0", "", "", Some(1)), 0);
+        assert_eq!(told("127.0.0.1:0", "", "http://127.0.0.1:5000", Some(1)), 0);
+        assert_eq!(told("127.0.0.1:0", "", "http://10.0.0.1:5000", Some(1)), 1, "others cannot reach it");
+        assert_eq!(told("10.0.0.1:5002", "", "", Some(1)), 2, "it can be read, and so can the key");
+        assert_eq!(told("127.0.0.1:5002", "10.0.0.1:5002", "", Some(1)), 2);
     }
 
     #[test]

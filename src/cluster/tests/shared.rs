@@ -13,7 +13,7 @@ async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
     let config = Config { node_id: id.into(), ..config.clone() };
     let address = format!("http://{id}.example/mcp");
     let cluster = Cluster::connect(&config, "host", &address).await.expect("it is let in");
-    cluster.join(Box::new(|| Some(About { load: 1, max_load: 200, tools: vec!["echo".into()] })));
+    cluster.join(Box::new(|| Some(About { load: 1, max_load: 200, tools: vec!["echo".into()], ..About::default() })));
     cluster.status(Status::Running).await;
     cluster
 }

@@ -1,0 +1,421 @@
+//! The listener that other instances hand calls over to. Who connects says who it is and proves with each request that it
+//! has the key of the deployment; what does not is refused before anything of it is read, and counted. What is taken over
+//! runs in a task of its own, which ends when the other instance takes the call back or is gone.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    net::TcpListener as StdListener,
+    pin::{Pin, pin},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http2,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{
+    ANSWER, CALL, HELLO, IS_STOPPING, PROOF,
+    back::{Back, Client, Deferred},
+    body::Body,
+    peer::collect,
+    proof::{self, Code, Hello, Used},
+    wire::{self, Call, Hears},
+};
+use crate::{
+    call::{Ctx, Reply},
+    cluster::node::is_id,
+    error::CallError,
+    input::Exchange,
+    outbox::Outbox,
+    telemetry::rarely::Rarely,
+};
+
+/// Connections at once: one of each instance, and those of who does not belong here, which are soon closed.
+const CONNECTIONS_MAX: usize = 1024;
+/// From the connection to the first words.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+const HELLO_BYTES_MAX: usize = 4096;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// For the last frames to be taken.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+const WINDOW_BYTES: u32 = 1 << 20;
+/// A unit of the memory that calls may take.
+const KIB: usize = 1024;
+/// Between two pings of a connection, and how long one may take: who hangs or is cut off loses its calls.
+const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
+
+/// Runs what is taken over.
+pub(crate) trait Runs: Send + Sync {
+    /// Whether a call of this tool may be taken over now.
+    ///
+    /// # Errors
+    /// Why not.
+    fn admit(&self, tool: &str) -> Result<(), Turned>;
+
+    /// What the call says before it is done goes here.
+    fn outbox(&self, hears: Hears) -> Outbox;
+
+    /// Runs it. Dropping the future cancels it.
+    fn run(&self, tool: String, arguments: Value, ctx: Ctx) -> Outcome;
+}
+
+/// What a call comes to.
+pub(crate) type Outcome = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
+
+/// Why a call is not taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turned {
+    NotHere,
+    Stopping,
+    Full,
+}
+
+/// How much is taken over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Calls at once.
+    pub(crate) calls_max: usize,
+    /// Size of one.
+    pub(crate) call_bytes_max: usize,
+    /// Size of all together.
+    pub(crate) bytes_max: usize,
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) inside: AtomicUsize,
+    pub(crate) run: AtomicU64,
+    pub(crate) not_here: AtomicU64,
+    pub(crate) stopping: AtomicU64,
+    pub(crate) full: AtomicU64,
+    /// Without the proof that it comes from an instance of the deployment.
+    pub(crate) forged: AtomicU64,
+    /// What is no call.
+    pub(crate) broken: AtomicU64,
+}
+
+/// What all connections share.
+struct Shared {
+    id: String,
+    key: Arc<ArcSwap<Vec<u8>>>,
+    runs: Box<dyn Runs>,
+    limits: Limits,
+    memory: Arc<Semaphore>,
+    taken: Arc<Taken>,
+    said: Rarely,
+}
+
+/// A listener that runs. Its drop ends it at once.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    stop: watch::Sender<bool>,
+    taken: Arc<Taken>,
+    accepting: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Listener {
+    /// Begins, in tasks of the runtime that this is called in. `id` is this instance, `key` the key of the deployment.
+    pub(crate) fn start(
+        socket: StdListener,
+        id: &str,
+        key: Arc<ArcSwap<Vec<u8>>>,
+        limits: Limits,
+        runs: Box<dyn Runs>,
+    ) -> std::io::Result<Self> {
+        let socket = TcpListener::from_std(socket)?;
+        let taken = Arc::<Taken>::default();
+        let memory = Arc::new(Semaphore::new((limits.bytes_max / KIB).clamp(1, Semaphore::MAX_PERMITS)));
+        let shared =
+            Shared { id: id.to_owned(), key, runs, limits, memory, taken: Arc::clone(&taken), said: Rarely::new() };
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(accept(socket, Arc::new(shared), stopped));
+        Ok(Self { stop, taken, accepting: Mutex::new(Some(accepting)) })
+    }
+
+    pub(crate) fn taken(&self) -> &Taken {
+        &self.taken
+    }
+
+    /// Calls of others that run here.
+    pub(crate) fn inside(&self) -> usize {
+        self.taken.inside.load(Relaxed)
+    }
+
+    /// Ends it: what is under way on its connections is finished, and what comes is sent back unseen.
+    pub(crate) async fn end(&self) {
+        self.stop.send_replace(true);
+        let accepting = self.accepting.lock().take();
+        if let Some(accepting) = accepting {
+            let _ = accepting.await;
+        }
+    }
+}
+
+async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, place) = tokio::select! {
+            biased;
+            () = async { drop(stopped.wait_for(|stop| *stop).await) } => break,
+            Some(_) = connections.join_next() => continue,
+            next = next(&socket, &places) => next,
+        };
+        connections.spawn(serve(stream, Arc::clone(&shared), stopped.clone(), place));
+    }
+    drop(socket);
+    let _ = timeout(LAST_WORDS, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+async fn next(socket: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    loop {
+        // Nobody closes the places, so that there always comes one.
+        let place = Arc::clone(places).acquire_owned().await.ok();
+        match socket.accept().await {
+            Ok((stream, _)) => return (stream, place),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of another instance");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One connection.
+struct Session {
+    shared: Arc<Shared>,
+    /// Who connected, and the key of the connection.
+    known: OnceLock<(String, Code)>,
+    used: Used,
+    /// The calls that run, by their numbers.
+    backs: Mutex<HashMap<u64, Arc<Back>>>,
+}
+
+async fn serve(
+    stream: TcpStream,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<bool>,
+    _place: Option<OwnedSemaphorePermit>,
+) {
+    let _ = stream.set_nodelay(true); // it works without
+    let limits = shared.limits;
+    let session = Arc::new(Session { shared, known: OnceLock::new(), used: Used::default(), backs: Mutex::default() });
+    let served = Arc::clone(&session);
+    let service = service_fn(move |request| {
+        let session = Arc::clone(&served);
+        async move { Ok::<_, Infallible>(session.answer(request).await.unwrap_or_else(refusal)) }
+    });
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(u32::try_from(limits.calls_max.saturating_mul(2)).unwrap_or(u32::MAX))
+        .max_header_list_size(HEADERS_BYTES_MAX)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(16 * WINDOW_BYTES)
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1)
+        // Calls that are taken back are no flood.
+        .max_pending_accept_reset_streams(limits.calls_max)
+        .max_local_error_reset_streams(limits.calls_max);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut hello = pin!(sleep(HELLO_WITHIN));
+    let mut is_waiting = true;
+    loop {
+        tokio::select! {
+            served = connection.as_mut() => {
+                if let Err(error) = served {
+                    tracing::debug!(%error, "the connection of another instance ended");
+                }
+                break;
+            }
+            () = async { drop(stopped.wait_for(|stop| *stop).await) } => {
+                connection.as_mut().graceful_shutdown();
+                let _ = timeout(LAST_WORDS, connection.as_mut()).await;
+                break;
+            }
+            () = hello.as_mut(), if is_waiting => {
+                is_waiting = false;
+                if session.known.get().is_none() {
+                    session.shared.forged("nothing was said in time");
+                    break;
+                }
+            }
+        }
+    }
+    session.backs.lock().drain().for_each(|(_, back)| back.end());
+}
+
+/// A request that gets no more than a status.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    Status(StatusCode),
+    Stopping,
+}
+
+fn refusal(refused: Refused) -> Response<Body> {
+    let mut response = Response::new(Body::default());
+    match refused {
+        Refused::Status(status) => *response.status_mut() = status,
+        Refused::Stopping => {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response.headers_mut().insert(IS_STOPPING, HeaderValue::from_static("1"));
+        }
+    }
+    response
+}
+
+impl Shared {
+    fn forged(&self, why: &str) -> Refused {
+        self.taken.forged.fetch_add(1, Relaxed);
+        if let Some(left_out) = self.said.may(Instant::now()) {
+            tracing::warn!(left_out, why, "a request at cluster.forward_listen is of no instance of this deployment");
+        }
+        Refused::Status(StatusCode::UNAUTHORIZED)
+    }
+
+    fn turned(&self, turned: Turned) -> Refused {
+        let (count, refused) = match turned {
+            Turned::NotHere => (&self.taken.not_here, Refused::Status(StatusCode::NOT_FOUND)),
+            Turned::Stopping => (&self.taken.stopping, Refused::Stopping),
+            Turned::Full => (&self.taken.full, Refused::Status(StatusCode::SERVICE_UNAVAILABLE)),
+        };
+        count.fetch_add(1, Relaxed);
+        refused
+    }
+
+    fn broken(&self) -> Refused {
+        self.taken.broken.fetch_add(1, Relaxed);
+        Refused::Status(StatusCode::BAD_REQUEST)
+    }
+}
+
+impl Session {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+        let (head, body) = request.into_parts();
+        let proof = head.headers.get(PROOF).and_then(|value| value.to_str().ok());
+        match (&head.method, head.uri.path()) {
+            (&Method::POST, HELLO) => self.hello(body).await,
+            (&Method::POST, path @ (CALL | ANSWER)) => {
+                let known = self.known.get().ok_or_else(|| self.shared.forged("no hello came first"))?;
+                let proof = proof.ok_or_else(|| self.shared.forged("there is no proof"))?;
+                let (body, memory) = self.read(body).await?;
+                let number = proof::verify(&known.1, path, proof, &body).filter(|number| self.used.take(*number));
+                let number = number.ok_or_else(|| self.shared.forged("the proof is wrong"))?;
+                match path {
+                    CALL => self.call(number, body, memory),
+                    _ => self.take_answer(&body),
+                }
+            }
+            _ => Err(self.shared.forged("nothing is there")),
+        }
+    }
+
+    async fn hello(&self, body: Incoming) -> Result<Response<Body>, Refused> {
+        let shared = &self.shared;
+        let body = collect(body, HELLO_BYTES_MAX).await;
+        let hello = body.and_then(|body| serde_json::from_slice::<Hello>(&body).ok());
+        let hello = hello.filter(|hello| is_id(&hello.from) && proof::is_nonce(&hello.nonce));
+        let hello = hello.ok_or_else(|| shared.forged("what was said is no hello"))?;
+        if hello.to != shared.id {
+            return Err(Refused::Status(StatusCode::MISDIRECTED_REQUEST));
+        }
+        let nonce = proof::nonce().map_err(|_| Refused::Status(StatusCode::INTERNAL_SERVER_ERROR))?;
+        let (welcome, key) = proof::welcome(&shared.key.load(), &hello, nonce);
+        self.known.set((hello.from, key)).map_err(|_| shared.forged("it said hello twice"))?;
+        Ok(Response::new(Body::whole(serde_json::to_vec(&welcome).unwrap_or_default().into())))
+    }
+
+    /// Reads a body, for which there has to be memory.
+    async fn read(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
+        let shared = &self.shared;
+        let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
+        let length = length.filter(|length| *length <= shared.limits.call_bytes_max).ok_or_else(|| shared.broken())?;
+        let kib = u32::try_from(length / KIB + 1).unwrap_or(u32::MAX);
+        let memory = Arc::clone(&shared.memory).try_acquire_many_owned(kib);
+        let memory = memory.map_err(|_| shared.turned(Turned::Full))?;
+        let body = collect(body, length).await.ok_or_else(|| shared.broken())?;
+        Ok((body, memory))
+    }
+
+    fn call(
+        self: &Arc<Self>,
+        number: u64,
+        body: Bytes,
+        memory: OwnedSemaphorePermit,
+    ) -> Result<Response<Body>, Refused> {
+        let shared = &self.shared;
+        let (mut call, arguments) = Call::decode(body).ok_or_else(|| shared.broken())?;
+        shared.runs.admit(&call.tool).map_err(|turned| shared.turned(turned))?;
+        let place = Place::enter(self, number, memory).ok_or_else(|| shared.turned(Turned::Full))?;
+        shared.taken.run.fetch_add(1, Relaxed);
+        let mut ctx = call.ctx(Instant::now());
+        let back = Arc::<Back>::default();
+        ctx.outbox = call.hears.map(|hears| Arc::new(shared.runs.outbox(hears)));
+        if call.asks() && ctx.outbox.is_some() {
+            ctx.exchange = Exchange::Stream(Arc::new(Client(Arc::clone(&back))));
+        }
+        if call.defers {
+            ctx.deferred = Some(Arc::new(Deferred::new(Arc::clone(&back))));
+        }
+        self.backs.lock().insert(number, Arc::clone(&back));
+        let outbox = ctx.outbox.clone();
+        let run = shared.runs.run(call.tool, arguments, ctx);
+        Ok(Response::new(Body::of_call(run, outbox, back, place)))
+    }
+
+    fn take_answer(&self, body: &[u8]) -> Result<Response<Body>, Refused> {
+        let answer: wire::Answer = serde_json::from_slice(body).map_err(|_| self.shared.broken())?;
+        let back = self.backs.lock().get(&answer.call).map(Arc::clone);
+        // Whoever asked may have gone.
+        let is_taken = back.is_some_and(|back| back.answered(answer.question, answer.answer));
+        let mut response = Response::new(Body::default());
+        *response.status_mut() = if is_taken { StatusCode::NO_CONTENT } else { StatusCode::GONE };
+        Ok(response)
+    }
+}
+
+/// A call's place among those that are taken over.
+pub(super) struct Place {
+    session: Arc<Session>,
+    number: u64,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn enter(session: &Arc<Session>, number: u64, memory: OwnedSemaphorePermit) -> Option<Self> {
+        let place = Self { session: Arc::clone(session), number, _memory: memory };
+        let shared = &session.shared;
+        (shared.taken.inside.fetch_add(1, Relaxed) < shared.limits.calls_max).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.session.shared.taken.inside.fetch_sub(1, Relaxed);
+        let back = self.session.backs.lock().remove(&self.number);
+        if let Some(back) = back {
+            back.end();
+        }
+    }
+}

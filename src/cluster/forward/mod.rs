@@ -1,0 +1,245 @@
+//! Calls of tools that are placed on other instances: handed over to the least loaded one that has the tool, and answered
+//! as if they had run here. What a call is given goes along (whose it is, what is left of its time, what its client hears
+//! and can be asked), and dropping its future cancels it there.
+//!
+//! An instance that cannot be reached, is stopping, has no room or has not the tool is followed by the next, since nothing
+//! ran. One that is lost on the way is followed by another only where running twice is as running once; else the call
+//! ends in an error that says that it may have run. What is handed over is not handed on.
+//!
+//! `peer` is one other instance, `listener` and `body` are how calls are taken over, `back` are questions to the client,
+//! `wire` is what travels, and `proof` how two instances know each other.
+
+mod back;
+mod body;
+mod listener;
+mod peer;
+mod proof;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::runtime::Handle;
+
+pub(crate) use self::{
+    listener::{Limits, Listener, Outcome, Runs, Turned},
+    wire::Hears,
+};
+use self::{
+    peer::{Own, Peer, Sent, Why},
+    wire::Call,
+};
+use super::node::Node;
+use crate::{
+    call::{Ctx, Reply},
+    error::CallError,
+};
+
+/// Where who connects says who it is.
+const HELLO: &str = "/hello";
+/// Where calls are handed over.
+const CALL: &str = "/call";
+/// Where what they ask is answered.
+const ANSWER: &str = "/answer";
+/// That a request comes from who said hello.
+const PROOF: &str = "bigiron-proof";
+/// Of an instance that takes nothing new.
+const IS_STOPPING: &str = "bigiron-stopping";
+/// Instances that one call is tried at.
+const ATTEMPTS: usize = 3;
+/// What a caller is told to wait whose call nobody takes.
+const RETRY_AFTER_S: u32 = 1;
+
+/// How calls are handed over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Config {
+    pub(crate) connect_timeout: Duration,
+    /// Size of what comes back of a call.
+    pub(crate) result_bytes_max: usize,
+    /// Calls that one other instance is given at once.
+    pub(crate) in_flight_max: usize,
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Calls that came back with an outcome.
+    pub(crate) answered: AtomicU64,
+    /// Calls that nobody took.
+    pub(crate) nowhere: AtomicU64,
+    /// Calls that may have run, of which nothing came back.
+    pub(crate) lost: AtomicU64,
+    /// Attempts that were followed by another, and why.
+    pub(crate) unreachable: AtomicU64,
+    pub(crate) not_here: AtomicU64,
+    pub(crate) stopping: AtomicU64,
+    pub(crate) full: AtomicU64,
+    pub(crate) strange: AtomicU64,
+    pub(crate) broken: AtomicU64,
+}
+
+/// Hands calls over.
+#[derive(Debug)]
+pub(crate) struct Forwarder {
+    own: Arc<Own>,
+    key: Arc<ArcSwap<Vec<u8>>>,
+    counts: Counts,
+    peers: Mutex<BTreeMap<String, Arc<Peer>>>,
+    /// The other instances that have each tool, of those that are placed.
+    table: ArcSwap<HashMap<String, Vec<Arc<Peer>>>>,
+    /// Deals calls out among those that stand the same.
+    turn: AtomicUsize,
+}
+
+/// What a call wants of who runs it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) tool: &'a str,
+    /// Running it twice is as running it once.
+    pub(crate) is_repeatable: bool,
+}
+
+impl Forwarder {
+    /// For the instance `id`, whose connections live in `runtime`.
+    pub(crate) fn new(id: &str, key: &str, config: Config, runtime: Handle) -> Self {
+        let key = Arc::new(ArcSwap::from_pointee(key.as_bytes().to_vec()));
+        let own = Own {
+            id: id.to_owned(),
+            key: Arc::clone(&key),
+            key_differs: tokio::sync::Notify::new(),
+            runtime,
+            connect_timeout: config.connect_timeout,
+            // A frame has a few bytes besides; a question or a log message may be as large as a result.
+            frame_bytes_max: config.result_bytes_max.saturating_add(64 * 1024),
+            in_flight_max: config.in_flight_max,
+        };
+        Self {
+            own: Arc::new(own),
+            key,
+            counts: Counts::default(),
+            peers: Mutex::default(),
+            table: ArcSwap::default(),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// The key of the deployment, as the listener needs it too.
+    pub(crate) fn key(&self) -> &Arc<ArcSwap<Vec<u8>>> {
+        &self.key
+    }
+
+    /// Uses this key for connections from here on.
+    pub(crate) fn take_over(&self, key: &str) {
+        if **self.key.load() != key.as_bytes() {
+            self.key.store(Arc::new(key.as_bytes().to_vec()));
+        }
+    }
+
+    /// Returns when another instance has another key.
+    pub(crate) async fn key_differs(&self) {
+        self.own.key_differs.notified().await;
+    }
+
+    /// Which instances there are, and which of them have which tool.
+    pub(crate) fn see(&self, nodes: &[Node], table: impl IntoIterator<Item = (String, Vec<String>)>) {
+        let peers = {
+            let mut peers = self.peers.lock();
+            let is_there = |peer: &Peer| nodes.iter().any(|node| node.id == peer.id && node.forwards == peer.at);
+            peers.retain(|_, peer| is_there(peer));
+            for node in nodes.iter().filter(|node| !node.forwards.is_empty() && node.id != self.own.id) {
+                let new = || Arc::new(Peer::new(&node.id, &node.forwards, &self.own));
+                peers.entry(node.id.clone()).or_insert_with(new).note_load(node.load, node.max_load);
+            }
+            peers.clone()
+        };
+        let table = table.into_iter().map(|(tool, ids)| {
+            let peers = ids.iter().filter_map(|id| peers.get(id).cloned()).collect();
+            (tool, peers)
+        });
+        self.table.store(Arc::new(table.collect()));
+    }
+
+    /// Has another instance run a call. `Err` when it is to be run by whoever else can: none did, for certain; or one
+    /// may have, and it may be repeated.
+    pub(crate) async fn call(
+        &self,
+        wanted: Wanted<'_>,
+        arguments: &Value,
+        ctx: &Ctx,
+    ) -> Result<Result<Reply, CallError>, CallError> {
+        let peers = self.table.load().get(wanted.tool).cloned().unwrap_or_default();
+        let mut tried: Vec<&Arc<Peer>> = Vec::new();
+        let mut may_have_run = false;
+        while tried.len() < ATTEMPTS {
+            let now = Instant::now();
+            let Some(peer) = self.best(&peers, &tried, now) else { break };
+            tried.push(peer);
+            let body = Call::encode(wanted.tool, arguments, ctx, now);
+            let counts = &self.counts;
+            let count = match peer.call(&body, ctx).await {
+                // Full, where it would have run: for one that may run twice, another may have room.
+                Sent::Outcome(Err(CallError::Overloaded { .. } | CallError::Draining)) if wanted.is_repeatable => {
+                    &counts.full
+                }
+                Sent::Outcome(outcome) => {
+                    counts.answered.fetch_add(1, Relaxed);
+                    return Ok(outcome);
+                }
+                Sent::NotRun(why) => {
+                    tracing::debug!(peer = peer.id, tool = wanted.tool, ?why, "a call was not taken over");
+                    match why {
+                        Why::Unreachable => &counts.unreachable,
+                        Why::NotHere => &counts.not_here,
+                        Why::Stopping => &counts.stopping,
+                        Why::Full => &counts.full,
+                        Why::Strange => &counts.strange,
+                    }
+                }
+                Sent::MayHaveRun if wanted.is_repeatable => {
+                    may_have_run = true;
+                    &counts.broken
+                }
+                Sent::MayHaveRun => {
+                    counts.lost.fetch_add(1, Relaxed);
+                    tracing::warn!(peer = peer.id, tool = wanted.tool, "an instance was lost that ran a call of ours");
+                    return Ok(Err(CallError::Lost));
+                }
+            };
+            count.fetch_add(1, Relaxed);
+        }
+        Err(if may_have_run { CallError::Lost } else { CallError::Nowhere { retry_after_s: RETRY_AFTER_S } })
+    }
+
+    /// Counts a call that nobody took, here neither.
+    pub(crate) fn note_nowhere(&self) {
+        self.counts.nowhere.fetch_add(1, Relaxed);
+    }
+
+    /// The one that stands best, of those that were not tried.
+    fn best<'p>(&self, peers: &'p [Arc<Peer>], tried: &[&Arc<Peer>], now: Instant) -> Option<&'p Arc<Peer>> {
+        let first = self.turn.fetch_add(1, Relaxed);
+        let in_turn = (0..peers.len()).filter_map(|step| peers.get((first.wrapping_add(step)) % peers.len()));
+        let left = in_turn.filter(|peer| !tried.iter().any(|other| Arc::ptr_eq(other, peer)));
+        left.min_by_key(|peer| peer.standing(now))
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Calls under way at others.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.peers.lock().values().map(|peer| peer.in_flight()).sum()
+    }
+}

@@ -1,0 +1,436 @@
+//! Instances in one process: one hands over, others run, and one of them is a stranger.
+
+use std::{net::TcpListener as StdListener, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use serde_json::{Map, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+use super::*;
+use crate::{
+    call::{Caller, ClientCapabilities, Deadline},
+    cluster::Status,
+    input::{Answers, Exchange, Input, Memory, Rounds},
+    outbox::{LogLevel, Message, Outbox},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const KEY: &str = "a key that all instances here have, long enough";
+const RESULT_BYTES_MAX: usize = 1 << 20;
+
+/// What the instances that run calls do, as tools by their names.
+#[derive(Debug, Default)]
+struct Tools {
+    name: &'static str,
+    turned: Mutex<Option<Turned>>,
+    began: Notify,
+    dropped: Arc<Notify>,
+    runs: AtomicUsize,
+}
+
+/// Tells when it is dropped.
+struct Told(Arc<Notify>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+struct Serves(Arc<Tools>);
+
+impl Runs for Serves {
+    fn admit(&self, tool: &str) -> Result<(), Turned> {
+        match *self.0.turned.lock() {
+            Some(turned) => Err(turned),
+            None if tool == "missing" => Err(Turned::NotHere),
+            None => Ok(()),
+        }
+    }
+
+    fn outbox(&self, hears: Hears) -> Outbox {
+        Outbox::new(hears.progress, hears.log_level(), 100_000)
+    }
+
+    fn run(&self, tool: String, arguments: Value, ctx: Ctx) -> Outcome {
+        let tools = Arc::clone(&self.0);
+        tools.runs.fetch_add(1, Relaxed);
+        Box::pin(async move {
+            let _told = Told(Arc::clone(&tools.dropped));
+            match tool.as_str() {
+                "who" => Ok(Reply::text(&format!("{} at {}: {arguments}", ctx.caller().subject(), tools.name))),
+                "says" => {
+                    ctx.progress(1.0, Some(2.0), "half");
+                    ctx.log(LogLevel::Info, &"not asked for");
+                    ctx.log(LogLevel::Error, &json!({ "a": 1 }));
+                    Ok(Reply::text("said"))
+                }
+                "asks" => {
+                    let answer = ctx.ask("name", Input::elicit("Who?", json!({}))).await?;
+                    Ok(Reply::text(&answer.to_string()))
+                }
+                "fails" => Err(CallError::Rpc { code: -7, message: "no".into(), data: None }),
+                "waits" => {
+                    tools.began.notify_one();
+                    std::future::pending().await
+                }
+                "much" => Ok(Reply::text(&"x".repeat(RESULT_BYTES_MAX - 100))),
+                _ => Err(CallError::UnknownTool(tool)),
+            }
+        })
+    }
+}
+
+struct Instance {
+    listener: Listener,
+    tools: Arc<Tools>,
+    node: Node,
+}
+
+fn instance(name: &'static str, key: &str) -> Instance {
+    limited(name, key, 100)
+}
+
+fn limited(name: &'static str, key: &str, calls_max: usize) -> Instance {
+    let socket = StdListener::bind("127.0.0.1:0").expect("a port");
+    socket.set_nonblocking(true).expect("set");
+    let at = socket.local_addr().expect("an address").to_string();
+    let tools = Arc::new(Tools { name, ..Tools::default() });
+    let limits = Limits { calls_max, call_bytes_max: 1 << 20, bytes_max: 16 << 20 };
+    let key = Arc::new(ArcSwap::from_pointee(key.as_bytes().to_vec()));
+    let listener = Listener::start(socket, name, key, limits, Box::new(Serves(Arc::clone(&tools)))).expect("it starts");
+    Instance { listener, tools, node: node(name, &at) }
+}
+
+fn node(id: &str, at: &str) -> Node {
+    Node {
+        id: id.into(),
+        status: Status::Running,
+        heartbeat_age_ms: 0,
+        load: 0,
+        max_load: 100,
+        address: String::new(),
+        forwards: at.into(),
+        version: String::new(),
+        roles: Vec::new(),
+        tools: Vec::new(),
+    }
+}
+
+fn forwarder(nodes: &[&Node]) -> Forwarder {
+    let config = Config { connect_timeout: PATIENCE, result_bytes_max: RESULT_BYTES_MAX, in_flight_max: 100 };
+    let forwarder = Forwarder::new("first", KEY, config, Handle::current());
+    let nodes: Vec<Node> = nodes.iter().map(|node| (*node).clone()).collect();
+    let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
+    let tools = ["who", "says", "asks", "fails", "waits", "much", "missing"];
+    forwarder.see(&nodes, tools.map(|tool| (tool.to_owned(), ids.clone())));
+    forwarder
+}
+
+fn ctx() -> Ctx {
+    let client = ClientCapabilities::ELICITATION;
+    Ctx::new(Caller::named("ann"), Deadline::after(Instant::now(), 60_000), client)
+}
+
+async fn call(forwarder: &Forwarder, tool: &str, ctx: &Ctx) -> Result<Result<Reply, CallError>, CallError> {
+    let wanted = Wanted { tool, is_repeatable: false };
+    timeout(PATIENCE, forwarder.call(wanted, &json!({ "n": 1 }), ctx)).await.expect("in time")
+}
+
+fn count(count: &AtomicU64) -> u64 {
+    count.load(Relaxed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_runs_elsewhere_as_if_it_ran_here() {
+    let b = instance("b", KEY);
+    let forwarder = forwarder(&[&b.node]);
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Ok(Ok(Reply::text("ann at b: {\"n\":1}"))));
+    let nobody = Ctx { caller: Caller::ANONYMOUS, ..ctx() };
+    assert_eq!(call(&forwarder, "who", &nobody).await, Ok(Ok(Reply::text("anonymous at b: {\"n\":1}"))));
+    let failed = CallError::Rpc { code: -7, message: "no".into(), data: None };
+    assert_eq!(call(&forwarder, "fails", &ctx()).await, Ok(Err(failed)));
+    let much = call(&forwarder, "much", &ctx()).await.expect("it ran").expect("a result");
+    assert!(much.len() > RESULT_BYTES_MAX - 100);
+    assert_eq!((count(&b.listener.taken().run), count(&forwarder.counts().answered)), (4, 4));
+    assert_eq!((b.listener.inside(), forwarder.in_flight()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_call_says_and_asks_reaches_its_client() {
+    #[derive(Debug, Default)]
+    struct Client(Mutex<Option<oneshot::Sender<Result<Value, Value>>>>);
+    impl Answers for Client {
+        fn expect(&self) -> Option<(u64, oneshot::Receiver<Result<Value, Value>>)> {
+            let (sender, answer) = oneshot::channel();
+            *self.0.lock() = Some(sender);
+            Some((77, answer))
+        }
+        fn forget(&self, _: u64) {}
+    }
+    let b = instance("b", KEY);
+    let forwarder = forwarder(&[&b.node]);
+    let outbox = Arc::new(Outbox::new(true, Some(LogLevel::Warning), 100_000));
+    let said = Ctx { outbox: Some(Arc::clone(&outbox)), ..ctx() };
+    assert_eq!(call(&forwarder, "says", &said).await, Ok(Ok(Reply::text("said"))));
+    let log = Message::Log { level: LogLevel::Error, data: json!({ "a": 1 }) };
+    let progress = Message::Progress { progress: 1.0, total: Some(2.0), message: Some("half".into()) };
+    assert_eq!(outbox.close(), [log, progress]);
+
+    let (client, outbox) = (Arc::<Client>::default(), Arc::new(Outbox::new(false, None, 100_000)));
+    let exchange = Exchange::Stream(Arc::clone(&client) as _);
+    let asking = Ctx { outbox: Some(Arc::clone(&outbox)), exchange, ..ctx() };
+    let answered = async {
+        let question = std::future::poll_fn(|cx| outbox.poll_next(cx, true)).await;
+        let Message::Request { id: 77, method, params } = question else { panic!("{question:?}") };
+        assert_eq!((method.as_str(), &params["message"]), ("elicitation/create", &json!("Who?")));
+        let asked = client.0.lock().take().expect("it waits");
+        asked.send(Ok(json!({ "action": "decline" }))).expect("it waits");
+    };
+    let (called, ()) = tokio::join!(call(&forwarder, "asks", &asking), answered);
+    assert_eq!(called, Ok(Ok(Reply::text("{\"action\":\"decline\"}"))));
+
+    // Without a stream: in rounds.
+    let ctx_of = |answers: Map<String, Value>| {
+        let rounds = Rounds::new(Memory::default(), answers);
+        Ctx { exchange: Exchange::Rounds(Arc::new(rounds)), ..ctx() }
+    };
+    let asked = call(&forwarder, "asks", &ctx_of(Map::new())).await.expect("it ran");
+    let Err(CallError::InputRequired(required)) = asked else { panic!("{asked:?}") };
+    assert!(required.requests.contains_key("name"));
+    let answers = Map::from_iter([("name".to_owned(), json!({ "action": "decline" }))]);
+    assert_eq!(call(&forwarder, "asks", &ctx_of(answers)).await, Ok(Ok(Reply::text("{\"action\":\"decline\"}"))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_a_call_back_stops_it_and_who_is_killed_loses_it() {
+    let b = instance("b", KEY);
+    let forwarder = forwarder(&[&b.node]);
+    {
+        let ctx = ctx();
+        let mut waiting = Box::pin(call(&forwarder, "waits", &ctx));
+        tokio::select! {
+            _ = &mut waiting => panic!("it waits"),
+            () = b.tools.began.notified() => {}
+        }
+        assert_eq!((forwarder.in_flight(), b.listener.inside()), (1, 1));
+        drop(waiting);
+    }
+    timeout(PATIENCE, b.tools.dropped.notified()).await.expect("it is stopped there");
+    assert_eq!(forwarder.in_flight(), 0);
+    // The next one finds the connection still there.
+    assert!(call(&forwarder, "who", &ctx()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_one_is_asked_when_nothing_ran() {
+    let (b, c) = (instance("b", KEY), instance("c", KEY));
+    let gone = {
+        let socket = StdListener::bind("127.0.0.1:0").expect("a port");
+        node("gone", &socket.local_addr().expect("an address").to_string())
+    };
+    let forwarder = forwarder(&[&gone, &b.node, &c.node]);
+    for (turned, counted) in [
+        (Turned::Stopping, &forwarder.counts().stopping),
+        (Turned::NotHere, &forwarder.counts().not_here),
+        (Turned::Full, &forwarder.counts().full),
+    ] {
+        *b.tools.turned.lock() = Some(turned);
+        for _ in 0..6 {
+            assert_eq!(call(&forwarder, "who", &ctx()).await, Ok(Ok(Reply::text("ann at c: {\"n\":1}"))));
+        }
+        assert!(count(counted) > 0, "{turned:?}");
+    }
+    assert!(count(&forwarder.counts().unreachable) > 0);
+    *c.tools.turned.lock() = Some(Turned::Full);
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!(call(&forwarder, "nobody has it", &ctx()).await, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!(b.tools.runs.load(Relaxed), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_sends_back_what_it_has_not_seen_and_loses_nothing() {
+    let (b, c) = (instance("b", KEY), instance("c", KEY));
+    let forwarder = Arc::new(forwarder(&[&b.node, &c.node]));
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let forwarder = Arc::clone(&forwarder);
+            tokio::spawn(async move {
+                for _ in 0..100 {
+                    let called = call(&forwarder, "who", &ctx()).await;
+                    assert!(matches!(called, Ok(Ok(_))), "{called:?}");
+                }
+            })
+        })
+        .collect();
+    while b.tools.runs.load(Relaxed) < 50 {
+        tokio::task::yield_now().await;
+    }
+    b.listener.end().await;
+    for call in calls {
+        call.await.expect("every call was answered");
+    }
+    assert_eq!(b.tools.runs.load(Relaxed) + c.tools.runs.load(Relaxed), 800, "each ran once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_call_is_repeated_only_where_that_does_no_harm() {
+    for is_repeatable in [false, true] {
+        let (b, c) = (instance("b", KEY), instance("c", KEY));
+        let forwarder = forwarder(&[&b.node]);
+        let ctx = ctx();
+        let wanted = Wanted { tool: "waits", is_repeatable };
+        let arguments = json!({});
+        let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
+        tokio::select! {
+            _ = &mut called => panic!("it waits"),
+            () = b.tools.began.notified() => {}
+        }
+        forwarder.see(&[b.node.clone(), c.node.clone()], [("waits".to_owned(), vec!["b".to_owned(), "c".to_owned()])]);
+        b.listener.end().await; // after its last words it is cut off
+        let lost = timeout(PATIENCE, called).await.expect("in time");
+        // The table of the beginning counts, and there was one.
+        assert_eq!(lost, if is_repeatable { Err(CallError::Lost) } else { Ok(Err(CallError::Lost)) });
+        let counts = forwarder.counts();
+        assert_eq!((count(&counts.lost), count(&counts.broken)), if is_repeatable { (0, 1) } else { (1, 0) });
+        assert_eq!(c.tools.runs.load(Relaxed), 0);
+    }
+    let (b, c) = (instance("b", KEY), instance("c", KEY));
+    let forwarder = forwarder(&[&b.node, &c.node]);
+    let (ctx, arguments) = (ctx(), json!({}));
+    let wanted = Wanted { tool: "waits", is_repeatable: true };
+    let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
+    let first = tokio::select! {
+        _ = &mut called => panic!("it waits"),
+        () = b.tools.began.notified() => &b,
+        () = c.tools.began.notified() => &c,
+    };
+    let second = if std::ptr::eq(first, &b) { &c } else { &b };
+    first.listener.end().await;
+    tokio::select! {
+        called = &mut called => panic!("it waits: {called:?}"),
+        () = second.tools.began.notified() => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_known_on_both_sides() {
+    let (stranger, b) = (instance("stranger", "another key, and long enough for one too"), instance("b", KEY));
+    let wrong = node("x", &b.node.forwards); // what is there is not x
+    let forwarder = forwarder(&[&stranger.node, &wrong]);
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!(count(&forwarder.counts().strange), 2);
+    timeout(PATIENCE, forwarder.key_differs()).await.expect("it is told");
+    assert_eq!(stranger.tools.runs.load(Relaxed) + b.tools.runs.load(Relaxed), 0, "nothing was handed to either");
+    // With the key of the deployment it is one of us, from the next connection on.
+    forwarder.take_over("another key, and long enough for one too");
+    assert!(call(&forwarder, "who", &ctx()).await.expect("it ran").is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_forged_is_refused_and_counted() {
+    use http::Request;
+    use hyper::client::conn::http2;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let b = instance("b", KEY);
+    let connect = || async {
+        let stream = TcpStream::connect(&b.node.forwards).await.expect("connects");
+        let (sender, connection) =
+            http2::handshake::<_, _, peer::Whole>(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        sender
+    };
+    let post = |path: &str, proof: Option<&str>, body: &[u8]| {
+        let mut request = Request::post(format!("http://b{path}"));
+        if let Some(proof) = proof {
+            request = request.header(PROOF, proof);
+        }
+        request.body(peer::Whole::new(body.to_vec().into())).expect("a request")
+    };
+    let body = Call::encode("who", &json!({}), &ctx(), Instant::now());
+    let mut sender = connect().await;
+    let mut status = async |request| sender.send_request(request).await.expect("an answer").status().as_u16();
+    assert_eq!(status(post(CALL, None, &body)).await, 401, "without a hello");
+    let key = [0; 32];
+    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 0, &body)), &body)).await, 401);
+    assert_eq!(status(post(HELLO, None, b"{}")).await, 401);
+    assert_eq!(status(post("/", None, b"")).await, 401);
+    let hello = |to: &str| proof::Hello { from: "x".into(), to: to.into(), nonce: proof::nonce().expect("random") };
+    let hello_bytes = |hello: &proof::Hello| serde_json::to_vec(hello).expect("JSON");
+    assert_eq!(status(post(HELLO, None, &hello_bytes(&hello("c")))).await, 421, "it is another");
+    // A hello by itself gives nothing.
+    assert_eq!(status(post(HELLO, None, &hello_bytes(&hello("b")))).await, 200);
+    assert_eq!(status(post(HELLO, None, &hello_bytes(&hello("b")))).await, 401, "twice");
+    assert_eq!(status(post(CALL, None, &body)).await, 401);
+    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 0, &body)), &body)).await, 401);
+    assert_eq!(count(&b.listener.taken().forged), 7);
+    // With the key: once, and no other.
+    let mut sender = connect().await;
+    let hello = hello("b");
+    let answer = sender.send_request(post(HELLO, None, &hello_bytes(&hello))).await.expect("an answer");
+    let welcome = peer::collect(answer.into_body(), 4096).await.expect("a body");
+    let welcome = serde_json::from_slice(&welcome).expect("a welcome");
+    let key = proof::welcomed(KEY.as_bytes(), &hello, &welcome).expect("the same key");
+    let mut status = async |request| sender.send_request(request).await.expect("an answer").status().as_u16();
+    let proof = proof::sign(&key, CALL, 0, &body);
+    assert_eq!(status(post(CALL, Some(&proof), &body)).await, 200);
+    assert_eq!(status(post(CALL, Some(&proof), &body)).await, 401, "the same again");
+    let other = Call::encode("fails", &json!({}), &ctx(), Instant::now());
+    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 1, &body)), &other)).await, 401, "another body");
+    assert_eq!(status(post(ANSWER, Some(&proof::sign(&key, CALL, 2, &body)), &body)).await, 401, "another path");
+    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 3, b"{}")), b"{}")).await, 400, "no call");
+    let huge = vec![b' '; (1 << 20) + 1];
+    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 4, &huge)), &huge)).await, 400, "too long");
+    assert_eq!(count(&b.listener.taken().forged), 10);
+    assert_eq!(b.tools.runs.load(Relaxed), 1);
+    // What is no HTTP/2 is closed.
+    let mut stream = TcpStream::connect(&b.node.forwards).await.expect("connects");
+    stream.write_all(b"POST /call HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n\r\n").await.expect("sent");
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it is closed");
+    assert!(!answer.starts_with(b"HTTP/1.1 2"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_run_here_and_no_more() {
+    let b = limited("b", KEY, 1);
+    let forwarder = forwarder(&[&b.node]);
+    let ctx = ctx();
+    let mut waiting = Box::pin(call(&forwarder, "waits", &ctx));
+    tokio::select! {
+        _ = &mut waiting => panic!("it waits"),
+        () = b.tools.began.notified() => {}
+    }
+    assert_eq!(call(&forwarder, "who", &ctx).await, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!((count(&b.listener.taken().full), b.listener.inside()), (1, 1));
+    drop(waiting);
+    timeout(PATIENCE, b.tools.dropped.notified()).await.expect("it is stopped there");
+    while b.listener.inside() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(call(&forwarder, "who", &ctx).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_least_loaded_is_taken() {
+    let (b, c) = (instance("b", KEY), instance("c", KEY));
+    let forwarder = forwarder(&[&b.node, &c.node]);
+    let see = |b_load, c_load| {
+        let nodes = [Node { load: b_load, ..b.node.clone() }, Node { load: c_load, ..c.node.clone() }];
+        forwarder.see(&nodes, [("who".to_owned(), vec!["b".to_owned(), "c".to_owned()])]);
+    };
+    let runs = || (b.tools.runs.load(Relaxed), c.tools.runs.load(Relaxed));
+    for ((b_load, c_load), expected) in [((50, 2), (0, 10)), ((2, 50), (10, 10)), ((3, 3), (15, 15))] {
+        see(b_load, c_load);
+        for _ in 0..10 {
+            assert!(call(&forwarder, "who", &ctx()).await.is_ok());
+        }
+        assert_eq!(runs(), expected);
+    }
+}
