@@ -242,9 +242,8 @@ fn is_key_byte(b: u8) -> bool {
 }
 
 fn is_host_and_port(text: &str) -> bool {
-    text.parse::<http::uri::Authority>().is_ok_and(|authority| {
-        !authority.as_str().contains('@') && authority.port_u16().is_some_and(|port| port != 0)
-    })
+    text.parse::<http::uri::Authority>()
+        .is_ok_and(|authority| !authority.as_str().contains('@') && authority.port_u16().is_some_and(|port| port != 0))
 }
 
 fn is_address(text: &str) -> bool {

@@ -1,6 +1,8 @@
 //! What instances share, through one Redis: who there is (`registry`), and what has to hold across all of them. An
 //! instance that is alone has none of it: nothing here is made then, and nothing is asked.
 //!
+//! `placement` says which of them has which tool, and `forward` has one of them run a call of another.
+//!
 //! `link` is the only place that knows Redis. What it is asked for is written in the parts beside it, as scripts where
 //! two things have to happen together; the clock is Redis' own.
 
@@ -129,7 +131,17 @@ impl Cluster {
         };
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
         let bus = Bus::new(link.clone(), keys.clone(), &named.run);
-        Ok(Self { config: config.clone(), link, keys, rates, bus, named, registry: OnceLock::new(), listener: OnceLock::new(), spreads: OnceLock::new() })
+        Ok(Self {
+            config: config.clone(),
+            link,
+            keys,
+            rates,
+            bus,
+            named,
+            registry: OnceLock::new(),
+            listener: OnceLock::new(),
+            spreads: OnceLock::new(),
+        })
     }
 
     /// The records of sessions, which live for so long after they were touched.

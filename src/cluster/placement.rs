@@ -94,7 +94,8 @@ mod tests {
             let left: Vec<Node> = nodes.iter().filter(|node| node.id != before[0]).cloned().collect();
             let after = ids(placed(tool, Some(2), &left));
             assert!(after.contains(&before[1]), "{tool}: {before:?} {after:?}");
-            let third: Vec<Node> = nodes.iter().filter(|node| !before.contains(&node.id.as_str())).take(1).cloned().collect();
+            let third: Vec<Node> =
+                nodes.iter().filter(|node| !before.contains(&node.id.as_str())).take(1).cloned().collect();
             let without: Vec<Node> = nodes.iter().filter(|node| node.id != third[0].id).cloned().collect();
             assert_eq!(ids(placed(tool, Some(2), &without)), before, "who has it not changes nothing by going");
         }

@@ -388,7 +388,8 @@ fn placement(view: &View<'_>, faults: &mut Faults) {
     for (name, tool) in &view.tuning.tools {
         for (key, is_set) in [("roles", tool.roles.is_some()), ("spread", tool.spread.is_some())] {
             if is_set && !cluster.is_on() {
-                let wrong = "an instance without cluster.redis is alone and runs every tool; set that too, or remove this";
+                let wrong =
+                    "an instance without cluster.redis is alone and runs every tool; set that too, or remove this";
                 view.refuse(faults, &format!("tools.{name}.{key}"), wrong);
             }
         }
@@ -415,7 +416,8 @@ fn placement(view: &View<'_>, faults: &mut Faults) {
         Ok(_) => {}
     }
     if !is_placed && !cluster.node_key_file.is_empty() {
-        let wrong = "this says nothing where no tool is placed; set tools.NAME.roles or tools.NAME.spread, or remove this";
+        let wrong =
+            "this says nothing where no tool is placed; set tools.NAME.roles or tools.NAME.spread, or remove this";
         view.refuse(faults, "cluster.node_key_file", wrong);
     }
 }

@@ -76,7 +76,9 @@ fn forwards(tuning: &Tuning) -> Vec<String> {
             "cluster.forward_listen is {listen:?}: what instances hand to each other can be read on the way, with arguments \
              and results; let it be a network of their own, or a tunnel"
         ));
-    } else if !cluster.advertise.is_empty() && cluster.advertise.parse().is_ok_and(|url: Uri| !url.host().is_some_and(is_loopback)) {
+    } else if !cluster.advertise.is_empty()
+        && cluster.advertise.parse().is_ok_and(|url: Uri| !url.host().is_some_and(is_loopback))
+    {
         weak.push(format!(
             "cluster.advertise is {:?} and cluster.forward_listen is {listen:?}: instances on other hosts cannot hand calls \
              over to this one; set cluster.forward_listen to an address that they reach",

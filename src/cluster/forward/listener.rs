@@ -147,7 +147,8 @@ impl Listener {
         let socket = TcpListener::from_std(socket)?;
         let taken = Arc::<Taken>::default();
         let memory = Arc::new(Semaphore::new((limits.bytes_max / KIB).clamp(1, Semaphore::MAX_PERMITS)));
-        let shared = Shared { id: id.to_owned(), key, runs, limits, memory, taken: Arc::clone(&taken), said: Rarely::new() };
+        let shared =
+            Shared { id: id.to_owned(), key, runs, limits, memory, taken: Arc::clone(&taken), said: Rarely::new() };
         let (stop, stopped) = watch::channel(false);
         let accepting = tokio::spawn(accept(socket, Arc::new(shared), stopped));
         Ok(Self { stop, taken, accepting: Mutex::new(Some(accepting)) })
@@ -220,8 +221,7 @@ async fn serve(
 ) {
     let _ = stream.set_nodelay(true); // it works without
     let limits = shared.limits;
-    let session =
-        Arc::new(Session { shared, known: OnceLock::new(), used: Used::default(), backs: Mutex::default() });
+    let session = Arc::new(Session { shared, known: OnceLock::new(), used: Used::default(), backs: Mutex::default() });
     let served = Arc::clone(&session);
     let service = service_fn(move |request| {
         let session = Arc::clone(&served);

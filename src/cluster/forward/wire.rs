@@ -92,15 +92,13 @@ impl Call {
             left_ms: ctx.deadline().at().saturating_duration_since(now).as_millis() as u64,
             limit_ms: ctx.deadline().limit_ms(),
             client: ctx.client().bits(),
-            hears: ctx.outbox.as_ref().map(|outbox| Hears {
-                progress: outbox.wants_progress(),
-                log: outbox.log_level().map(LogLevel::rank),
-            }),
+            hears: ctx
+                .outbox
+                .as_ref()
+                .map(|outbox| Hears { progress: outbox.wants_progress(), log: outbox.log_level().map(LogLevel::rank) }),
             talk: match &ctx.exchange {
                 Exchange::None => Talk::None,
-                Exchange::Rounds(rounds) => {
-                    Talk::Rounds { answers: rounds.answers.clone(), kept: rounds.kept.clone() }
-                }
+                Exchange::Rounds(rounds) => Talk::Rounds { answers: rounds.answers.clone(), kept: rounds.kept.clone() },
                 Exchange::Stream(_) => Talk::Stream,
             },
             defers: ctx.deferred.is_some(),
@@ -403,7 +401,12 @@ mod tests {
         ctx.outbox = Some(Arc::new(Outbox::new(true, Some(LogLevel::Warning), 100)));
         let memory = Memory { answers: Map::from_iter([("who".to_owned(), json!("bob"))]), kept: Some(json!(1)) };
         ctx.exchange = Exchange::Rounds(Arc::new(Rounds::new(memory, Map::new())));
-        let raw = Raw { version: "2025-06-18", id: json!("x"), initialize: Some(Arc::new(json!({"a": 1}))), ..Raw::default() };
+        let raw = Raw {
+            version: "2025-06-18",
+            id: json!("x"),
+            initialize: Some(Arc::new(json!({"a": 1}))),
+            ..Raw::default()
+        };
         ctx.raw = Some(Box::new(raw));
         let arguments = json!({ "text": "é", "n": 0.1 });
         let bytes = Call::encode("t", &arguments, &ctx, now);
@@ -416,7 +419,10 @@ mod tests {
         assert_eq!(ctx.deadline(), Deadline::after(now, 1500));
         assert_eq!(ctx.kept(), Some(&json!(1)));
         let raw = ctx.raw.expect("raw");
-        assert_eq!((raw.version, raw.id, raw.initialize.as_deref()), ("2025-06-18", json!("x"), Some(&json!({"a": 1}))));
+        assert_eq!(
+            (raw.version, raw.id, raw.initialize.as_deref()),
+            ("2025-06-18", json!("x"), Some(&json!({"a": 1})))
+        );
         for cut in 0..bytes.len() {
             assert!(Call::decode(bytes.slice(..cut)).is_none(), "{cut}");
         }
@@ -429,15 +435,14 @@ mod tests {
     fn frames_are_read_however_they_are_cut() {
         let reply = Reply { meta: Some("\"a\":1".into()), kind: Kind::Task, ..Reply::error("no") };
         let frames = [
-            (message(Message::Progress { progress: 1.5, total: None, message: Some("half".into()) }), Frame::Progress {
-                progress: 1.5,
-                total: None,
-                message: Some("half".into()),
-            }),
-            (message(Message::Log { level: LogLevel::Error, data: json!({"a": 1}) }), Frame::Log(
-                LogLevel::Error,
-                json!({"a": 1}),
-            )),
+            (
+                message(Message::Progress { progress: 1.5, total: None, message: Some("half".into()) }),
+                Frame::Progress { progress: 1.5, total: None, message: Some("half".into()) },
+            ),
+            (
+                message(Message::Log { level: LogLevel::Error, data: json!({"a": 1}) }),
+                Frame::Log(LogLevel::Error, json!({"a": 1})),
+            ),
             (message(Message::Ready("{}".into())), Frame::Ready("{}".into())),
             (message(Message::Release), Frame::Release),
             (question(3, &Question::Task), Frame::Question(3, Question::Task)),
