@@ -49,7 +49,7 @@
 //! | [`tool`] | what a tool, a prompt and a resource are; the registry, an immutable snapshot; hosted rmcp handlers |
 //! | [`audit`] | the audit trail: one line for each call and each refusal |
 //! | [`rate`] | how often a caller may: the rates, what is remembered of each caller, the address behind proxies |
-//! | [`cluster`] | what instances share: the link to Redis, who there is, rates over all of them |
+//! | [`cluster`] | what instances share: the link to Redis, who there is, rates over all of them; and calls that one runs for another |
 //! | [`skill`] | skills: what authors write, and what is served of it |
 //! | [`tasks`] | calls whose answer is fetched later, and where they are kept |
 //! | [`toolbox`] | the tools that ship with the binary, confined to one folder |
@@ -61,7 +61,8 @@
 //! | module | uses, besides the shared words | and not |
 //! |---|---|---|
 //! | call, changes, error, input, outbox, units | each other | anything else of ours |
-//! | audit, cluster, identity, rate, skill | | anything else of ours |
+//! | audit, identity, rate, skill | | anything else of ours |
+//! | cluster | telemetry | anything else of ours |
 //! | tasks | cluster | anything else of ours |
 //! | telemetry | | anything else of ours |
 //! | tls | identity | anything else of ours |
@@ -94,8 +95,8 @@
 //! - Nothing is unbounded: every queue, map, buffer, body and wait has a limit with a name, and an answer for when it is
 //!   met.
 //! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.
-//! - Dropping a call's future cancels the call: a client's leaving, a deadline and a cancel notification all come to
-//!   that. A tool on a worker thread is told through its `Ctx`. Two kinds of call outlive their connection, each in a
+//! - Dropping a call's future cancels the call, also where another instance runs it: a client's leaving, a deadline and a
+//!   cancel notification all come to that. A tool on a worker thread is told through its `Ctx`. Two kinds of call outlive their connection, each in a
 //!   task of its own: one whose stream in a session has begun, and one that became a task.
 //! - A tool that panics or hangs costs its own call an error.
 //! - No lock is held across an await.

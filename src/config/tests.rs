@@ -426,6 +426,8 @@ fn every_range_is_of_a_setting_and_holds_its_default() {
             "tools.x.stale_if_error_s=5",
             "tools.x.cache_error_ttl_s=5",
             "tools.x.waiting_max=5",
+            "tools.x.spread=5",
+            "cluster.redis=redis://127.0.0.1",
         ],
         ..Given::default()
     };
@@ -435,6 +437,29 @@ fn every_range_is_of_a_setting_and_holds_its_default() {
         assert!(settings.iter().any(|s| s.path == path), "{path}");
         assert!(range.least < range.most, "{path}");
     }
+}
+
+#[test]
+fn a_tool_that_is_placed_is_somewhere() {
+    const REDIS: &str = "cluster.redis=redis://127.0.0.1";
+    let load = |sets: &[&str]| Given { sets, ..Given::default() }.load();
+    load(&[REDIS, "tools.x.spread=2", "tools.y.roles=[\"search\"]"]).expect("valid");
+    load(&["cluster.roles=[\"search\"]"]).expect("what an instance is for need not matter");
+    for (sets, wrong) in [
+        (&["tools.x.spread=2"][..], "tools.x.spread = 2 (--set): an instance without cluster.redis is alone"),
+        (&["tools.x.roles=[\"a\"]"], "cluster.redis"),
+        (&[REDIS, "tools.x.spread=0"], "the least is 1"),
+        (&[REDIS, "tools.x.roles=[]"], "names no role"),
+        (&[REDIS, "tools.x.roles=[\"a b\"]"], "names no role"),
+        (&[REDIS, "cluster.forward_listen=nowhere"], "expected an IP address and a port"),
+        (&[REDIS, "tools.x.spread=2", "cluster.forward_listen=0.0.0.0:5002"], "set cluster.forward_advertise"),
+        (&[REDIS, "cluster.node_key_file=k"], "where no tool is placed"),
+    ] {
+        let faults = load(sets).expect_err("refused").to_string();
+        assert!(faults.contains(wrong), "{sets:?}: {faults}");
+    }
+    let far = "cluster.forward_advertise=10.0.0.1:5002";
+    load(&[REDIS, "tools.x.spread=2", "cluster.forward_listen=0.0.0.0:5002", far]).expect("valid");
 }
 
 #[test]

@@ -13,10 +13,12 @@ mod run;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    pin::Pin,
     sync::{Arc, OnceLock},
     time::Instant,
 };
 
+use futures_util::future::Either;
 use parking_lot::RwLock;
 use serde_json::Value;
 
@@ -280,6 +282,9 @@ fn asked<'a>(tool: &'a ServedTool, key: CacheKey, policy: CachePolicy, caller: &
     Asked { key, tool, caller: caller.subject(), policy, meter }
 }
 
+/// A future that is rare.
+type Boxed<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+
 impl Core {
     /// Makes a new result in place of one that is still served, in a task that no call waits for: it has the time and
     /// the limits that a call has.
@@ -306,22 +311,33 @@ impl Core {
         });
     }
 
-    /// Runs a tool where it is placed.
-    async fn run_tool(&self, tool: &ServedTool, arguments: Value, ctx: Ctx) -> Outcome {
+    /// Runs a tool where it is placed. What is rare is boxed, since every connection has room for the largest future; and
+    /// no future stands around the common one, which would have room for the arguments twice.
+    fn run_tool<'a>(
+        &'a self,
+        tool: &'a ServedTool,
+        arguments: Value,
+        ctx: Ctx,
+    ) -> Either<Boxed<'a>, impl Future<Output = Outcome> + Send + 'a> {
         if let (Some(placement), Some(forwarder)) = (&tool.placement, self.forwarder.get())
             && !placement.is_here()
         {
-            // Boxed, since this future is large and every connection has room for the largest.
-            return Box::pin(self.run_elsewhere(forwarder, tool, placement, arguments, ctx)).await;
+            return Either::Left(Box::pin(self.run_elsewhere(forwarder, tool, placement, arguments, ctx)));
         }
-        self.run_here(tool, arguments, ctx).await
+        self.run_here(tool, arguments, ctx)
     }
 
     /// Runs a tool here, after others of it where only so many may run at once.
-    async fn run_here(&self, tool: &ServedTool, arguments: Value, ctx: Ctx) -> Outcome {
-        let Some(concurrency) = tool.concurrency else { return self.runner.run(&tool.tool.work, arguments, ctx).await };
-        // Boxed, since this future is large and every connection has room for the largest.
-        Box::pin(async move {
+    fn run_here<'a>(
+        &'a self,
+        tool: &'a ServedTool,
+        arguments: Value,
+        ctx: Ctx,
+    ) -> Either<Boxed<'a>, impl Future<Output = Outcome> + Send + 'a> {
+        let Some(concurrency) = tool.concurrency else {
+            return Either::Right(self.runner.run(&tool.tool.work, arguments, ctx));
+        };
+        Either::Left(Box::pin(async move {
             let bulkhead = self.bulkhead(tool.tool.name(), concurrency);
             let inside = bulkhead.enter(ctx.share, ctx.deadline()).await?;
             let outcome = self.runner.run(&tool.tool.work, arguments, ctx).await;
@@ -331,8 +347,7 @@ impl Core {
                 inside.served(Instant::now());
             }
             outcome
-        })
-        .await
+        }))
     }
 
     fn bulkhead(&self, tool: &str, concurrency: Concurrency) -> Arc<Bulkhead> {

@@ -275,10 +275,8 @@ fn what_a_call_says_and_asks_comes_through() {
     let response = Client::connect(all[0].addr()).post(&modern_headers("tools/call", "says"), &request);
     let events = response.events();
     let progress: Vec<_> = events.iter().filter(|event| event["method"] == "notifications/progress").collect();
-    assert_eq!(
-        progress.iter().map(|event| &event["params"]["progress"]).collect::<Vec<_>>(),
-        [&json!(1.0), &json!(2.0)]
-    );
+    let steps: Vec<_> = progress.iter().filter_map(|event| event["params"]["progress"].as_f64()).collect();
+    assert_eq!(steps, [1.0, 2.0], "{events:?}");
     assert!(progress.iter().all(|event| event["params"]["progressToken"] == "p"), "{events:?}");
     assert!(
         events.iter().any(|event| event["method"] == "notifications/message" && event["params"]["data"] == "careful")
@@ -400,9 +398,6 @@ fn a_node_that_is_drained_under_load_fails_no_call() {
     eventually("the others see it", || {
         (0..3).filter(|at| *at != leaving).all(|at| nodes(all[at].admin_addr).len() == 2)
     });
-    let before: usize = 50;
-    let seen: f64 = others.iter().map(|_| before as f64).sum();
-    assert!(seen > 0.0);
     is_enough.store(true, Ordering::SeqCst);
     let (mut count, mut failed) = (0, Vec::new());
     for caller in callers {
@@ -414,6 +409,11 @@ fn a_node_that_is_drained_under_load_fails_no_call() {
     assert!(failed.is_empty() && count > 100, "{count} calls: {:?}", failed.first());
     let line = all[leaving].log_line_with("stopped");
     assert!(line.contains("every call was answered"), "{line}");
+    for at in (0..3).filter(|at| *at != leaving) {
+        all[at].signal("TERM");
+        assert_eq!(all[at].wait().code(), Some(0));
+    }
+    assert_eq!(redis.keys("mcp:"), [""; 0], "nothing is left, nor the key that they shared");
 }
 
 #[test]
@@ -429,20 +429,12 @@ fn a_node_that_is_killed_loses_only_what_may_not_run_twice() {
     let held = |one: &Process| metric_of(one, "bigiron_forwards_in_flight");
     assert_eq!((held(&all[1]), held(&all[2])), (1.0, 1.0), "they are dealt out");
     all[1].signal("KILL");
-    let mut ends = Vec::new();
-    for (at, stream) in streams.iter_mut().enumerate() {
-        if at == 1 {
-            // One of the two is answered as ever; which it is, nobody knows.
-            for question in &questions {
-                session.answer(all[0].addr, question, json!({ "action": "decline" }));
-            }
-        }
-        if at == 0 {
-            let answer = json!({ "action": "decline" });
-            session.answer(all[0].addr, &questions[0], answer);
-        }
-        ends.push(stream.message());
+    // Which of the two it ran, nobody knows: the other goes on with its answer.
+    eventually("it is missed", || metric_of(&all[0], "bigiron_forwarded_calls_total{ended=\"lost\"}") == 1.0);
+    for question in &questions {
+        session.answer(all[0].addr, question, json!({ "action": "decline" }));
     }
+    let ends: Vec<_> = streams.iter_mut().map(crate::support::Stream::message).collect();
     let lost: Vec<_> = ends.iter().filter(|end| end.get("error").is_some()).collect();
     let [lost] = &lost[..] else { panic!("one is lost: {ends:?}") };
     assert_eq!(lost["error"]["code"], -32603, "{lost}");
@@ -453,9 +445,20 @@ fn a_node_that_is_killed_loses_only_what_may_not_run_twice() {
     }
     assert_eq!(metric_of(&all[0], "bigiron_forwarded_calls_total{ended=\"lost\"}"), 1.0);
     all[2].signal("KILL");
-    let refused = call(all[0].addr, "test_simple_text", json!({}));
-    assert_eq!((refused.status, refused.code(), refused.header("retry-after")), (503, Some(-31503), Some("1")));
-    assert!(refused.json().to_string().contains("did not run"), "{:?}", refused.json());
+    eventually("it is said that nobody is left", || {
+        let refused = call(all[0].addr, "test_simple_text", json!({}));
+        let text = refused.json()["error"]["message"].as_str().expect("an error").to_owned();
+        match refused.status {
+            // On a connection that did not look dead yet.
+            200 => assert!(text.contains("may have run"), "{text}"),
+            _ => {
+                assert_eq!((refused.status, refused.code()), (503, Some(-31503)));
+                assert_eq!(refused.header("retry-after"), Some("1"));
+                assert!(text.contains("did not run"), "{text}");
+            }
+        }
+        refused.status == 503
+    });
 }
 
 #[test]

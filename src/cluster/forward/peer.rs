@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Between two pings of a connection with calls on it, and how long one may take.
-const PING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
+const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
 /// After a failure to reach it, others are asked first for so long.
 const FAILING: Duration = Duration::from_secs(1);
 /// A welcome is some hundred bytes.
