@@ -21,7 +21,7 @@ pub(crate) mod streams;
 mod tests;
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -54,6 +54,8 @@ pub(crate) struct Cluster {
     pub(crate) keys: Keys,
     pub(crate) rates: Rates,
     pub(crate) bus: Arc<Bus>,
+    /// Records of sessions that are none.
+    pub(crate) corrupt: Arc<AtomicU64>,
     named: Named,
     registry: OnceLock<Registry>,
 }
@@ -124,12 +126,22 @@ impl Cluster {
         };
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
         let bus = Bus::new(link.clone(), keys.clone(), &named.run);
-        Ok(Self { config: config.clone(), link, keys, rates, bus, named, registry: OnceLock::new() })
+        Ok(Self {
+            config: config.clone(),
+            link,
+            keys,
+            rates,
+            bus,
+            corrupt: Arc::default(),
+            named,
+            registry: OnceLock::new(),
+        })
     }
 
     /// The records of sessions, which live for so long after they were touched.
     pub(crate) fn records(&self, expiry: Duration) -> sessions::Records {
-        sessions::Records::new(self.link.clone(), self.keys.clone(), self.id().to_owned(), self.tag(), expiry)
+        let (id, corrupt) = (self.id().to_owned(), Arc::clone(&self.corrupt));
+        sessions::Records::new(self.link.clone(), self.keys.clone(), id, self.tag(), expiry, corrupt)
     }
 
     /// The streams of sessions, kept while something is said within `open` and for `ended` after their end. Writes in a
