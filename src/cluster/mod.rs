@@ -26,7 +26,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -60,6 +60,8 @@ pub(crate) struct Cluster {
     pub(crate) keys: Keys,
     pub(crate) rates: Rates,
     pub(crate) bus: Arc<Bus>,
+    /// Records of sessions that are none.
+    pub(crate) corrupt: Arc<AtomicU64>,
     named: Named,
     registry: OnceLock<Registry>,
     listener: OnceLock<Listener>,
@@ -138,6 +140,7 @@ impl Cluster {
             keys,
             rates,
             bus,
+            corrupt: Arc::default(),
             named,
             registry: OnceLock::new(),
             listener: OnceLock::new(),
@@ -147,7 +150,8 @@ impl Cluster {
 
     /// The records of sessions, which live for so long after they were touched.
     pub(crate) fn records(&self, expiry: Duration) -> sessions::Records {
-        sessions::Records::new(self.link.clone(), self.keys.clone(), self.id().to_owned(), self.tag(), expiry)
+        let (id, corrupt) = (self.id().to_owned(), Arc::clone(&self.corrupt));
+        sessions::Records::new(self.link.clone(), self.keys.clone(), id, self.tag(), expiry, corrupt)
     }
 
     /// The streams of sessions, kept while something is said within `open` and for `ended` after their end. Writes in a

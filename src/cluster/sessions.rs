@@ -11,8 +11,8 @@
 
 use std::{
     sync::{
-        LazyLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -26,11 +26,13 @@ use tokio::sync::watch;
 
 use super::{
     keys::{Keys, hex},
-    link::{Event, Link, LinkError, Script, State, Subscription, cmd, pipe},
+    link::{Event, Link, LinkError, Refused, Script, State, Subscription, cmd, pipe},
 };
 
 /// The most that a record has.
 pub(crate) const RECORD_BYTES_MAX: usize = 640;
+/// The most that is read of a record, or of what it subscribes to; cut off there, it is none.
+const TEXT_BYTES_MAX: usize = 8 << 20;
 /// How long it is remembered that a session was ended: longer than a listener may be deaf for a moment.
 const ENDED_MS: u64 = 60_000;
 
@@ -181,6 +183,8 @@ pub(crate) struct Records {
     /// When it was noticed that Redis had lost everything.
     lost: Mutex<Option<Instant>>,
     is_owed: AtomicBool,
+    /// Records that are none of ours.
+    corrupt: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Records {
@@ -191,7 +195,14 @@ impl std::fmt::Debug for Records {
 
 impl Records {
     /// `expiry` is how long a record lives after it was touched.
-    pub(crate) fn new(link: Link, keys: Keys, node: String, tag: u32, expiry: Duration) -> Self {
+    pub(crate) fn new(
+        link: Link,
+        keys: Keys,
+        node: String,
+        tag: u32,
+        expiry: Duration,
+        corrupt: Arc<AtomicU64>,
+    ) -> Self {
         Self {
             link,
             keys,
@@ -201,6 +212,7 @@ impl Records {
             secret: Mutex::default(),
             lost: Mutex::default(),
             is_owed: AtomicBool::new(false),
+            corrupt,
         }
     }
 
@@ -300,20 +312,36 @@ impl Records {
         Some(Hash(hash))
     }
 
-    /// The record of a session: one round trip, or two where it subscribes to much.
+    /// The record of a session: one round trip, or two where it subscribes to much. What is no record of ours counts as
+    /// missing, is counted, and is left as it is.
     ///
     /// # Errors
-    /// Redis does not say, or it is none that we wrote.
+    /// Redis does not say.
     pub(crate) async fn load(&self, hash: Hash) -> Result<Option<Record>, LinkError> {
-        let text: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.keys.session(&hash.text()))).await?;
-        let Some(text) = text else { return Ok(None) };
-        let odd = || LinkError::Odd("a session that is none".into());
-        let mut record: Record = serde_json::from_slice(&text).map_err(|_| odd())?;
-        if record.has_more {
-            let topics: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.topics(hash))).await?;
-            record.topics = serde_json::from_slice(&topics.unwrap_or_default()).map_err(|_| odd())?;
+        let read = async {
+            let Some(text) = self.text(self.keys.session(&hash.text())).await? else { return Ok(None) };
+            let odd = || LinkError::Odd("a session that is none".into());
+            let mut record: Record = serde_json::from_slice(&text).map_err(|_| odd())?;
+            if record.has_more {
+                let topics = self.text(self.topics(hash)).await?;
+                record.topics = serde_json::from_slice(&topics.unwrap_or_default()).map_err(|_| odd())?;
+            }
+            Ok(Some(record))
+        };
+        match read.await {
+            Err(error @ (LinkError::Odd(_) | LinkError::Refused(Refused::WrongType))) => {
+                self.corrupt.fetch_add(1, Relaxed);
+                tracing::warn!(%error, "what is kept of a session in Redis is no record; it counts as missing, and is left");
+                Ok(None)
+            }
+            read => read,
         }
-        Ok(Some(record))
+    }
+
+    /// What a key holds, and no more of it than one of ours may have.
+    async fn text(&self, key: String) -> Result<Option<Vec<u8>>, LinkError> {
+        let text: Vec<u8> = self.link.query(cmd("GETRANGE").arg(key).arg(0).arg(TEXT_BYTES_MAX)).await?;
+        Ok(Some(text).filter(|text| !text.is_empty()))
     }
 
     /// Writes a record; whether it was.

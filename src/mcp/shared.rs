@@ -256,9 +256,13 @@ impl Shared {
         let Some(record) = self.record(&session) else { return };
         let used_s = session.last_used_s();
         match self.records.save(hash, record, how).await {
-            Ok(_) => {
+            Ok(written) => {
                 if let Some(known) = self.known.lock().get_mut(&hash) {
                     (known.written, known.used_s, known.is_lost) = (Some(Instant::now()), used_s, false);
+                }
+                // Of several who write it again, the first one may not have been told what another was.
+                if how == Write::Again && written == Written::No {
+                    self.compare(hash, &id, &session).await;
                 }
             }
             Err(error) => tracing::debug!(%error, "a session is not written yet"),
@@ -271,7 +275,10 @@ impl Shared {
         let told = async {
             match self.records.save(hash, record, Write::Known).await? {
                 Written::Yes => self.records.tell_changed(hash).await,
-                Written::No => Ok(()), // whether it was lost or has ended is found with the next look
+                Written::No => {
+                    self.is_behind(hash, true); // whether it was lost or has ended is found with the next look
+                    Ok(())
+                }
                 Written::Older => {
                     if let Some(record) = self.records.load(hash).await? {
                         take_over(session, &record);
@@ -290,14 +297,19 @@ impl Shared {
     /// Redis may have lost one of here.
     async fn compare(&self, hash: Hash, id: &str, session: &Session) {
         let found = self.records.load(hash).await;
-        if let Some(known) = self.known.lock().get_mut(&hash) {
-            known.is_behind = found.is_err();
-        }
+        self.is_behind(hash, found.is_err());
         match found {
             Ok(Some(record)) if record.changed_ms < session.changed_ms() => self.changed(id, session).await,
             Ok(Some(record)) => take_over(session, &record),
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, "a change of a session is not looked up yet"),
+        }
+    }
+
+    /// Notes whether a copy is still to be compared.
+    fn is_behind(&self, hash: Hash, is_behind: bool) {
+        if let Some(known) = self.known.lock().get_mut(&hash) {
+            known.is_behind = is_behind;
         }
     }
 
@@ -466,14 +478,17 @@ impl Shared {
 
     /// Brings records and copies together: of all sessions here, or of those that were used since the last time.
     async fn look_at_all(&self, all: bool) {
+        if all {
+            // Until it has been done: Redis may go away again in the middle.
+            self.known.lock().values_mut().for_each(|known| known.is_behind = true);
+            let told = std::mem::take(&mut *self.told.lock());
+            let recent = told.into_iter().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, hash)| hash);
+            self.owed.lock().extend(recent);
+        }
         if self.records.is_away() {
             return;
         }
-        let mut owed = std::mem::take(&mut *self.owed.lock());
-        if all {
-            let told = std::mem::take(&mut *self.told.lock());
-            owed.extend(told.into_iter().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, hash)| hash));
-        }
+        let owed = std::mem::take(&mut *self.owed.lock());
         for hash in owed {
             self.tell_end(hash).await;
         }
@@ -505,9 +520,9 @@ impl Shared {
                 if !known.is_lost && session.take_change() {
                     self.changed(&known.id, &session).await;
                 }
-                let compared = all || known.is_behind;
-                if compared || known.is_lost || session.is_busy() || session.last_used_s() != known.used_s {
-                    self.look_at(hash, &known, &session, compared).await;
+                let is_used = session.is_busy() || session.last_used_s() != known.used_s;
+                if known.is_behind || known.is_lost || is_used {
+                    self.look_at(hash, &known, &session).await;
                 }
             })
             .await;
@@ -515,14 +530,14 @@ impl Shared {
 
     /// Has the record of a session that is used live on, and ends the copy when there is no record any more.
     /// Where Redis has lost all, it is written again.
-    async fn look_at(&self, hash: Hash, known: &Known, session: &Session, compared: bool) {
+    async fn look_at(&self, hash: Hash, known: &Known, session: &Session) {
         let used_s = session.last_used_s();
         match self.records.touch(hash).await {
             Ok(There::Yes) => {
                 if let Some(known) = self.known.lock().get_mut(&hash) {
                     (known.used_s, known.is_lost) = (used_s, false);
                 }
-                if compared {
+                if known.is_behind {
                     self.compare(hash, &known.id, session).await;
                 }
             }

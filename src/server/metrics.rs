@@ -95,8 +95,8 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         .only(counts.reaped.load(Relaxed));
     out.counter("bigiron_cluster_heartbeats_missed_total", "Heartbeats of this instance that were not taken")
         .only(counts.missed.load(Relaxed));
-    out.counter("bigiron_cluster_corrupt_total", "Records of instances that could not be read")
-        .only(counts.corrupt.load(Relaxed));
+    out.counter("bigiron_cluster_corrupt_total", "Records of instances and of sessions that could not be read")
+        .only(counts.corrupt.load(Relaxed) + cluster.corrupt.load(Relaxed));
 }
 
 /// What became of calls whose instance had gone.
