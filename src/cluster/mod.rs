@@ -21,7 +21,10 @@ pub(crate) mod streams;
 mod tests;
 
 use std::{
-    sync::{Arc, OnceLock, atomic::AtomicU64},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -206,10 +209,16 @@ impl Cluster {
         state_key::agree(&self.link, &self.keys, own).await
     }
 
+    /// Whether Redis is there and refuses what is written.
+    pub(crate) fn takes_no_writes(&self) -> bool {
+        self.registry().is_some_and(|registry| registry.counts().is_refused.load(Relaxed))
+    }
+
     /// Whether Redis is there, in a word.
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
             State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
+            State::Up | State::Connecting if self.takes_no_writes() => "read-only",
             State::Up | State::Connecting => "up",
             State::Away(_) => "away",
         }
