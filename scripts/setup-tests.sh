@@ -17,6 +17,7 @@ debian_packages=(
   'command -v redis-cli        | redis-tools     | asks that Redis what is in it'
   'command -v haproxy          | haproxy         | the balancer that deploy/haproxy.cfg is for'
   'command -v redis-sentinel   | redis-sentinel  | sentinels, for the tests of a failover'
+  'test -x /usr/sbin/nginx    | nginx-light     | a balancer in front of several instances'
   'python3 -c "import ensurepip" | python3-venv  | the virtual environment of the Python clients'
 )
 

@@ -33,9 +33,10 @@ pub(crate) fn add(server: Builder) -> Builder {
 
 async fn walk(args: Steps, ctx: Ctx) -> Result<String, CallError> {
     ctx.become_task().await?;
+    let process = format!("process {}", std::process::id());
     for step in 1..=args.steps {
         tokio::time::sleep(Duration::from_millis(args.pause_ms)).await;
-        ctx.progress(f64::from(step), Some(f64::from(args.steps)), "");
+        ctx.progress(f64::from(step), Some(f64::from(args.steps)), &process);
     }
     Ok(format!("{} took {} steps", args.label, args.steps))
 }

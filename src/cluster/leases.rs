@@ -8,7 +8,10 @@
 //! ```
 
 use std::{
-    sync::{LazyLock, atomic::Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -72,6 +75,19 @@ return turn",
     )
 });
 
+/// What became here of calls whose instance had gone, since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Run again.
+    pub(crate) again: AtomicU64,
+    /// Ended with an error.
+    pub(crate) given_up: AtomicU64,
+    /// Tasks that were run again.
+    pub(crate) tasks: AtomicU64,
+    /// Streams of this instance that another took over.
+    pub(crate) lost: AtomicU64,
+}
+
 /// A stream that is to be taken over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim<'a> {
@@ -118,6 +134,10 @@ impl Streams {
                 let _: Result<(), LinkError> = self.link.query(&set).await; // the next one comes soon
             }
         });
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Gives the lease back: this process ends.

@@ -33,6 +33,7 @@ use tokio::{
 
 use super::{
     keys::{Keys, hex},
+    leases::Counts,
     link::{Link, LinkError, Script, cmd},
     sessions::Hash,
 };
@@ -76,6 +77,8 @@ for i = 7, #ARGV, 3 do
   local number, kind = tonumber(ARGV[i]), ARGV[i + 1]
   if kind == '9' then
     if number < top then number = top end
+    table.insert(by, 'a')
+    table.insert(by, ARGV[5])
     redis.call('XADD', KEYS[1], string.format('%.0f-9', number), unpack(by))
     redis.call('DEL', KEYS[2])
     ms = ARGV[2]
@@ -209,6 +212,7 @@ pub(crate) struct Streams {
     waiting: Arc<AtomicUsize>,
     /// This process ends: its lease is given back.
     pub(super) has_left: Arc<AtomicBool>,
+    pub(super) counts: Arc<Counts>,
 }
 
 impl std::fmt::Debug for Streams {
@@ -233,6 +237,7 @@ impl Streams {
             queue,
             waiting: Arc::clone(&waiting),
             has_left: Arc::default(),
+            counts: Arc::default(),
         };
         let speaks = streams.queue.downgrade();
         let (queue, _) = mpsc::channel(1); // its own end of the queue is none, so that it ends with the others
@@ -363,6 +368,7 @@ async fn write(streams: Streams, mut queue: mpsc::Receiver<(Arc<Named>, What)>) 
                             Ok(true) => break,
                             Ok(false) => {
                                 named.lose();
+                                streams.counts.lost.fetch_add(1, Relaxed);
                                 break;
                             }
                             Err(LinkError::Refused(why)) if !why.is_for_now() => {

@@ -63,6 +63,13 @@ impl Asker {
     }
 }
 
+impl Asker {
+    /// The same around the request of a task, which has no stream and no session.
+    pub(super) fn head_of_task(&self) -> Head<'_> {
+        Head { via: Via::Stdio, session_id: Field::Absent, takes_events: false, ..self.head() }
+    }
+}
+
 /// What the client was told of the first run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Told {
@@ -128,7 +135,7 @@ pub(super) async fn run(
 }
 
 /// What a refusal says.
-fn why(answer: &[u8]) -> String {
+pub(super) fn why(answer: &[u8]) -> String {
     let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
     answer["error"]["message"].as_str().unwrap_or("it is answered without being run").to_owned()
 }

@@ -23,6 +23,7 @@ use crate::{
     input::{Exchange, Memory, Required, Rounds},
     mcp::{
         MODERN_VERSION,
+        again::Asker,
         code::{self, Era, Refusal},
         elsewhere,
         encode::{self, OwnedId, Payload},
@@ -36,6 +37,7 @@ use crate::{
         wire::{self, Id, IdField, Params, Text},
     },
     outbox::{LogLevel, Message, Outbox},
+    tasks::{Handle, Record},
     telemetry::calls::{CallMeter, Ended, Phase},
 };
 
@@ -63,6 +65,8 @@ pub(crate) struct PendingCall {
     entry: Option<Box<Entry>>,
     /// The request, where another instance may have to run it again. Boxed likewise.
     again: Option<Box<Bytes>>,
+    /// Who asks for a task, where it may have to be run again here. Boxed likewise.
+    asker: Option<Box<Asker>>,
 }
 
 /// What a call runs.
@@ -294,6 +298,8 @@ impl Router {
             })?),
             _ => None,
         };
+        let is_shared = method == "tasks/get" && self.tasks.as_ref().is_some_and(|tasks| tasks.is_shared());
+        let asker = is_shared.then(|| Box::new(Asker::of(head)));
         let is_tool = matches!(target, Target::Tool(_));
         let entry = self.admitted(head, method, params, is_tool, &arguments)?;
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
@@ -310,6 +316,7 @@ impl Router {
             deferral,
             entry,
             again: None,
+            asker,
         }))
     }
 
@@ -477,6 +484,9 @@ impl PendingCall {
     /// Keeps the request for another instance to run it again, should this one die: of a tool with which that may be
     /// done, in a session that others know, when its client can come back for the rest.
     pub(crate) fn may_run_again(&mut self, body: &Bytes) {
+        if let Some(deferral) = self.deferral.as_ref().filter(|_| body.len() <= AGAIN_BYTES_MAX) {
+            deferral.may_run_again(body);
+        }
         if let (Target::Tool(tool), Some(session)) = (&self.target, &self.session)
             && tool.runs_again
             && self.ctx.outbox.is_some()
@@ -485,6 +495,18 @@ impl PendingCall {
         {
             self.again = Some(Box::new(body.clone()));
         }
+    }
+
+    /// The call of a task that another instance has run until now.
+    ///
+    /// # Errors
+    /// It cannot be a task: its handle, back.
+    pub(super) fn resume_task(self, record: &Record, handle: Handle) -> Result<Self, Handle> {
+        match &self.deferral {
+            Some(deferral) => deferral.resume(record, handle),
+            None => return Err(handle),
+        }
+        Ok(self)
     }
 
     /// Gives a hosted handler the HTTP request's head.
@@ -510,7 +532,8 @@ impl PendingCall {
     /// Runs the call where this future is awaited. Dropping it cancels the call; so does the client's taking it back,
     /// and the end of the drain's grace.
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
-        let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, entry, .. } = self;
+        let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, entry, asker, .. } = self;
+        let asked = asker.map(|asker| (asker, arguments.clone()));
         let (meter, hints) = match &target {
             Target::Tool(tool) => (tool.tool.work.meter.as_deref(), None),
             Target::Work(_, hints) => (None, Some(*hints)),
@@ -543,6 +566,9 @@ impl PendingCall {
         };
         if let Some(watch) = watch {
             watch.ended(ended_with(&outcome));
+        }
+        if let (Some((asker, params)), Ok(_)) = (asked, &outcome) {
+            tasking::look_after(router, *asker, &params);
         }
         ending.answer(outcome, entry)
     }

@@ -8,7 +8,7 @@
 //! again either.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -82,8 +82,11 @@ pub(super) async fn bring(
         }
         sleep(PAUSE).await;
     }
-    let Some(found) = found else { return Ok(()) }; // nothing of it is left
-    let about: Value = found.about.as_deref().and_then(|about| serde_json::from_str(about).ok()).unwrap_or_default();
+    // Nothing of it is left, or nothing is known of it.
+    let Some(found) = found else { return Ok(()) };
+    let Some(about) = found.about.as_deref().and_then(|about| serde_json::from_str::<Value>(about).ok()) else {
+        return Ok(());
+    };
     let request = match &about["request"] {
         Value::Number(number) => number.as_i64().map(OwnedId::Number),
         text @ Value::String(_) => Some(OwnedId::Text(text.to_string().into())),
@@ -235,11 +238,13 @@ impl Follower {
         let tool = self.log.tool();
         let Some(call) = call else {
             tracing::warn!(tool, "a call ends whose instance has gone; it may have run");
+            self.streams.counts().given_up.fetch_add(1, Relaxed);
             self.give_up("the instance that ran this call has ended; the call may have run");
             return true;
         };
         let told = self.streams.newest(self.hash, self.log.name()).await.unwrap_or_default();
         tracing::info!(tool, "a call whose instance has gone is run again");
+        self.streams.counts().again.fetch_add(1, Relaxed);
         if let Err(why) = again::run(&router, &self.log, &self.asker, &call, Told::of(&told, missing)).await {
             let message = "the instance that ran this call has ended; the call may have run, and is not run again";
             self.give_up(&format!("{message}: {why}"));

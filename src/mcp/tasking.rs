@@ -5,9 +5,9 @@ use std::{
     collections::BTreeMap,
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     task::Poll,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,11 @@ use crate::{
     error::CallError,
     identity::Identity,
     input::{Defers, Parks, Waiting},
-    mcp::code::{self, Era},
+    mcp::{
+        again::{self, Asker},
+        code::{self, Era},
+        router::{Router, Step},
+    },
     tasks::{Handle, Link, Record, StoreError, Tasks},
 };
 
@@ -42,6 +46,8 @@ pub(super) struct Deferral {
     caller: Caller,
     share: Share,
     tool: Arc<ServedTool>,
+    /// The request, where another instance may have to run it again.
+    request: OnceLock<Bytes>,
     begun: OnceLock<(Bytes, Link)>,
     /// Who runs it has this; it is given up with the end.
     handle: Mutex<Option<Handle>>,
@@ -49,7 +55,28 @@ pub(super) struct Deferral {
 
 impl Deferral {
     pub(super) fn new(tasks: Arc<Tasks>, caller: Caller, share: Share, tool: Arc<ServedTool>) -> Arc<Self> {
-        Arc::new(Self { tasks, caller, share, tool, begun: OnceLock::new(), handle: Mutex::default() })
+        Arc::new(Self {
+            tasks,
+            caller,
+            share,
+            tool,
+            request: OnceLock::new(),
+            begun: OnceLock::new(),
+            handle: Mutex::default(),
+        })
+    }
+
+    /// Keeps the request with the task that this may become, for another instance to run it again.
+    pub(super) fn may_run_again(&self, body: &Bytes) {
+        if self.tool.runs_again && self.tasks.is_shared() {
+            let _ = self.request.set(body.clone());
+        }
+    }
+
+    /// The call is a task already, whose instance has gone.
+    pub(super) fn resume(&self, record: &Record, handle: Handle) {
+        let _ = self.begun.set((record.created_members(), handle.link()));
+        *self.handle.lock() = Some(handle);
     }
 
     /// Runs the call to its end, or to where it becomes a task: then it goes on by itself, and the answer is the task.
@@ -82,6 +109,40 @@ impl Deferral {
     }
 }
 
+/// After somebody has asked for a task, and was told of it: it is run again here when it was found without a process. Who
+/// asked is its owner, and may call its tool today.
+pub(super) fn look_after(router: &Arc<Router>, asker: Asker, params: &Value) {
+    if let (Some(tasks), Some(id)) = (&router.tasks, params.get("taskId").and_then(Value::as_str))
+        && tasks.take_orphan(id)
+    {
+        // A task of its own, which nobody's leaving ends.
+        tokio::spawn(run_again(Arc::clone(router), Arc::clone(tasks), asker, id.to_owned()));
+    }
+}
+
+async fn run_again(router: Arc<Router>, tasks: Arc<Tasks>, asker: Asker, id: String) {
+    let (record, handle, request) = match tasks.adopt(&id).await {
+        Ok(Some(adopted)) => adopted,
+        Ok(None) => return,
+        Err(error) => return tracing::debug!(%error, task = id, "a task is not taken over yet"),
+    };
+    tracing::info!(task = id, tool = record.made_by, "a task whose instance has gone is run again");
+    if let Some(streams) = router.sessions.streams() {
+        streams.counts().tasks.fetch_add(1, Relaxed);
+    }
+    let step = router.message(&asker.head_of_task(), None, &request, Instant::now());
+    let (handle, why) = match step {
+        Step::Call(call) => match call.resume_task(&record, handle) {
+            Ok(call) => return drop(call.run(&router).await),
+            Err(handle) => (handle, "its call is none that becomes a task".to_owned()),
+        },
+        Step::Done(answer) => (handle, again::why(&answer.payload.into_bytes())),
+        Step::Feed(_) | Step::Batch(_) => (handle, "it is no call".to_owned()),
+    };
+    let message = "the instance that ran the task is gone; the task may have had effects, and is not run again";
+    handle.fail(code::INTERNAL_ERROR, format!("{message}: {why}"), None).await;
+}
+
 /// Keeps how a task's call ended.
 async fn finish(handle: Handle, outcome: Result<Answered, CallError>) {
     let reply = match outcome {
@@ -103,8 +164,8 @@ impl Defers for Deferral {
         Box::pin(async {
             let counts_for = self.caller.counts_for(self.share);
             let made_by = Some(self.tool.tool.name().to_owned());
-            let created =
-                self.tasks.create_for(self.caller.subject(), Some(counts_for), made_by, SystemTime::now()).await;
+            let request = self.request.get().cloned();
+            let created = self.tasks.create_again(self.caller.subject(), Some(counts_for), made_by, request).await;
             let (record, handle) = created.map_err(|error| match &error {
                 StoreError::CallerFull => {
                     let ttl_s = self.tasks.config().ttl_ms.div_ceil(1000);

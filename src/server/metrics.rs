@@ -12,7 +12,7 @@ use std::{
 
 use super::process;
 use crate::{
-    cluster::{Cluster, cache::Results},
+    cluster::{Cluster, cache::Results, streams::Streams},
     config::Loaded,
     dispatch::ServedTool,
     front::Front,
@@ -96,6 +96,19 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         .only(counts.corrupt.load(Relaxed) + cluster.corrupt.load(Relaxed));
 }
 
+/// What became of calls whose instance had gone.
+fn taken_over(out: &mut Exposition, streams: &Streams) {
+    let counts = streams.counts();
+    let help = "Calls whose instance had gone and whose client came back here. again: run again. error: ended, since it \
+                may have run. task: a task that was run again. lost: one of this instance that another took over";
+    out.counter("bigiron_cluster_calls_taken_over_total", help);
+    for (what, count) in
+        [("again", &counts.again), ("error", &counts.given_up), ("task", &counts.tasks), ("lost", &counts.lost)]
+    {
+        out.value(&Labels::new(&[("what", what)]), count.load(Relaxed));
+    }
+}
+
 /// What instances share of kept results.
 fn shared_results(out: &mut Exposition, results: &Results) {
     let counts = results.counts();
@@ -157,6 +170,9 @@ impl Sources {
             shared(&mut out, cluster);
             if let Some(results) = self.front.router.dispatch.shared_results() {
                 shared_results(&mut out, results);
+            }
+            if let Some(streams) = self.front.router.sessions.streams() {
+                taken_over(&mut out, streams);
             }
         }
         self.audit(&mut out);

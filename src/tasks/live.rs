@@ -19,6 +19,8 @@ pub(super) struct Live {
     ends_at_ms: u64,
     signal: watch::Sender<Signal>,
     end: Mutex<End>,
+    /// The version of the record when this run began, where another was lost before; 0 for the first.
+    since: u64,
     /// The keys of all questions so far.
     asked: Mutex<HashSet<Box<str>>>,
     /// The version that was last told of.
@@ -54,10 +56,16 @@ impl Live {
             ends_at_ms,
             signal: watch::Sender::default(),
             end: Mutex::default(),
+            since: 0,
             asked: Mutex::default(),
             told: Mutex::default(),
             runtime: runtime::Handle::try_current().ok(),
         }
+    }
+
+    /// The same for a task that another instance ran before, up to this version of its record.
+    pub(super) fn again(id: &str, ends_at_ms: u64, since: u64) -> Self {
+        Self { since, ..Self::new(id, ends_at_ms) }
     }
 
     pub(super) fn id(&self) -> &str {
@@ -132,6 +140,8 @@ impl Live {
             return None;
         }
         let fresh = |key: &String| {
+            // What the run before asked is not known here, only that it asked nothing of a version like this.
+            let key = &if self.since == 0 { key.clone() } else { format!("{key}-v{}", self.since) };
             let names = std::iter::once(key.clone()).chain((2..).map(|n: usize| format!("{key}-{n}")));
             // One of so many names is new: the set holds fewer.
             let mut names = names.take(QUESTIONS_MAX + 1);
@@ -168,6 +178,11 @@ mod tests {
         assert_eq!(names(&live, &["a", "b"]), Some(vec!["a".into(), "b".into()]));
         assert_eq!(names(&live, &["a", "a-2"]), Some(vec!["a-2".into(), "a-2-2".into()]));
         assert_eq!(names(&live, &["a"]), Some(vec!["a-3".into()]));
+    }
+
+    #[test]
+    fn a_second_run_asks_under_keys_of_its_own() {
+        assert_eq!(names(&Live::again("id", 0, 7), &["a", "a"]), Some(vec!["a-v7".into(), "a-v7-2".into()]));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 mod handle;
 mod live;
 mod memory;
+mod orphans;
 mod record;
 mod shards;
 mod shared;
@@ -33,6 +34,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -148,8 +150,26 @@ impl Tasks {
         made_by: Option<String>,
         now: SystemTime,
     ) -> Result<(Record, Handle), StoreError> {
-        let Config { ttl_ms, poll_interval_ms, timeout_ms, .. } = self.config;
-        let record = Record { counts_for, made_by, ..Record::new(new_id()?, owner, now, ttl_ms, poll_interval_ms) };
+        let Config { ttl_ms, poll_interval_ms, .. } = self.config;
+        let record = Record::new(new_id()?, owner, now, ttl_ms, poll_interval_ms);
+        self.create_as(Record { counts_for, made_by, ..record }).await
+    }
+
+    /// The same with the request that made it, which is kept for another instance to run it again.
+    pub(crate) async fn create_again(
+        self: &Arc<Self>,
+        owner: &str,
+        counts_for: Option<String>,
+        made_by: Option<String>,
+        request: Option<Bytes>,
+    ) -> Result<(Record, Handle), StoreError> {
+        let Config { ttl_ms, poll_interval_ms, .. } = self.config;
+        let record = Record::new(new_id()?, owner, SystemTime::now(), ttl_ms, poll_interval_ms);
+        self.create_as(Record { counts_for, made_by, request, ..record }).await
+    }
+
+    async fn create_as(self: &Arc<Self>, record: Record) -> Result<(Record, Handle), StoreError> {
+        let Config { ttl_ms, timeout_ms, .. } = self.config;
         let live = Live::new(&record.id, record.created_at_ms.saturating_add(timeout_ms.min(ttl_ms)));
         // The handle is there before the record, so that a caller who leaves in between does not leave a record behind
         // that nobody ends.
@@ -160,6 +180,32 @@ impl Tasks {
                 self.remove_live(handle.id());
                 handle.discard();
                 Err(error)
+            }
+        }
+    }
+
+    /// Whether a task was found without a process, so that it is to be taken over, since this was asked last.
+    pub(crate) fn take_orphan(&self, id: &str) -> bool {
+        self.store.take_orphan(id)
+    }
+
+    /// Takes over a task that was found without a process. What is returned is for who runs it again: the record, the
+    /// handle, and the request that made it. Not to be given up halfway: the task would be nobody's.
+    pub(crate) async fn adopt(self: &Arc<Self>, id: &str) -> Result<Option<(Record, Handle, Bytes)>, StoreError> {
+        let now = SystemTime::now();
+        let Some((record, request)) = self.store.adopt(id, now).await? else { return Ok(None) };
+        let expires_at_ms = record.created_at_ms.saturating_add(record.ttl_ms);
+        let ends_at_ms = record::millis(now).saturating_add(self.config.timeout_ms).min(expires_at_ms);
+        match self.run(Live::again(id, ends_at_ms, record.version)) {
+            Ok(handle) => {
+                let live = self.live.part(id).get(id).map(Arc::clone);
+                let record = self.changed(live.as_deref(), After { record, effect: Effect::Visible });
+                Ok(Some((record, handle, request)))
+            }
+            Err(error) => {
+                let why = format!("the instance that ran the task is gone, and it is not run again: {error}");
+                self.change(id, Change::Fail(Failure::internal(why))).await?;
+                Ok(None)
             }
         }
     }
@@ -294,7 +340,7 @@ impl Tasks {
         }
     }
 
-    fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.store.is_shared()
     }
 

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
@@ -129,6 +130,9 @@ pub struct Record {
     /// The error, when it has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Failure>,
+    /// The request that is kept beside the record, for another instance to run it again.
+    #[serde(skip)]
+    pub request: Option<Bytes>,
 }
 
 impl Record {
@@ -151,7 +155,18 @@ impl Record {
             inputs: Map::new(),
             result: None,
             error: None,
+            request: None,
         }
+    }
+
+    /// Another run begins where one was lost: what that one asked and was told is nobody's.
+    pub(super) fn begin_again(&mut self, now: SystemTime) {
+        self.status = Status::Working;
+        self.status_message = None;
+        self.input_requests = Map::new();
+        self.inputs = Map::new();
+        self.version += 1;
+        self.last_updated_at_ms = self.last_updated_at_ms.max(millis(now));
     }
 
     /// Who it counts for where a caller may have so many. Without authentication all callers are one owner, and then each

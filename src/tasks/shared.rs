@@ -1,8 +1,9 @@
 //! The store for several instances: records in Redis, each with an expiry, changed only against the version that the
 //! change was made of. Whoever makes a change that a client can see says so to all instances in the same step.
 //!
-//! A process that runs tasks says all the time that it lives. A task whose process has not for long has failed: whoever
-//! looks at it says so, and its run, should there still be one, ends in vain.
+//! A process that runs tasks says all the time that it lives. A task whose process has not for long is run again where
+//! that may be (`orphans`); else it has failed: whoever looks at it says so, and its run, should there still be one, ends
+//! in vain.
 
 use std::{
     collections::HashMap,
@@ -13,11 +14,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{
     Config,
+    orphans::Found,
     record::{Change, Effect, Failure, Record, millis},
     store::{After, Store, StoreError, StoreFuture},
 };
@@ -70,13 +73,15 @@ return redis.call('HMGET', KEYS[1], 'record', 'by')",
     )
 });
 
-/// 1: written. 0: somebody else wrote in between. -1: it is gone.
+/// 1: written. 0: somebody else wrote in between. -1: it is gone, or another runs it by now.
 static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        r"local version = redis.call('HGET', KEYS[1], 'version')
-if not version then return -1 end
-if version ~= ARGV[1] then return 0 end
+        r"local now = redis.call('HMGET', KEYS[1], 'version', 'by')
+if not now[1] then return -1 end
+if ARGV[6] ~= '' and now[2] and now[2] ~= ARGV[6] then return -1 end
+if now[1] ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[2], 'record', ARGV[3])
+if ARGV[7] == '1' then redis.call('HDEL', KEYS[1], 'request') end
 if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
 return 1",
     )
@@ -85,18 +90,19 @@ return 1",
 /// Records in Redis.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    link: Link,
-    keys: Keys,
-    bus: Arc<Bus>,
+    pub(super) link: Link,
+    pub(super) keys: Keys,
+    pub(super) bus: Arc<Bus>,
     tasks_max: usize,
     per_caller_max: usize,
     /// For the result and the unread answers of one record.
     bytes_max: usize,
     corrupt: AtomicU64,
     /// This process.
-    run: String,
+    pub(super) run: String,
     /// Whether it has made a task.
-    has_run: AtomicBool,
+    pub(super) has_run: AtomicBool,
+    found: Found,
     grace: Duration,
     /// Processes that do not say that they live: since when, and how often Redis was away by then.
     missed: Mutex<HashMap<String, (Instant, u64)>>,
@@ -115,6 +121,7 @@ impl Shared {
             corrupt: AtomicU64::new(0),
             run: cluster.run().to_owned(),
             has_run: AtomicBool::new(false),
+            found: Found::default(),
             grace: GRACE,
             missed: Mutex::default(),
         }
@@ -127,7 +134,7 @@ impl Shared {
     }
 
     /// Says that this process lives.
-    async fn live(&self) -> Result<(), LinkError> {
+    pub(super) async fn live(&self) -> Result<(), LinkError> {
         let ms = ALIVE.as_millis() as u64;
         self.link.query(cmd("SET").arg(self.keys.alive(&self.run)).arg(1).arg("PX").arg(ms)).await
     }
@@ -165,9 +172,23 @@ impl Shared {
         if !self.has_run.swap(true, Relaxed) {
             self.live().await.map_err(said)?; // from here on the sweeps say it
         }
+<<<<<<< HEAD
         let mut write = STORE.prepare_invoke();
         write.key(self.keys.task(&record.id)).arg(left_ms).arg(record.version).arg(written(&record)?).arg(&self.run);
         let stored: Result<u8, LinkError> = self.link.script(&write).await;
+=======
+        let name = self.keys.task(&record.id);
+        let mut write = pipe();
+        write.atomic();
+        write.cmd("HSET").arg(&name).arg("version").arg(record.version).arg("record").arg(written(&record)?);
+        write.arg("by").arg(&self.run);
+        if let Some(request) = &record.request {
+            write.arg("request").arg(request.as_ref());
+        }
+        write.ignore();
+        write.cmd("PEXPIRE").arg(&name).arg(left_ms).ignore();
+        let stored: Result<(), LinkError> = self.link.pipeline(&write).await;
+>>>>>>> 3c4ffe21fff6b285d8ba7df6457e5f54149a97a0
         if stored.is_err() {
             // It may be there, under a name that nobody is told; what it takes of the limits is given back at once if it
             // can be, and in its time otherwise.
@@ -180,17 +201,26 @@ impl Shared {
 
     async fn load_now(&self, id: &str) -> Result<Option<Record>, StoreError> {
         let Some((record, run)) = self.read(id).await? else { return Ok(None) };
-        if record.status.is_final() || run == self.run || run.is_empty() || !self.is_gone(&run).await.map_err(said)? {
+        if record.status.is_final() || run == self.run || run.is_empty() {
+            return Ok(Some(record));
+        }
+        let is_gone = self.is_gone(&run).await.map_err(said)?;
+        let is_lost = is_gone || self.is_silent(&run).await.map_err(said)?;
+        if is_lost && self.may_run_again(id).await.map_err(said)? {
+            self.found.note(id);
+            return Ok(Some(record));
+        }
+        if !is_gone {
             return Ok(Some(record));
         }
         let why = "the instance that ran the task is gone; the task may have had effects";
         tracing::warn!(task = id, "{why}");
-        let ended = self.change_now(id, Change::Fail(Failure::internal(why)), SystemTime::now()).await?;
+        let ended = self.change_of(&run, id, Change::Fail(Failure::internal(why)), SystemTime::now()).await?;
         Ok(ended.map(|after| after.record))
     }
 
     /// A record, and the process that runs it.
-    async fn read(&self, id: &str) -> Result<Option<(Record, String)>, StoreError> {
+    pub(super) async fn read(&self, id: &str) -> Result<Option<(Record, String)>, StoreError> {
         let mut script = LOAD.prepare_invoke();
         script.key(self.keys.task(id)).arg(2 * RECORD_BYTES_MAX);
         let read: Result<(Option<String>, Option<String>), LinkError> = self.link.script(&script).await;
@@ -212,6 +242,19 @@ impl Shared {
     }
 
     async fn change_now(&self, id: &str, change: Change, now: SystemTime) -> Result<Option<After>, StoreError> {
+        // What a client does it does to whoever runs the task. All else is a run's, and of that the one that has it now.
+        let by = if matches!(change, Change::Answer(_) | Change::Cancel) { "" } else { self.run.as_str() };
+        self.change_of(by, id, change, now).await
+    }
+
+    /// A change that is made only as long as this run has the task; anybody's when it names none.
+    async fn change_of(
+        &self,
+        by: &str,
+        id: &str,
+        change: Change,
+        now: SystemTime,
+    ) -> Result<Option<After>, StoreError> {
         for _ in 0..TRIES_MAX {
             let Some((mut record, _)) = self.read(id).await? else { return Ok(None) };
             let version = record.version;
@@ -224,7 +267,8 @@ impl Shared {
             let news = if effect == Effect::Visible { news } else { String::new() };
             let mut script = CHANGE.prepare_invoke();
             script.key(self.keys.task(id)).arg(version).arg(record.version).arg(written(&record)?);
-            match self.link.script::<i8>(script.arg(channel).arg(news)).await.map_err(said)? {
+            script.arg(channel).arg(news).arg(by).arg(u8::from(record.status.is_final()));
+            match self.link.script::<i8>(&script).await.map_err(said)? {
                 1 => return Ok(Some(After { record, effect })),
                 0 => {}
                 _ => return Ok(None),
@@ -270,6 +314,14 @@ impl Store for Shared {
         })
     }
 
+    fn adopt<'a>(&'a self, id: &'a str, now: SystemTime) -> StoreFuture<'a, Option<(Record, Bytes)>> {
+        Box::pin(self.adopt_now(id, now))
+    }
+
+    fn take_orphan(&self, id: &str) -> bool {
+        self.found.take(id)
+    }
+
     fn is_shared(&self) -> bool {
         true
     }
@@ -279,11 +331,11 @@ fn left_ms(record: &Record, now: SystemTime) -> u64 {
     record.created_at_ms.saturating_add(record.ttl_ms).saturating_sub(millis(now)).max(1)
 }
 
-fn written(record: &Record) -> Result<String, StoreError> {
+pub(super) fn written(record: &Record) -> Result<String, StoreError> {
     serde_json::to_string(record).map_err(|error| StoreError::Unavailable(error.to_string()))
 }
 
-fn said(error: LinkError) -> StoreError {
+pub(super) fn said(error: LinkError) -> StoreError {
     match error {
         LinkError::Refused(Refused::Full) => StoreError::Full,
         error => StoreError::Unavailable(error.to_string()),

@@ -1,7 +1,9 @@
 //! Where records live: the contract between the tasks and their store. `memory` has the one that is built in; another
 //! process's memory or a database fit behind the same four functions, so that any instance finds any task.
 
-use std::{fmt, pin::Pin, time::SystemTime};
+use std::{fmt, future::ready, pin::Pin, time::SystemTime};
+
+use bytes::Bytes;
 
 use super::record::{Change, Effect, Record};
 
@@ -22,6 +24,18 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Removes what has expired and says how many those were.
     fn sweep(&self, now: SystemTime) -> StoreFuture<'_, usize>;
+
+    /// Takes over a task that was found without a process, to be run again here: the record as it is then, and its
+    /// request. `None` when another has taken it over, or it has ended.
+    fn adopt<'a>(&'a self, _id: &'a str, _now: SystemTime) -> StoreFuture<'a, Option<(Record, Bytes)>> {
+        Box::pin(ready(Ok(None)))
+    }
+
+    /// Whether a task was found without a process, so that it is to be taken over, since the last time that this was
+    /// asked.
+    fn take_orphan(&self, _id: &str) -> bool {
+        false
+    }
 
     /// Whether others than this process write to it, or a change may be given up halfway: then whoever waits for an
     /// answer or a cancel looks for it every poll interval, besides being woken.

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{node, start},
+    cluster::{metric, node, start},
     redis::{PATIENCE, Redis, Six},
     support::{Client, Process, Response, Session, Stream, eventually, get, post_bytes},
 };
@@ -340,7 +340,11 @@ fn a_stream_is_read_on_at_any_process_without_gap_or_double() {
     let steps: Vec<_> = said.iter().filter_map(|(_, message)| message["params"]["progress"].as_f64()).collect();
     assert_eq!(steps, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     assert_eq!(said.iter().filter(|(_, message)| message.get("result").is_some()).count(), 1);
-    // From the beginning again, anywhere.
+    // Nothing comes after the end, and from the beginning all comes again, anywhere.
+    for server in [&a, &b, &c] {
+        let last = &said.last().expect("one").0;
+        assert!(session.listen(server.addr, Some(last)).has_nothing());
+    }
     for server in [&a, &b, &c] {
         assert_eq!(rest(&mut session.listen(server.addr, Some(&first))), said);
     }
@@ -416,6 +420,8 @@ fn a_call_that_may_be_run_twice_is_run_again_where_its_client_comes_back() {
     let end = whole(&said);
     assert_eq!((&end["id"], end["result"]["content"][0]["text"].as_str()), (&json!(1), Some("x took 12 steps")));
     assert_eq!(steps(&said), (1..=12).map(f64::from).collect::<Vec<_>>(), "told once each");
+    let again = |server: &Process| metric(server, "bigiron_cluster_calls_taken_over_total{what=\"again\"}");
+    assert_eq!(again(&c) + again(&d), 1.0, "by one of them");
     eventually("the request is not kept for longer", || {
         redis.keys("mcp:session:").iter().all(|key| !key.contains(":c:"))
     });

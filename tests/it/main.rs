@@ -5,10 +5,12 @@
 
 mod alone; // calls without a connection, and other work that nobody watches
 mod audit; // who called what, and what came of it
+mod balancer; // real nginx processes
 mod bench; // the load generator: counts, comparisons, faults
 mod bound; // tasks, rounds and tokens, which are their caller's alone
 mod cache; // what is kept, for whom, and that equal calls run once
 mod calls; // progress, logs, panics, cancelling, sessions
+mod chaos; // instances that are killed all the time
 mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
 mod cluster; // several processes at one Redis

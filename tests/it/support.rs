@@ -48,17 +48,34 @@ impl Process {
     }
 
     pub(crate) fn start_example_with(name: &str, args: &[&str]) -> Self {
+        Self::start_example_at(name, 0, &[], args)
+    }
+
+    /// The same at a port and with variables of the environment.
+    pub(crate) fn start_example_at(name: &str, port: u16, variables: &[(&str, &str)], args: &[&str]) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_bigiron")).with_file_name("examples").join(name);
         assert!(program.exists(), "{} is missing: cargo test builds it", program.display());
-        Self::start_program(&program, Path::new(env!("CARGO_MANIFEST_DIR")), args)
+        let mut command = Command::new(program);
+        command.envs(variables.iter().copied()).current_dir(env!("CARGO_MANIFEST_DIR"));
+        Self::start_at(command, port, args)
     }
 
     fn start_program(program: &Path, folder: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(program)
-            .args(["serve", "--set", "server.admin_listen=127.0.0.1:0", "--set", "log.format=json"])
-            .args(if args.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
+        let mut command = Command::new(program);
+        command.current_dir(folder);
+        Self::start_at(command, 0, args)
+    }
+
+    fn start_at(mut command: Command, port: u16, args: &[&str]) -> Self {
+        let mut child = command
+            .arg("serve")
+            .args(if args.contains(&"--listen") {
+                vec![]
+            } else {
+                vec!["--listen".into(), format!("127.0.0.1:{port}")]
+            })
+            .args(["--set", "server.admin_listen=127.0.0.1:0", "--set", "log.format=json"])
             .args(args)
-            .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

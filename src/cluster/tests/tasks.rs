@@ -133,3 +133,34 @@ async fn instances_agree_on_one_key_of_their_states() {
     redis.kill();
     assert!(cluster.state_key(&own(1)).await.is_err());
 }
+
+#[tokio::test]
+async fn a_task_that_may_be_run_twice_is_taken_over_by_one_and_its_first_run_ends_in_vain() {
+    let redis = Redis::start();
+    let clusters = [cluster(&redis.url()).await, cluster(&redis.url()).await, cluster(&redis.url()).await];
+    let [a, b, c] = clusters.each_ref().map(|cluster| Shared::new(&Limits::default(), cluster).without_grace());
+    let now = SystemTime::now();
+    a.insert(Record { request: Some("the request".into()), ..record("1", "ann") }).await.expect("room");
+    let question = Map::from_iter([("k".to_owned(), json!({}))]);
+    a.change("1", Change::Ask(question), now).await.expect("asked").expect("there");
+    redis.cli(&["DEL", &redis.keys("mcp:alive:")[0]]);
+    for store in [&b, &c] {
+        let found = store.load("1").await.expect("asked").expect("there");
+        assert_eq!(found.status, Status::InputRequired, "it has not failed");
+        assert!(store.take_orphan("1") && !store.take_orphan("1"), "to be run again");
+    }
+    let (of_b, of_c) = tokio::join!(b.adopt("1", now), c.adopt("1", now));
+    let (of_b, of_c) = (of_b.expect("asked"), of_c.expect("asked"));
+    assert!(of_b.is_some() != of_c.is_some(), "by one: {of_b:?} {of_c:?}");
+    let (heir, other) = if of_b.is_some() { (&b, &c) } else { (&c, &b) };
+    let (record, request) = of_b.or(of_c).expect("one");
+    assert_eq!((&request[..], record.status, record.input_requests.len()), (&b"the request"[..], Status::Working, 0));
+    let said = |text: &str| Change::Working { message: Some(text.into()) };
+    assert!(a.change("1", said("late"), now).await.expect("asked").is_none(), "the first run is nobody's");
+    assert!(other.change("1", said("late"), now).await.expect("asked").is_none());
+    assert!(heir.change("1", said("on time"), now).await.expect("asked").is_some());
+    let ended = other.change("1", Change::Cancel, now).await.expect("asked").expect("there");
+    assert_eq!(ended.record.status, Status::Cancelled, "what its client does counts from anywhere");
+    assert_eq!(redis.cli(&["HEXISTS", "mcp:task:1", "request"]), "0", "not kept for longer");
+    assert!(b.adopt("1", now).await.expect("asked").is_none() && c.adopt("1", now).await.expect("asked").is_none());
+}

@@ -1,0 +1,87 @@
+//! Tasks whose process is gone, and that may be run again: found at a look of their client, and taken over then by the
+//! instance that was asked. Of several one succeeds, since it is noted in the record who runs it; what the run before
+//! writes, should it still be there, is refused from then on.
+
+use std::{
+    collections::HashSet,
+    sync::{LazyLock, atomic::Ordering::Relaxed},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{
+    record::Record,
+    shared::{Shared, said, written},
+    store::StoreError,
+};
+use crate::cluster::link::{LinkError, Script, cmd};
+
+/// Tasks that were found and not taken over, since who asked was not their owner.
+const FOUND_MAX: usize = 1000;
+
+/// Takes a task over from the run and version that are expected: its request. Nothing when either is another, or there
+/// is none.
+static ADOPT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"local now = redis.call('HMGET', KEYS[1], 'version', 'by', 'request')
+if now[1] ~= ARGV[1] or now[2] ~= ARGV[2] or not now[3] then return false end
+redis.call('HSET', KEYS[1], 'version', ARGV[3], 'record', ARGV[4], 'by', ARGV[5])
+if ARGV[7] ~= '' then redis.call('PUBLISH', ARGV[6], ARGV[7]) end
+return now[3]",
+    )
+});
+
+/// Tasks that were found without a process.
+#[derive(Debug, Default)]
+pub(super) struct Found(Mutex<HashSet<String>>);
+
+impl Found {
+    pub(super) fn note(&self, id: &str) {
+        let mut found = self.0.lock();
+        if found.len() >= FOUND_MAX {
+            found.clear(); // who asks again finds them again
+        }
+        found.insert(id.to_owned());
+    }
+
+    /// Whether it was, since the last time that this was asked.
+    pub(super) fn take(&self, id: &str) -> bool {
+        self.0.lock().remove(id)
+    }
+}
+
+impl Shared {
+    /// Whether a process that may have died listens no more. That alone is reason enough to run again what may be run
+    /// twice; to give a task up it takes longer.
+    pub(super) async fn is_silent(&self, run: &str) -> Result<bool, LinkError> {
+        let Ok(tag) = u32::from_str_radix(run.get(..8).unwrap_or_default(), 16) else { return Ok(false) };
+        let counted: Vec<(String, u64)> = self.link.query(cmd("PUBSUB").arg("NUMSUB").arg(self.keys.mail(tag))).await?;
+        Ok(counted.first().is_some_and(|(_, listeners)| *listeners == 0))
+    }
+
+    /// Whether the request of a task is kept.
+    pub(super) async fn may_run_again(&self, id: &str) -> Result<bool, LinkError> {
+        let there: u64 = self.link.query(cmd("HEXISTS").arg(self.keys.task(id)).arg("request")).await?;
+        Ok(there > 0)
+    }
+
+    pub(super) async fn adopt_now(&self, id: &str, now: SystemTime) -> Result<Option<(Record, Bytes)>, StoreError> {
+        let Some((mut record, run)) = self.read(id).await? else { return Ok(None) };
+        if record.status.is_final() || run == self.run {
+            return Ok(None);
+        }
+        if !self.has_run.swap(true, Relaxed) {
+            self.live().await.map_err(said)?;
+        }
+        let before = record.version;
+        record.begin_again(now);
+        let (channel, news) = self.bus.of_task(&record.owner, id, record.version);
+        let mut script = ADOPT.prepare_invoke();
+        script.key(self.keys.task(id)).arg(before).arg(run).arg(record.version).arg(written(&record)?).arg(&self.run);
+        script.arg(channel).arg(news);
+        let request: Option<Vec<u8>> = self.link.script(&script).await.map_err(said)?;
+        Ok(request.map(|request| (record, request.into())))
+    }
+}
