@@ -62,6 +62,7 @@ return 0",
 static STORE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"redis.call('HSET', KEYS[1], 'version', ARGV[2], 'record', ARGV[3], 'by', ARGV[4])
+if ARGV[5] then redis.call('HSET', KEYS[1], 'request', ARGV[5]) end
 return redis.call('PEXPIRE', KEYS[1], ARGV[1])",
     )
 });
@@ -172,23 +173,12 @@ impl Shared {
         if !self.has_run.swap(true, Relaxed) {
             self.live().await.map_err(said)?; // from here on the sweeps say it
         }
-<<<<<<< HEAD
         let mut write = STORE.prepare_invoke();
         write.key(self.keys.task(&record.id)).arg(left_ms).arg(record.version).arg(written(&record)?).arg(&self.run);
-        let stored: Result<u8, LinkError> = self.link.script(&write).await;
-=======
-        let name = self.keys.task(&record.id);
-        let mut write = pipe();
-        write.atomic();
-        write.cmd("HSET").arg(&name).arg("version").arg(record.version).arg("record").arg(written(&record)?);
-        write.arg("by").arg(&self.run);
         if let Some(request) = &record.request {
-            write.arg("request").arg(request.as_ref());
+            write.arg(request.as_ref());
         }
-        write.ignore();
-        write.cmd("PEXPIRE").arg(&name).arg(left_ms).ignore();
-        let stored: Result<(), LinkError> = self.link.pipeline(&write).await;
->>>>>>> 3c4ffe21fff6b285d8ba7df6457e5f54149a97a0
+        let stored: Result<u8, LinkError> = self.link.script(&write).await;
         if stored.is_err() {
             // It may be there, under a name that nobody is told; what it takes of the limits is given back at once if it
             // can be, and in its time otherwise.
