@@ -515,7 +515,10 @@ impl Shared {
         if is_idle {
             return;
         }
-        let Ok(is_other) = self.records.renew().await else { return };
+        let Ok(is_other) = self.records.renew().await else {
+            self.is_due.store(true, Relaxed);
+            return;
+        };
         let is_other = self.records.take_owed() || is_other;
         if is_other {
             tracing::info!("Redis has lost the sessions; those that are here are written again");

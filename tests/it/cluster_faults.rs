@@ -131,10 +131,14 @@ fn outage(what: &str, url: &str, said: &str, hold: Duration, begin: impl FnOnce(
     let lasted = began.elapsed();
     end();
     let mended = Instant::now();
-    eventually("all is as before", || {
-        let is_back = both.iter().all(|server| word(server) == "up" && sees_both(server));
-        is_back && [&known, &new].iter().all(|id| both.iter().all(|server| ping(server, id).status == 200))
+    let on_both = |is_so: &dyn Fn(&Process) -> bool| both.iter().all(|server| is_so(server));
+    eventually("it is used again", || on_both(&|server| word(server) == "up"));
+    let up = mended.elapsed();
+    eventually("sessions are where they were", || {
+        [&known, &new].iter().all(|id| on_both(&|server| ping(server, id).status == 200))
     });
+    let sessions = mended.elapsed();
+    eventually("both see each other", || on_both(&sees_both));
     let back = mended.elapsed();
     for (server, connects) in both.into_iter().zip(connects) {
         let tried = metric(server, "bigiron_cluster_connects_total") - connects;
@@ -143,9 +147,12 @@ fn outage(what: &str, url: &str, said: &str, hold: Duration, begin: impl FnOnce(
         assert!(unknown < 200.0 + lasted.as_secs_f64() * 10.0, "{unknown} commands waited in vain");
     }
     println!(
-        "{what}: for {} ms; said after {} ms; full service {} ms after the end\n  before: {}\n  meanwhile: {}",
+        "{what}: for {} ms; said after {} ms; after the end used again within {} ms, with all sessions within {} ms, with all \
+         instances within {} ms\n  before: {}\n  meanwhile: {}",
         lasted.as_millis(),
         noticed.as_millis(),
+        up.as_millis(),
+        sessions.as_millis(),
         back.as_millis(),
         before.told(),
         during.told()
@@ -200,10 +207,10 @@ fn a_redis_that_is_full() {
 #[test]
 #[ignore = "takes 2 min: cargo test --test it -- --ignored --nocapture cluster_faults::outages"]
 fn outages_of_30_s_and_how_long_until_all_is_as_before() {
+    is_full(Duration::from_secs(15));
     hangs(Duration::from_secs(30));
     is_killed(Duration::from_secs(15));
     is_slow(Duration::from_secs(15));
-    is_full(Duration::from_secs(15));
 }
 
 /// A way to Redis that can be made slow: each piece of what passes waits for so long, either way.
