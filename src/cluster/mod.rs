@@ -26,7 +26,10 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock, atomic::AtomicU64},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -246,10 +249,16 @@ impl Cluster {
         let _ = self.spreads.set(spreads); // they are set once
     }
 
+    /// Whether Redis is there and refuses what is written.
+    pub(crate) fn takes_no_writes(&self) -> bool {
+        self.registry().is_some_and(|registry| registry.counts().is_refused.load(Relaxed))
+    }
+
     /// Whether Redis is there, in a word.
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
             State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
+            State::Up | State::Connecting if self.takes_no_writes() => "read-only",
             State::Up | State::Connecting => "up",
             State::Away(_) => "away",
         }

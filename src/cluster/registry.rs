@@ -9,7 +9,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -33,6 +33,8 @@ const PERIODS_TO_EXPIRY: u32 = 6;
 /// More nodes than this are not looked at.
 const NODES_MAX: usize = 1000;
 const ORDERS_MAX: usize = 8;
+/// The longest time between two heartbeats while Redis takes no writes.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// The least time between two looks for the news of others.
 const NEWS_PAUSE: Duration = Duration::from_millis(500);
 
@@ -122,6 +124,8 @@ pub(crate) struct Counts {
     pub(crate) missed: AtomicU64,
     /// Records that nobody of ours can have written.
     pub(crate) corrupt: AtomicU64,
+    /// Redis is there and refused the last heartbeat: it is full, or takes no writes.
+    pub(crate) is_refused: AtomicBool,
 }
 
 /// What this instance is called, and how the registry is kept.
@@ -232,8 +236,10 @@ impl Member {
         let mut news = self.link.subscribe(vec![self.named.keys.nodes()]);
         let mut done: Option<oneshot::Sender<()>> = None;
         loop {
-            let (next, news_from) = (Instant::now() + self.named.period, Instant::now() + NEWS_PAUSE);
+            let (began, news_from) = (Instant::now(), Instant::now() + NEWS_PAUSE);
             let is_in = self.beat().await;
+            let is_refused = self.counts.is_refused.load(Relaxed);
+            let next = began + if is_refused { self.named.period.min(REFUSED_PAUSE) } else { self.named.period };
             if let Some(told) = done.take() {
                 let _ = told.send(()); // nobody waits for it any more, and that is all
             }
@@ -266,12 +272,23 @@ impl Member {
     /// Says that this node lives; whether it is in the registry.
     async fn beat(&mut self) -> bool {
         let error = match self.heartbeat().await {
-            Ok(is_in) => return is_in,
+            Ok(is_in) => {
+                if self.counts.is_refused.swap(false, Relaxed) {
+                    tracing::info!("Redis takes writes again");
+                }
+                return is_in;
+            }
             Err(error) => error,
         };
         self.counts.missed.fetch_add(1, Relaxed);
-        if !matches!(error, LinkError::Away) {
-            tracing::warn!(%error, "a heartbeat was not taken"); // of the other, the link has said it
+        match &error {
+            LinkError::Away => {} // the link has said it
+            LinkError::Refused(why) if why.is_for_now() => {
+                if !self.counts.is_refused.swap(true, Relaxed) {
+                    tracing::warn!(%why, "Redis takes no writes; what instances share stays as it is until it does");
+                }
+            }
+            error => tracing::warn!(%error, "a heartbeat was not taken"),
         }
         false
     }

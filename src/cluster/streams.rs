@@ -89,6 +89,10 @@ for i = 7, #ARGV, 3 do
     top = number
   end
 end
+if not last then
+  -- Redis sets 4 KiB aside for what follows, which mostly is little: as it is read again it takes what it needs.
+  redis.pcall('RESTORE', KEYS[1], 0, redis.call('DUMP', KEYS[1]), 'REPLACE')
+end
 redis.call('PEXPIRE', KEYS[1], ms)
 return 1",
     )

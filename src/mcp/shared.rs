@@ -9,7 +9,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -44,6 +47,8 @@ const FRESH: Duration = Duration::from_secs(30);
 const PASSED_BYTES_MAX: usize = 1 << 20;
 /// For what is still to be written when this instance ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Between two attempts to write what Redis did not take.
+const OWED_PAUSE: Duration = Duration::from_secs(1);
 /// What a client is told to wait while Redis is away.
 const RETRY_S: u32 = 1;
 
@@ -61,6 +66,8 @@ pub(crate) struct Shared {
     told: Mutex<VecDeque<(Instant, Hash)>>,
     /// Sessions that were opened while Redis could not be asked how they are called there.
     unnamed: Mutex<VecDeque<String>>,
+    /// Something is to be written soon.
+    is_due: AtomicBool,
 }
 
 /// One session.
@@ -98,6 +105,7 @@ impl Shared {
             owed: Mutex::default(),
             told: Mutex::default(),
             unnamed: Mutex::default(),
+            is_due: AtomicBool::new(false),
         });
         tokio::spawn(hear(Arc::downgrade(&shared), listener));
         tokio::spawn(keep(Arc::downgrade(&shared), pause));
@@ -238,6 +246,7 @@ impl Shared {
             if unnamed.len() < ENDED_MAX {
                 unnamed.push_back(id.to_owned());
             }
+            self.is_due.store(true, Relaxed);
             return;
         };
         if let Some(session) = self.router.sessions.here(id, Instant::now()) {
@@ -265,7 +274,10 @@ impl Shared {
                     self.compare(hash, &id, &session).await;
                 }
             }
-            Err(error) => tracing::debug!(%error, "a session is not written yet"),
+            Err(error) => {
+                tracing::debug!(%error, "a session is not written yet");
+                self.is_due.store(true, Relaxed);
+            }
         }
     }
 
@@ -290,6 +302,7 @@ impl Shared {
         if let Err(error) = told.await {
             tracing::debug!(%error, "a change of a session is not written yet");
             session.owe_change();
+            self.is_due.store(true, Relaxed);
         }
     }
 
@@ -336,6 +349,7 @@ impl Shared {
                 let mut owed = self.owed.lock();
                 owed.truncate(ENDED_MAX - 1);
                 owed.push_back(hash);
+                self.is_due.store(true, Relaxed);
             }
         }
     }
@@ -488,6 +502,7 @@ impl Shared {
         if self.records.is_away() {
             return;
         }
+        self.is_due.store(false, Relaxed);
         let owed = std::mem::take(&mut *self.owed.lock());
         for hash in owed {
             self.tell_end(hash).await;
@@ -500,7 +515,10 @@ impl Shared {
         if is_idle {
             return;
         }
-        let Ok(is_other) = self.records.renew().await else { return };
+        let Ok(is_other) = self.records.renew().await else {
+            self.is_due.store(true, Relaxed);
+            return;
+        };
         let is_other = self.records.take_owed() || is_other;
         if is_other {
             tracing::info!("Redis has lost the sessions; those that are here are written again");
@@ -604,8 +622,17 @@ async fn keep(shared: Weak<Shared>, pause: Duration) {
     let Some(mut state) = shared.upgrade().map(|shared| shared.records.watch()) else { return };
     let mut was_away = false;
     loop {
+        let next = async {
+            let began = Instant::now();
+            while began.elapsed() < pause {
+                tokio::time::sleep(pause.min(OWED_PAUSE)).await;
+                if shared.upgrade().is_none_or(|shared| shared.is_due.load(Relaxed)) {
+                    break;
+                }
+            }
+        };
         let is_due = tokio::select! {
-            () = tokio::time::sleep(pause) => true,
+            () = next => true,
             changed = state.changed() => match changed {
                 Ok(()) => false,
                 Err(_) => return,

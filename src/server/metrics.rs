@@ -57,6 +57,8 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
     let link = &cluster.link;
     out.gauge("bigiron_cluster_up", "1 while what instances share can be had, 0 while Redis is away")
         .only(u8::from(!link.is_away()));
+    out.gauge("bigiron_cluster_writable", "1 while Redis is there and takes writes, 0 while it is away or full")
+        .only(u8::from(!link.is_away() && !cluster.takes_no_writes()));
     out.counter("bigiron_cluster_away_total", "Times that Redis went away").only(link.times_away());
     out.gauge("bigiron_cluster_commands_in_flight", "Commands to Redis under way")
         .only(link.in_flight(cluster.config.in_flight_max));

@@ -23,7 +23,8 @@ fn usage(redis: &Redis, prefix: &str) -> u64 {
 #[test]
 fn a_session_takes_a_kibibyte_at_most_with_its_own_stream() {
     let redis = Redis::start();
-    for (program, id) in [("everything", "a"), ("everything_hosted", "b")] {
+    // For a hosted handler it is kept what the client said of itself, which is more beside a stream.
+    for (program, id, most) in [("everything", "a", 1024), ("everything_hosted", "b", 1280)] {
         let server = start(program, &redis, id, &[]);
         // As much as a client can say of itself, of which a hosted handler keeps some.
         let long = "x".repeat(2000);
@@ -42,7 +43,7 @@ fn a_session_takes_a_kibibyte_at_most_with_its_own_stream() {
         eventually("its stream is kept", || redis.keys("mcp:session:").len() == 2);
         let both = usage(&redis, "mcp:session:");
         println!("{program}: one session takes {alone} bytes, with its own stream {both}");
-        assert!(alone > 0 && alone < both && alone <= 1024, "{program}: {alone} {both}");
+        assert!(alone > 0 && alone < both && alone <= 1024 && both <= most, "{program}: {alone} {both}");
         for key in redis.keys("mcp:session:") {
             assert_ne!(redis.cli(&["PTTL", &key]), "-1", "{key} expires by itself");
         }

@@ -353,9 +353,13 @@ fn when_the_primary_dies_20_times_sessions_are_back_within_5_s() {
     assert!(counts.longest_ms.load(SeqCst) <= 5000);
 }
 
-/// Nobody notices: not one answer but the good ones.
-fn unnoticed(counts: &Counts, what: &str) {
+/// Nobody notices: not one answer but the good ones. Nor was a command ever about keys in different places.
+fn unnoticed(six: &Six, counts: &Counts, what: &str) {
     counts.settle(what);
+    for server in &six.0 {
+        let errors = server.cli(&["INFO", "errorstats"]);
+        assert!(errors.starts_with("# Errorstats") && !errors.contains("CROSSSLOT"), "{errors}");
+    }
     assert_eq!((counts.later.load(SeqCst), counts.lost.load(SeqCst)), (0, 0), "nobody notices");
 }
 
@@ -379,7 +383,7 @@ fn while_slots_of_sessions_move_nobody_notices() {
         load.check(|| is_up(&a) && is_up(&b));
     });
     assert!(moved > 0);
-    unnoticed(&counts, &format!("{moved} slots with keys moved there and back"));
+    unnoticed(&six, &counts, &format!("{moved} slots with keys moved there and back"));
 }
 
 #[test]
@@ -401,7 +405,7 @@ fn while_all_slots_move_there_and_back_three_times_nobody_notices() {
     });
     let left: usize = six.masters().into_iter().map(|of| six.slots_of(of)).sum();
     assert_eq!(left, 16_384, "each slot is somewhere");
-    unnoticed(&counts, &format!("{moved} times a slot moved"));
+    unnoticed(&six, &counts, &format!("{moved} times a slot moved"));
 }
 
 /// As a replica that becomes the primary does, which has not got the last writes; and as news do that nobody heard.

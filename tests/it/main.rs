@@ -14,6 +14,7 @@ mod chaos; // instances that are killed all the time
 mod cli; // the command line: exit codes, messages
 mod clients; // the official clients
 mod cluster; // several processes at one Redis
+mod cluster_faults; // Redis hangs, is slow, full, killed, flushed, spoiled
 mod cluster_left; // what stands in Redis, and what is left there
 mod cluster_sessions; // sessions that any of several processes resumes
 mod cluster_shared; // what holds across instances: kept results, changes, tasks, seals
