@@ -405,8 +405,7 @@ fn a_node_that_is_drained_under_load_fails_no_call() {
         count += calls;
         failed.extend(wrong);
     }
-    println!("{count} calls while a node was drained, {} failed", failed.len());
-    assert!(failed.is_empty() && count > 100, "{count} calls: {:?}", failed.first());
+    assert!(failed.is_empty() && count > 100, "{count} calls, {} failed: {:?}", failed.len(), failed.first());
     let line = all[leaving].log_line_with("stopped");
     assert!(line.contains("every call was answered"), "{line}");
     for at in (0..3).filter(|at| *at != leaving) {
@@ -482,6 +481,53 @@ fn a_call_that_may_run_twice_outlives_its_node() {
     assert_eq!((answer.status, answer.json()["result"]["structuredContent"]["burned_ms"].as_u64()), (200, Some(1500)));
     assert_eq!(metric_of(&all[0], "bigiron_forward_retries_total{why=\"broken\"}"), 1.0);
     assert_eq!(metric_of(&all[3 - first], "bigiron_forwards_total{what=\"run\"}"), 1.0);
+}
+
+#[test]
+fn a_node_that_hangs_is_left() {
+    let redis = Redis::start();
+    let special = ["--set", "tools.burn.roles=[\"special\"]", "--set", "limits.request_timeout_ms=20000"];
+    let with = |id: &str, roles: &str| start_process(&redis, id, &[&special[..], &["--set", roles]].concat());
+    let all = [with("a", "cluster.roles=[]"), with("b", "cluster.roles=[\"special\"]")];
+    eventually("both are seen", || nodes(all[0].admin_addr).len() == 2);
+    assert_eq!(call(all[0].addr, "burn", json!({ "ms": 1 })).status, 200);
+    all[1].signal("STOP");
+    let addr = all[0].addr;
+    let called = thread::spawn(move || call(addr, "burn", json!({ "ms": 1 })));
+    let _c = with("c", "cluster.roles=[\"special\"]"); // it comes while the call waits, which does not know of it
+    eventually("it is seen", || nodes(all[0].admin_addr).contains_key("c"));
+    let first = called.join().expect("it calls");
+    assert!(first.status == 200 || first.json().to_string().contains("may have run"), "{first:?}");
+    let served = call(addr, "burn", json!({ "ms": 1 }));
+    assert_eq!(served.status, 200, "the other has it: {served:?}");
+    all[1].signal("CONT");
+}
+
+#[test]
+fn who_has_another_key_is_handed_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (redis, folder) = (Redis::start(), tempfile::TempDir::new().expect("a folder"));
+    let file = |name: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, format!("the key of {name} that is as long as keys are\n")).expect("written");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set");
+        file.display().to_string()
+    };
+    let (ours, theirs) = (file("ours"), file("theirs"));
+    let all = three(&redis, &Work::default(), |tuning| {
+        let is_stranger = tuning.cluster.node_id == "c";
+        tuning.cluster.node_key_file = if is_stranger { theirs.clone() } else { ours.clone() };
+    });
+    let refused = call(all[0].addr(), "who", json!({}));
+    assert_eq!((refused.status, refused.code()), (503, Some(-31503)));
+    assert_eq!(metric(&all[0], "bigiron_forward_retries_total{why=\"strange\"}"), 1.0);
+    assert_eq!(metric(&all[2], "bigiron_forwards_total{what=\"run\"}"), 0.0);
+    // Those who have the same key serve each other, and whoever is asked answers.
+    for one in &all {
+        assert_eq!(call(one.addr(), "pool", json!({})).status, 200);
+    }
+    assert_eq!(redis.keys("mcp:node-key"), [""; 0], "a key that is set is not in Redis");
 }
 
 #[test]
