@@ -415,6 +415,66 @@ fn a_node_that_is_drained_under_load_fails_no_call() {
     assert_eq!(redis.keys("mcp:"), [""; 0], "nothing is left, nor the key that they shared");
 }
 
+/// Those who run a tool are restarted in turn while it is called through one that never does.
+fn restarted(rounds: usize) {
+    let redis = Redis::start();
+    let set = |tool: &str| [format!("tools.{tool}.roles=[\"work\"]"), format!("tools.{tool}.spread=2")];
+    let sets = [set("test_simple_text"), set("test_tool_with_logging")].concat();
+    let start = |id: &str, roles: &str| {
+        let mut args = node(&redis, id);
+        for set in sets.iter().cloned().chain([format!("cluster.roles={roles}")]) {
+            args.extend(["--set".to_owned(), set]);
+        }
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        Process::start_example_with("everything", &args)
+    };
+    let entry = start("entry", "[]");
+    let mut workers: Vec<_> = IDS.iter().map(|id| start(id, "[\"work\"]")).collect();
+    let all_are_there = || {
+        let nodes = nodes(entry.admin_addr);
+        nodes.len() == 4 && nodes.values().all(|(status, _)| status == "running")
+    };
+    eventually("all are seen", all_are_there);
+    let is_enough = Arc::new(AtomicBool::new(false));
+    let tools = ["test_simple_text", "test_tool_with_logging"];
+    let callers: Vec<_> = tools.into_iter().flat_map(|tool| load(&[entry.addr], tool, &is_enough)).collect();
+    let answered = || metric_of(&entry, "bigiron_forwarded_calls_total{ended=\"answered\"}");
+    for _ in 0..rounds {
+        for (at, id) in IDS.iter().enumerate() {
+            workers[at].signal("TERM");
+            assert_eq!(workers[at].wait().code(), Some(0));
+            let line = workers[at].log_line_with("stopped");
+            assert!(line.contains("every call was answered"), "{line}");
+            workers[at] = start(id, "[\"work\"]");
+            eventually("it is back", all_are_there);
+            let before = answered();
+            eventually("calls go on", || answered() > before + 20.0);
+        }
+    }
+    is_enough.store(true, Ordering::SeqCst);
+    let (mut count, mut failed) = (0, Vec::new());
+    for caller in callers {
+        let (calls, wrong) = caller.join().expect("it calls");
+        count += calls;
+        failed.extend(wrong);
+    }
+    let restarts = rounds * IDS.len();
+    assert!(failed.is_empty(), "{restarts} restarts, {count} calls, {} failed: {:?}", failed.len(), failed.first());
+    assert_eq!(answered() as usize, count, "{restarts} restarts: each call ran elsewhere, and was answered once");
+    assert_eq!(metric_of(&entry, "bigiron_forwarded_calls_total{ended=\"lost\"}"), 0.0);
+}
+
+#[test]
+fn restarts_of_those_who_run_a_tool_fail_no_call() {
+    restarted(1);
+}
+
+#[test]
+#[ignore = "takes 1 min: cargo test --test it -- --ignored thirty_restarts"]
+fn thirty_restarts_of_those_who_run_a_tool_fail_no_call() {
+    restarted(10);
+}
+
 #[test]
 fn a_node_that_is_killed_loses_only_what_may_not_run_twice() {
     let redis = Redis::start();
