@@ -274,3 +274,31 @@ fn check_name(name: &str) -> Result<(), String> {
     }
     Err(format!("{name:?} is no name for a tool: use 1 to 64 letters, digits, '_', '.', '/' or '-'"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Ctx;
+
+    #[test]
+    fn a_tool_stays_where_it_was_when_others_change() {
+        let tool = |name: &'static str| Tool::new(name, "d", Lane::Inline, |(): (), _: Ctx| "x");
+        let configs = |spread| {
+            let placed = Config { spread: Some(spread), ..Config::default() };
+            BTreeMap::from([("t".to_owned(), placed)])
+        };
+        let registry = Registry::new(vec![tool("t"), tool("u")], &configs(1), 1000).expect("a registry");
+        let here =
+            |name: &str| registry.snapshot().get(name).expect("it is there").placement.as_ref().map(|p| p.is_here());
+        assert_eq!((here("t"), here("u")), (Some(true), None));
+        registry.snapshot().get("t").and_then(|t| t.placement.as_ref()).expect("placed").set_here(false);
+        assert!(!registry.snapshot().get("t").expect("it is there").needs_no_waiting(), "it runs elsewhere");
+        registry.replace(vec![tool("t"), tool("v")], &configs(1), 1000).expect("others");
+        assert_eq!((here("t"), here("v")), (Some(false), None));
+        let snapshot = registry.snapshot();
+        let listed = snapshot.ordered().iter().find(|served| served.tool.name() == "t").expect("listed");
+        assert!(Arc::ptr_eq(listed, snapshot.get("t").expect("it is there")), "one handle");
+        registry.replace(vec![tool("t")], &configs(2), 1000).expect("another wish");
+        assert_eq!(here("t"), Some(true), "until it is said otherwise");
+    }
+}

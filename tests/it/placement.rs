@@ -405,8 +405,7 @@ fn a_node_that_is_drained_under_load_fails_no_call() {
         count += calls;
         failed.extend(wrong);
     }
-    println!("{count} calls while a node was drained, {} failed", failed.len());
-    assert!(failed.is_empty() && count > 100, "{count} calls: {:?}", failed.first());
+    assert!(failed.is_empty() && count > 100, "{count} calls, {} failed: {:?}", failed.len(), failed.first());
     let line = all[leaving].log_line_with("stopped");
     assert!(line.contains("every call was answered"), "{line}");
     for at in (0..3).filter(|at| *at != leaving) {
@@ -414,6 +413,66 @@ fn a_node_that_is_drained_under_load_fails_no_call() {
         assert_eq!(all[at].wait().code(), Some(0));
     }
     assert_eq!(redis.keys("mcp:"), [""; 0], "nothing is left, nor the key that they shared");
+}
+
+/// Those who run a tool are restarted in turn while it is called through one that never does.
+fn restarted(rounds: usize) {
+    let redis = Redis::start();
+    let set = |tool: &str| [format!("tools.{tool}.roles=[\"work\"]"), format!("tools.{tool}.spread=2")];
+    let sets = [set("test_simple_text"), set("test_tool_with_logging")].concat();
+    let start = |id: &str, roles: &str| {
+        let mut args = node(&redis, id);
+        for set in sets.iter().cloned().chain([format!("cluster.roles={roles}")]) {
+            args.extend(["--set".to_owned(), set]);
+        }
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        Process::start_example_with("everything", &args)
+    };
+    let entry = start("entry", "[]");
+    let mut workers: Vec<_> = IDS.iter().map(|id| start(id, "[\"work\"]")).collect();
+    let all_are_there = || {
+        let nodes = nodes(entry.admin_addr);
+        nodes.len() == 4 && nodes.values().all(|(status, _)| status == "running")
+    };
+    eventually("all are seen", all_are_there);
+    let is_enough = Arc::new(AtomicBool::new(false));
+    let tools = ["test_simple_text", "test_tool_with_logging"];
+    let callers: Vec<_> = tools.into_iter().flat_map(|tool| load(&[entry.addr], tool, &is_enough)).collect();
+    let answered = || metric_of(&entry, "bigiron_forwarded_calls_total{ended=\"answered\"}");
+    for _ in 0..rounds {
+        for (at, id) in IDS.iter().enumerate() {
+            workers[at].signal("TERM");
+            assert_eq!(workers[at].wait().code(), Some(0));
+            let line = workers[at].log_line_with("stopped");
+            assert!(line.contains("every call was answered"), "{line}");
+            workers[at] = start(id, "[\"work\"]");
+            eventually("it is back", all_are_there);
+            let before = answered();
+            eventually("calls go on", || answered() > before + 20.0);
+        }
+    }
+    is_enough.store(true, Ordering::SeqCst);
+    let (mut count, mut failed) = (0, Vec::new());
+    for caller in callers {
+        let (calls, wrong) = caller.join().expect("it calls");
+        count += calls;
+        failed.extend(wrong);
+    }
+    let restarts = rounds * IDS.len();
+    assert!(failed.is_empty(), "{restarts} restarts, {count} calls, {} failed: {:?}", failed.len(), failed.first());
+    assert_eq!(answered() as usize, count, "{restarts} restarts: each call ran elsewhere, and was answered once");
+    assert_eq!(metric_of(&entry, "bigiron_forwarded_calls_total{ended=\"lost\"}"), 0.0);
+}
+
+#[test]
+fn restarts_of_those_who_run_a_tool_fail_no_call() {
+    restarted(1);
+}
+
+#[test]
+#[ignore = "takes 1 min: cargo test --test it -- --ignored thirty_restarts"]
+fn thirty_restarts_of_those_who_run_a_tool_fail_no_call() {
+    restarted(10);
 }
 
 #[test]
@@ -482,6 +541,53 @@ fn a_call_that_may_run_twice_outlives_its_node() {
     assert_eq!((answer.status, answer.json()["result"]["structuredContent"]["burned_ms"].as_u64()), (200, Some(1500)));
     assert_eq!(metric_of(&all[0], "bigiron_forward_retries_total{why=\"broken\"}"), 1.0);
     assert_eq!(metric_of(&all[3 - first], "bigiron_forwards_total{what=\"run\"}"), 1.0);
+}
+
+#[test]
+fn a_node_that_hangs_is_left() {
+    let redis = Redis::start();
+    let special = ["--set", "tools.burn.roles=[\"special\"]", "--set", "limits.request_timeout_ms=20000"];
+    let with = |id: &str, roles: &str| start_process(&redis, id, &[&special[..], &["--set", roles]].concat());
+    let all = [with("a", "cluster.roles=[]"), with("b", "cluster.roles=[\"special\"]")];
+    eventually("both are seen", || nodes(all[0].admin_addr).len() == 2);
+    assert_eq!(call(all[0].addr, "burn", json!({ "ms": 1 })).status, 200);
+    all[1].signal("STOP");
+    let addr = all[0].addr;
+    let called = thread::spawn(move || call(addr, "burn", json!({ "ms": 1 })));
+    let _c = with("c", "cluster.roles=[\"special\"]"); // it comes while the call waits, which does not know of it
+    eventually("it is seen", || nodes(all[0].admin_addr).contains_key("c"));
+    let first = called.join().expect("it calls");
+    assert!(first.status == 200 || first.json().to_string().contains("may have run"), "{first:?}");
+    let served = call(addr, "burn", json!({ "ms": 1 }));
+    assert_eq!(served.status, 200, "the other has it: {served:?}");
+    all[1].signal("CONT");
+}
+
+#[test]
+fn who_has_another_key_is_handed_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (redis, folder) = (Redis::start(), tempfile::TempDir::new().expect("a folder"));
+    let file = |name: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, format!("the key of {name} that is as long as keys are\n")).expect("written");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("set");
+        file.display().to_string()
+    };
+    let (ours, theirs) = (file("ours"), file("theirs"));
+    let all = three(&redis, &Work::default(), |tuning| {
+        let is_stranger = tuning.cluster.node_id == "c";
+        tuning.cluster.node_key_file = if is_stranger { theirs.clone() } else { ours.clone() };
+    });
+    let refused = call(all[0].addr(), "who", json!({}));
+    assert_eq!((refused.status, refused.code()), (503, Some(-31503)));
+    assert_eq!(metric(&all[0], "bigiron_forward_retries_total{why=\"strange\"}"), 1.0);
+    assert_eq!(metric(&all[2], "bigiron_forwards_total{what=\"run\"}"), 0.0);
+    // Those who have the same key serve each other, and whoever is asked answers.
+    for one in &all {
+        assert_eq!(call(one.addr(), "pool", json!({})).status, 200);
+    }
+    assert_eq!(redis.keys("mcp:node-key"), [""; 0], "a key that is set is not in Redis");
 }
 
 #[test]

@@ -178,13 +178,12 @@ impl Forwarder {
         arguments: &Value,
         ctx: &Ctx,
     ) -> Result<Result<Reply, CallError>, CallError> {
-        let peers = self.table.load().get(wanted.tool).cloned().unwrap_or_default();
-        let mut tried: Vec<&Arc<Peer>> = Vec::new();
+        let mut tried: Vec<Arc<Peer>> = Vec::new();
         let mut may_have_run = false;
         while tried.len() < ATTEMPTS {
             let now = Instant::now();
-            let Some(peer) = self.best(&peers, &tried, now) else { break };
-            tried.push(peer);
+            let Some(peer) = self.best(wanted.tool, &tried, now) else { break };
+            tried.push(Arc::clone(&peer));
             let body = Call::encode(wanted.tool, arguments, ctx, now);
             let counts = &self.counts;
             let count = match peer.call(&body, ctx).await {
@@ -226,12 +225,14 @@ impl Forwarder {
         self.counts.nowhere.fetch_add(1, Relaxed);
     }
 
-    /// The one that stands best, of those that were not tried.
-    fn best<'p>(&self, peers: &'p [Arc<Peer>], tried: &[&Arc<Peer>], now: Instant) -> Option<&'p Arc<Peer>> {
+    /// The one that stands best, of those that have the tool by now and were not tried.
+    fn best(&self, tool: &str, tried: &[Arc<Peer>], now: Instant) -> Option<Arc<Peer>> {
+        let table = self.table.load();
+        let peers = table.get(tool)?;
         let first = self.turn.fetch_add(1, Relaxed);
         let in_turn = (0..peers.len()).filter_map(|step| peers.get((first.wrapping_add(step)) % peers.len()));
         let left = in_turn.filter(|peer| !tried.iter().any(|other| Arc::ptr_eq(other, peer)));
-        left.min_by_key(|peer| peer.standing(now))
+        left.min_by_key(|peer| peer.standing(now)).cloned()
     }
 
     pub(crate) fn counts(&self) -> &Counts {
