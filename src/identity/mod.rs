@@ -55,6 +55,7 @@ pub use fetch::Fetcher;
 pub use jwk::BYTES_MAX as JWKS_BYTES_MAX;
 pub use jwks::{Current, Keys};
 pub use refresh::keep;
+pub(crate) use refused::span;
 pub use refused::{ForClient, Refused};
 pub use rights::{Issued, Rights, RightsClass, Rule, Subject};
 pub use token::BYTES_MAX as TOKEN_BYTES_MAX;
