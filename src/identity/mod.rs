@@ -49,6 +49,7 @@ mod token;
 use std::{fmt::Write, sync::Arc, time::SystemTime};
 
 pub use config::Config;
+pub(crate) use config::is_scope;
 pub use door::Door;
 pub use explain::{Step, explain};
 pub use fetch::Fetcher;
