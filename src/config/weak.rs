@@ -28,6 +28,7 @@ pub(crate) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     weak.extend(tuning.tls.weak());
     weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
     weak.extend(of_any_issuer(tuning));
+    weak.extend(for_nobody(tuning));
     weak.extend(listener(loaded));
     weak.extend(unknown_host(loaded));
     weak.extend(keys_for_ever(tuning));
@@ -66,6 +67,21 @@ fn of_any_issuer(tuning: &Tuning) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// Tools that ask for what certificates do not have, where nobody comes with anything else.
+fn for_nobody(tuning: &Tuning) -> Vec<String> {
+    if tuning.auth.is_on() {
+        return Vec::new();
+    }
+    let asks = tuning.tools.iter().filter(|(_, config)| config.scopes_any.is_some() || config.groups.is_some());
+    asks.map(|(tool, _)| {
+        format!(
+            "tools.{tool} asks for scopes or groups, which certificates do not have, and nothing else is taken: nobody has \
+             this tool; name its subjects instead, or set auth.keys_file or auth.issuer"
+        )
+    })
+    .collect()
 }
 
 /// What others can reach and nothing limits.
@@ -332,6 +348,17 @@ mod tests {
             chmod(mode);
             assert!(told(&|_| {}).concat().contains("audit.file"), "{mode:o}");
         }
+    }
+
+    #[test]
+    fn a_tool_that_no_certificate_opens_is_told() {
+        let mut tuning = Tuning::default();
+        tuning.tls.client_certificates = ClientCertificates::Required;
+        let tool = crate::tool::Config { scopes_any: Some(vec!["a".into()]), ..Default::default() };
+        tuning.tools.insert("burn".into(), tool);
+        assert!(for_nobody(&tuning).concat().contains("tools.burn asks for scopes"));
+        tuning.auth.keys_file = "keys.toml".into();
+        assert_eq!(for_nobody(&tuning), Vec::<String>::new());
     }
 
     #[test]
