@@ -409,3 +409,38 @@ fn a_check_says_what_the_start_would_and_makes_no_file() {
         assert_eq!(Audit::check(&of(file.into())), Ok(()));
     }
 }
+
+/// Who reads the trail finds each word of it where its settings are.
+#[test]
+fn every_word_of_a_line_is_documented() {
+    let documents = include_str!("../../tuning.toml");
+    let (before, _) = documents.split_once("[audit]").expect("the section");
+    let (_, section) = before.rsplit_once("# The members of a line").expect("what stands before it");
+    let words: Vec<&str> = section.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let documented = |word: &str| assert!(words.contains(&word), "{word}");
+    let dir = TempDir::new().expect("a folder");
+    let file = dir.path().join("audit.log");
+    let audit = start(&config(&file, Policy::Required));
+    let arguments = serde_json::json!({ "a": 1 });
+    let head = Head {
+        key: Some("1a2b3c4d"),
+        address: Some("192.0.2.1".parse().expect("an address")),
+        session: Some("s"),
+        detail: "d",
+        arguments: Some(&arguments),
+        ..head("ann")
+    };
+    for outcome in [Outcome::Ok, Outcome::ToolError, Outcome::Error(1), Outcome::Cancelled] {
+        audit.admit(&head).expect("let in").finish(outcome);
+    }
+    audit.refusal(&Head { tool: None, name: Some("n"), ..head }, "r");
+    audit.deed("invalidate", &head);
+    audit.stop(PATIENCE).expect("all written");
+    let lines = lines(&file);
+    lines.iter().flat_map(|line| line.as_object().expect("an object").keys()).for_each(|member| documented(member));
+    for member in ["event", "outcome"] {
+        self::member(&lines, member).iter().for_each(|word| documented(word));
+    }
+    ["reload", "drain", "arguments", "arguments_cut"].into_iter().for_each(documented);
+    crate::rate::RuleId::ALL.into_iter().for_each(|rule| documented(rule.name()));
+}

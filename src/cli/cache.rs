@@ -1,10 +1,9 @@
 //! `bigiron cache invalidate`: asks a server that runs, by its admin listener, to serve no result any more that it kept.
 
 use std::{
-    fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -12,7 +11,7 @@ use std::{
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use crate::{config, front::admin::Invalidation, identity::TOKEN_BYTES_MAX};
+use crate::{config, front::admin::Invalidation, units::Secret};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What is read of an answer.
@@ -74,7 +73,7 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     let Verb::Invalidate(wish) = arguments.verb;
     let body = Invalidation { tool: wish.tool, arguments: wish.arguments, caller: wish.caller, all: wish.all };
-    match credentials(wish.key_file.as_deref()).and_then(|key| ask(wish.admin, key.as_deref(), &body)) {
+    match super::credentials(wish.key_file.as_deref()).and_then(|key| ask(wish.admin, key.as_ref(), &body)) {
         Ok(()) => super::print("forgotten\n"),
         Err(message) => {
             let _ = writeln!(io::stderr().lock(), "bigiron cache invalidate: {message}");
@@ -83,32 +82,14 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// What is in the file, which is shown to nobody but the server.
-fn credentials(file: Option<&Path>) -> Result<Option<String>, String> {
-    let Some(file) = file else { return Ok(None) };
-    let mut text = String::new();
-    let limit = TOKEN_BYTES_MAX as u64 + 2;
-    let read = if file.as_os_str() == "-" {
-        io::stdin().lock().take(limit).read_to_string(&mut text)
-    } else {
-        File::open(file).and_then(|file| file.take(limit).read_to_string(&mut text))
-    };
-    read.map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
-    let key = text.trim();
-    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(format!("{} has no API key or token in it, alone on one line", file.display()));
-    }
-    Ok(Some(key.to_owned()))
-}
-
-fn ask(admin: SocketAddr, key: Option<&str>, wish: &Invalidation) -> Result<(), String> {
+fn ask(admin: SocketAddr, key: Option<&Secret>, wish: &Invalidation) -> Result<(), String> {
     let unreachable =
         |error: io::Error| format!("no admin listener answers on {admin}: {error}; --admin names another");
     let body = serde_json::to_string(wish).map_err(|error| error.to_string())?;
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT).map_err(unreachable)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(unreachable)?;
     let length = body.len();
-    let authorization = key.map_or_else(String::new, |key| format!("Authorization: Bearer {key}\r\n"));
+    let authorization = key.map_or_else(String::new, |key| format!("Authorization: Bearer {}\r\n", key.expose()));
     let request = format!(
         "POST /cache/invalidate HTTP/1.1\r\nHost: {admin}\r\n{authorization}Content-Type: application/json\r\n\
          Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"

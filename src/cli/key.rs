@@ -60,14 +60,16 @@ struct Create {
     subject: String,
 
     /// A scope that it grants; may be repeated
-    #[arg(long = "scope", value_name = "SCOPE")]
+    #[arg(long = "scope", value_name = "SCOPE", value_parser = scope)]
     scopes: Vec<String>,
 
     /// A group that its subject is in; may be repeated
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
 
-    /// Until when it is good: a time such as 2030-01-31T12:00:00Z, or from now on, such as 90d or 12h; for ever without
+    /// Until when it is good: 2030-01-31, 2030-01-31T12:00:00Z, or from now on, such as 12h, 90d, 2w, 1y; for ever without
+    ///
+    /// A date is its beginning, in UTC. A year is 365 days.
     #[arg(long, value_name = "WHEN", value_parser = expiry)]
     expires: Option<Moment>,
 
@@ -138,14 +140,30 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A moment, or a time from now on.
+/// One scope. A comma may stand in one, and here is meant to stand between two.
+fn scope(text: &str) -> Result<String, String> {
+    if !text.contains(',') {
+        return Ok(text.to_owned());
+    }
+    let each: Vec<String> = text.split(',').map(|scope| format!("--scope {scope}")).collect();
+    Err(format!("one scope each; write {}", each.join(" ")))
+}
+
+/// A moment, a date, or a time from now on.
 fn expiry(text: &str) -> Result<Moment, String> {
-    let wrong = || format!("{text:?} is no time; write 2030-01-31T12:00:00Z, or a time from now on such as 90d or 12h");
+    const DAY_S: u64 = 24 * 60 * 60;
+    let wrong = || {
+        format!(
+            "{text:?} is no time; write 2030-01-31, 2030-01-31T12:00:00Z, or from now on such as 12h, 90d, 2w or 1y"
+        )
+    };
     let unit_s = match text.chars().last() {
-        Some('d') => 24 * 60 * 60,
+        Some('y') => 365 * DAY_S,
+        Some('w') => 7 * DAY_S,
+        Some('d') => DAY_S,
         Some('h') => 60 * 60,
         Some('m') => 60,
-        _ => return Moment::parse(text).map_err(|_| wrong()),
+        _ => return Moment::parse(text).or_else(|_| Moment::parse(&format!("{text}T00:00:00Z"))).map_err(|_| wrong()),
     };
     let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
     let wait = number.checked_mul(unit_s).map(Duration::from_secs).ok_or_else(wrong)?;
@@ -194,7 +212,27 @@ mod tests {
             let apart = day.duration_since(at).unwrap_or_else(|over| over.duration());
             assert!(apart < Duration::from_secs(60), "{text}");
         }
-        for text in ["", "d", "-1d", "1w", "tomorrow", "99999999999999999999d", "18446744073709551615d", "é"] {
+        let at = |text| expiry(text).map(|at| at.to_string());
+        assert_eq!(at("2030-01-31").as_deref(), Ok("2030-01-31T00:00:00Z"));
+        let in_a_year = |text: &str| expiry(text).expect(text).time();
+        for (weeks, days) in [("1w", "7d"), ("1y", "365d"), ("52w", "364d")] {
+            let apart = in_a_year(days).duration_since(in_a_year(weeks)).unwrap_or_else(|over| over.duration());
+            assert!(apart < Duration::from_secs(60), "{weeks}");
+        }
+        assert_eq!(scope("a:b"), Ok("a:b".into()));
+        assert!(scope("a,b").is_err_and(|why| why.contains("write --scope a --scope b")));
+        for text in [
+            "",
+            "d",
+            "-1d",
+            "1x",
+            "2030-02-30",
+            "2030",
+            "tomorrow",
+            "99999999999999999999d",
+            "18446744073709551615d",
+            "é",
+        ] {
             assert!(expiry(text).is_err_and(|why| why.contains("is no time")), "{text}");
         }
     }

@@ -11,8 +11,9 @@ mod serve;
 mod token;
 
 use std::{
-    io::{self, Write},
-    path::PathBuf,
+    fs::File,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -20,8 +21,10 @@ use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     config::{Faults, Loaded, Sources},
+    identity::TOKEN_BYTES_MAX,
     runtime::{self, Host},
     server::Builder,
+    units::Secret,
 };
 
 /// Settings are wrong: `EX_CONFIG` of sysexits.h, which systemd can be told not to restart on.
@@ -160,6 +163,24 @@ fn print(text: &str) -> ExitCode {
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// The API key or token in a file ("-" is standard input), which is shown to nobody but the server.
+fn credentials(file: Option<&Path>) -> Result<Option<Secret>, String> {
+    let Some(file) = file else { return Ok(None) };
+    let mut text = String::new();
+    let limit = TOKEN_BYTES_MAX as u64 + 2;
+    let read = if file.as_os_str() == "-" {
+        io::stdin().lock().take(limit).read_to_string(&mut text)
+    } else {
+        File::open(file).and_then(|file| file.take(limit).read_to_string(&mut text))
+    };
+    read.map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+    let key = text.trim();
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("{} has no API key or token in it, alone on one line", file.display()));
+    }
+    Ok(Some(Secret::new(key)))
 }
 
 #[cfg(test)]

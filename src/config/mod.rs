@@ -15,6 +15,7 @@ mod resolved;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod weak;
 
 use std::collections::BTreeMap;
 
@@ -23,9 +24,9 @@ pub use fault::{Fault, Faults};
 pub use layers::Origin;
 pub use listing::Setting;
 pub use load::{Loaded, Sources};
-pub(crate) use readable::readable;
 pub use resolved::{Derived, Resolved};
 pub use schema::schema;
+pub(crate) use weak::{expired, weak};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

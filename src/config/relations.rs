@@ -18,7 +18,7 @@ use super::{
 use crate::{
     audit::Policy,
     front::gate::Weights,
-    identity::{Issued, Subject, keys},
+    identity::{Issued, Subject, is_scope, keys},
     rate::real_ip::Trusted,
     runtime::Host,
     tls::ClientCertificates,
@@ -179,6 +179,10 @@ fn auth(view: &View<'_>, faults: &mut Faults) {
                 }
                 Some(_) => {}
             }
+        }
+        for scope in tool.scopes_any.iter().flatten().filter(|scope| !scope.is_empty() && !is_scope(scope)) {
+            let wrong = format!("nobody can have the scope {scope:?}: write each as one word, in quotes of its own");
+            view.refuse(faults, &format!("tools.{name}.scopes_any"), wrong);
         }
         for issuer in tool.subjects.iter().flatten().filter_map(issuer_of) {
             if let Some(wrong) = no_issuer(view.tuning, issuer) {

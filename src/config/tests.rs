@@ -275,12 +275,20 @@ fn what_cannot_work_together_is_refused_with_places() {
         (&["auth.issuer=https://a.example"], &["auth.audience names nobody"]),
         (&["auth.leeway_s=31"], &["auth.leeway_s = 31 (--set): the most is 30"]),
         (
+            &["auth.leeway_s=31", "auth.issuer=https://a.example", "auth.audience=['u']", "auth.jwks_file=k"],
+            &["auth.leeway_s = 31 (--set): the most is 30"],
+        ),
+        (
             &["auth.keys_file=k", "tools.x.subjects=[{ subject = 'a', issuer = 'https://a.example' }]"],
             &["nobody is of the issuer \"https://a.example\"; here there is \"bigiron:keys\""],
         ),
         (
             &["auth.keys_file=k", "tools.x.subjects=[{ subject = '', issuer = 'bigiron:keys' }]"],
             &["tools.x.subjects", "or an empty text"],
+        ),
+        (
+            &["auth.keys_file=k", "tools.x.scopes_any=['a b']"],
+            &["tools.x.scopes_any", "nobody can have the scope \"a b\""],
         ),
         (&["tools.x.scopes_any=['a']"], &["tools.x.scopes_any", "nobody is asked who they are"]),
         (&["tools.x.groups=[]", "auth.keys_file=keys.toml"], &["tools.x.groups", "names nobody"]),

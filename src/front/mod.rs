@@ -33,6 +33,7 @@ use hyper::{
 
 use crate::{
     audit,
+    call::Caller,
     cluster::Cluster,
     front::{
         body::Body,
@@ -194,7 +195,8 @@ impl Front {
             self.refusals.count(refused.reason());
             if let Some(audit) = &self.router.audit {
                 let detail = refused.detail();
-                let head = audit::Head { address: Some(address), name: Some(path), detail, ..audit::Head::default() };
+                let (caller, address) = (Caller::ANONYMOUS.subject(), Some(address));
+                let head = audit::Head { caller, address, name: Some(path), detail, ..audit::Head::default() };
                 audit.refusal(&head, refused.reason().name());
             }
             refused

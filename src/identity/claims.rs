@@ -16,6 +16,8 @@ use super::{
 
 /// Size of a subject's or a client's name.
 const NAME_BYTES_MAX: usize = 1024;
+/// Of a token for others, in the log.
+const AUDIENCES_SHOWN_MAX: usize = 5;
 /// The year 9999, in seconds. Whatever is beyond is no time.
 const TIME_S_MAX: f64 = 253_402_300_799.0;
 
@@ -83,7 +85,14 @@ impl Rules {
     /// `aud` is us, or has us among others.
     pub(super) fn audience(&self, claims: &Claims) -> Result<(), Refused> {
         let ours = |value: &Value| value.as_str().is_some_and(|found| self.audience.iter().any(|it| it == found));
-        let other = |value: &Value| Refused::Audience(shown(&value.to_string()));
+        let other = |value: &Value| match value {
+            Value::Array(all) => {
+                let some = all.iter().filter_map(Value::as_str).take(AUDIENCES_SHOWN_MAX).map(shown);
+                let more = if all.len() > AUDIENCES_SHOWN_MAX { ", …" } else { "" };
+                Refused::Audience(format!("[{}{more}]", some.collect::<Vec<_>>().join(", ")))
+            }
+            value => Refused::Audience(shown(value.as_str().unwrap_or_default())),
+        };
         match claims.get("aud") {
             Some(value @ Value::String(_)) if ours(value) => Ok(()),
             Some(value @ Value::String(_)) => Err(other(value)),

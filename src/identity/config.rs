@@ -3,10 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::algorithm::Algorithm;
-
-/// The most that clocks may differ and still be trusted, in seconds.
-const LEEWAY_S_MAX: u64 = 30;
+use super::{algorithm::Algorithm, door::read_own};
 
 /// From here on a key that the issuer took back is in force for too long.
 const REFRESH_S_LONG: u64 = 300;
@@ -108,7 +105,7 @@ impl Config {
         if self.takes_tokens() { self.check_tokens(&algorithms) } else { self.check_no_tokens() }
     }
 
-    /// What is allowed and yet weak, a sentence for each.
+    /// What is allowed and yet weak, a sentence for each. Looks at `auth.jwks_file`.
     pub fn weak(&self) -> Vec<String> {
         let mut weak = Vec::new();
         if !self.takes_tokens() {
@@ -118,6 +115,20 @@ impl Config {
             weak.push(format!(
                 "auth.algorithms has {shared}: whoever can verify a token with it can make one too; prefer ES256"
             ));
+        }
+        match (self.jwks_file.as_str(), self.jwks_url.as_str()) {
+            ("", _) => {}
+            (file, "") => {
+                // What is wrong with the file is said elsewhere.
+                if read_own(self).is_ok_and(|(keys, _)| keys.len() == 0) {
+                    weak.push(format!("auth.jwks_file {file:?} has no keys: no token is taken; write the issuer's there"));
+                }
+            }
+            (_, _) => weak.push(
+                "auth.jwks_file and auth.jwks_url are both set, and the keys of both count: one that the issuer took back \
+                 is good as long as the file has it; leave one out"
+                    .into(),
+            ),
         }
         if !self.jwks_url.is_empty() && self.jwks_refresh_s > REFRESH_S_LONG {
             weak.push(format!(
@@ -186,13 +197,6 @@ impl Config {
                  leave {shared} out"
             ));
         }
-        if self.leeway_s > LEEWAY_S_MAX {
-            return Err(format!(
-                "auth.leeway_s is {}, more than {LEEWAY_S_MAX}: expired tokens would be accepted for long; let the \
-                 clocks be set instead",
-                self.leeway_s
-            ));
-        }
         if self.jwks_retry_s == 0 || self.jwks_retry_s > self.jwks_refresh_s || self.jwks_refresh_s > self.jwks_keep_s {
             return Err(format!(
                 "auth.jwks_retry_s ({}), jwks_refresh_s ({}) and jwks_keep_s ({}) must each be at most the next, and \
@@ -210,7 +214,7 @@ impl Config {
 }
 
 /// Whether `text` is one scope, in the characters of RFC 6749.
-pub(super) fn is_scope(text: &str) -> bool {
+pub(crate) fn is_scope(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e))
 }
 
@@ -258,12 +262,22 @@ mod tests {
             assert!(weak[number].contains(expected), "{weak:?} says nothing of {expected}");
         }
         assert!(Config { issuer: String::new(), ..config }.weak().is_empty());
+        let both = Config { jwks_file: "jwks.json".into(), ..tokens() };
+        assert!(both.weak().concat().contains("both set"));
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("jwks.json");
+        let of = |text: &str| {
+            std::fs::write(&file, text).expect("written");
+            Config { jwks_url: String::new(), jwks_file: file.display().to_string(), ..tokens() }.weak().concat()
+        };
+        assert!(of(r#"{"keys":[]}"#).contains("has no keys"));
+        assert_eq!(of("{"), "", "that is a fault, and told as one");
     }
 
     #[test]
     fn what_does_not_agree_is_named() {
         type Change = fn(&mut Config);
-        let wrong: [(Change, &str); 20] = [
+        let wrong: [(Change, &str); 19] = [
             (|c| c.admin_scope.clear(), "auth.admin_scope"),
             (|c| c.algorithms = vec!["NoNe".into()], "anybody can write tokens"),
             (|c| c.algorithms = vec!["RS257".into()], "RS256"),
@@ -275,7 +289,6 @@ mod tests {
             (|c| c.issuer = "http://issuer.example".into(), "https://"),
             (|c| c.jwks_url = "http://issuer.example".into(), "https://"),
             (|c| c.jwks_url.clear(), "auth.jwks_url"),
-            (|c| c.leeway_s = 31, "auth.leeway_s"),
             (|c| c.jwks_retry_s = 0, "jwks_retry_s"),
             (|c| c.jwks_retry_s = 301, "jwks_retry_s"),
             (|c| c.jwks_keep_s = 299, "jwks_keep_s"),

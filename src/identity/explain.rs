@@ -12,7 +12,7 @@ use super::{
     jwk::KeySet,
     jwks::Current,
     keys::{self, KeyFile, Moment},
-    refused::shown,
+    refused::{shown, span},
     token::Token,
 };
 
@@ -30,16 +30,47 @@ pub struct Step {
 /// `auth.jwks_url` answered; without, only the keys of `auth.jwks_file` are known.
 pub fn explain(config: &Config, fetched: Option<&[u8]>, token: &str, now: SystemTime) -> Vec<Step> {
     let mut steps = Steps(Vec::new());
-    steps.of("settings", config.check().map(|()| "auth is set and agrees with itself".into()));
+    let state = if config.is_on() { "[auth] is on and agrees with itself" } else { "[auth] is off: nobody is asked" };
+    steps.of("settings", config.check().map(|()| state.into()));
     // A file often ends with a line feed, which is not part of the token.
-    let token = token.trim_ascii();
-    if token.starts_with(keys::PREFIX) {
+    let token = bare(token.trim_ascii());
+    if let Err(why) = is_one_word(token) {
+        steps.of("file", Err(why.into()));
+    } else if token.starts_with(keys::PREFIX) {
         steps.api_key(config, token, now);
     } else {
         steps.token(config, fetched, token, now);
     }
     steps.0
 }
+
+/// Without the header or the scheme that it is sent with.
+fn bare(mut text: &str) -> &str {
+    for word in ["authorization:", "bearer "] {
+        if let Some((start, rest)) = text.split_at_checked(word.len())
+            && start.eq_ignore_ascii_case(word)
+        {
+            text = rest.trim_ascii();
+        }
+    }
+    text
+}
+
+fn is_one_word(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() {
+        return Err("there is nothing in it");
+    }
+    if text.starts_with('{') {
+        return Err("it is JSON, such as an issuer's whole answer; write the value of its access_token alone");
+    }
+    if text.contains(|c: char| c.is_ascii_whitespace()) {
+        return Err("it has several words or lines, and a token or key is one; write it alone");
+    }
+    Ok(())
+}
+
+const NO_KEYS_FILE: &str =
+    "auth.keys_file is not set, so that no API key is taken; set it, or say --set auth.keys_file=FILE";
 
 struct Steps(Vec<Step>);
 
@@ -64,7 +95,7 @@ impl Steps {
 
     fn api_key(&mut self, config: &Config, key: &str, now: SystemTime) {
         if !config.takes_keys() {
-            return self.of("keys file", Err("auth.keys_file is not set, so that no API key is taken".into()));
+            return self.of("keys file", Err(NO_KEYS_FILE.into()));
         }
         match KeyFile::open(config.keys_file.as_ref()) {
             Err(why) => self.of("keys file", Err(why)),
@@ -107,6 +138,15 @@ impl Steps {
                 let passed_over =
                     fetched.iter().flat_map(KeySet::passed_over).fold(String::new(), |all, it| all + "; " + it);
                 let keys = Current::of(own, fetched);
+                if keys.is_empty() {
+                    let where_from = if config.jwks_url.is_empty() {
+                        "auth.jwks_file has none"
+                    } else {
+                        "name a file with what auth.jwks_url answers by --jwks"
+                    };
+                    self.of("issuer's keys", Err(format!("none are known: {where_from}{passed_over}")));
+                    return None;
+                }
                 self.of("issuer's keys", Ok(format!("{} are known{passed_over}", keys.len())));
                 Some(keys)
             }
@@ -120,8 +160,8 @@ impl Steps {
     fn claims(&mut self, config: &Config, claims: &Map<String, Value>, now: SystemTime) {
         let rules = Rules::new(config);
         let expiry = self.step("exp", rules.expiry(claims, now), |at| match at.duration_since(now) {
-            Ok(left) => format!("expires in {} s", left.as_secs()),
-            Err(over) => format!("expired {} s ago, within auth.leeway_s", over.duration().as_secs()),
+            Ok(left) => format!("expires in {}", span(left.as_secs())),
+            Err(over) => format!("expired {} ago, within auth.leeway_s", span(over.duration().as_secs())),
         });
         for what in ["nbf", "iat"] {
             let there = if claims.contains_key(what) { "has passed" } else { "is not there, and need not be" };

@@ -129,11 +129,17 @@ pub(super) struct Lock {
 impl Lock {
     /// Waits for its turn: who holds it writes one small file.
     pub(super) fn take(path: &Path) -> Result<Self, String> {
+        let folder = folder_of(path);
+        if !folder.exists() {
+            return Err(format!("the folder {} is not there; make it first", folder.display()));
+        }
+        let owner = owner_of(path);
         let path = beside(path, ".lock")?;
         let failed = |error| failed(&path, "be locked", &error);
         let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW).bits().cast_signed();
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).mode(MODE).custom_flags(flags).open(&path).map_err(failed)?;
+        give(&file, owner).map_err(failed)?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         Ok(Self { _file: file })
     }
@@ -145,15 +151,10 @@ pub(super) fn replace(path: &Path, bytes: &[u8], _lock: &Lock) -> Result<(), Str
     let failed = |error| failed(&new, "be written", &error);
     // What a writer left who was killed. Nobody else writes: we have the lock.
     let _ = fs::remove_file(&new);
-    let owner = fs::metadata(path).map(|old| (old.uid(), old.gid()));
+    let owner = owner_of(path);
     let written = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&new).and_then(|mut file| {
         file.write_all(bytes)?;
-        // Root may write the file of a server that is not root, which must be able to read it afterwards.
-        if let Ok((user, group)) = owner
-            && user != file.metadata()?.uid()
-        {
-            fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
-        }
+        give(&file, owner)?;
         file.sync_all()
     });
     let renamed = written.and_then(|()| fs::rename(&new, path));
@@ -161,8 +162,29 @@ pub(super) fn replace(path: &Path, bytes: &[u8], _lock: &Lock) -> Result<(), Str
         let _ = fs::remove_file(&new);
     }
     renamed.map_err(failed)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let folder = folder_of(path);
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| self::failed(folder, "be synced", &error))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
+}
+
+/// User and group of a file; of its folder, where it has still to be made.
+fn owner_of(path: &Path) -> Option<(u32, u32)> {
+    let found = fs::metadata(path).or_else(|_| fs::metadata(folder_of(path))).ok()?;
+    Some((found.uid(), found.gid()))
+}
+
+/// Root may write in the folder of a server that is not root, which must be able to read and lock its files afterwards.
+/// Nobody else can give a file away, nor has to.
+fn give(file: &File, owner: Option<(u32, u32)>) -> std::io::Result<()> {
+    match owner {
+        Some((user, group)) if rustix::process::geteuid().is_root() && user != file.metadata()?.uid() => {
+            Ok(fchown(file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The file that a link leads to, so that the link stays when the file is replaced.
@@ -226,6 +248,27 @@ mod tests {
             let error = read(path, 10).err().expect("refused");
             assert!(error.contains("no plain file"), "{error}");
         }
+    }
+
+    /// Only root can give files away, so that without root there is only the other half to see.
+    #[test]
+    fn what_root_makes_belongs_to_whose_the_folder_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("keys.toml");
+        let own = rustix::process::geteuid();
+        let owner = if own.is_root() { 12_345 } else { own.as_raw() };
+        std::os::unix::fs::chown(folder.path(), Some(owner), None).expect("chown");
+        let lock = Lock::take(&path).expect("a lock");
+        replace(&path, b"one", &lock).expect("replaced");
+        for name in ["keys.toml", ".keys.toml.lock"] {
+            assert_eq!(fs::metadata(folder.path().join(name)).expect("a file").uid(), owner, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let error = Lock::take(Path::new("/nonexistent/keys.toml")).expect_err("no folder");
+        assert_eq!(error, "the folder /nonexistent is not there; make it first");
     }
 
     #[test]

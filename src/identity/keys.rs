@@ -92,6 +92,9 @@ pub fn list(path: &Path) -> Result<Vec<Record>, String> {
 /// # Errors
 /// There is no such key, or something is wrong with the file.
 pub fn revoke(path: &Path, id: &str) -> Result<Record, String> {
+    if !path.exists() {
+        return Err(format!("{} is not there, so that there is no key to revoke", path.display()));
+    }
     change(path, |records| match records.iter().position(|record| record.id == id) {
         Some(place) => Ok(records.remove(place)),
         None => Err(format!("{} has no key {id:?}; `bigiron key list` shows those that there are", path.display())),

@@ -49,12 +49,14 @@ mod token;
 use std::{fmt::Write, sync::Arc, time::SystemTime};
 
 pub use config::Config;
+pub(crate) use config::is_scope;
 pub use door::Door;
 pub use explain::{Step, explain};
 pub use fetch::Fetcher;
 pub use jwk::BYTES_MAX as JWKS_BYTES_MAX;
 pub use jwks::{Current, Keys};
 pub use refresh::keep;
+pub(crate) use refused::span;
 pub use refused::{ForClient, Refused};
 pub use rights::{Issued, Rights, RightsClass, Rule, Subject};
 pub use token::BYTES_MAX as TOKEN_BYTES_MAX;

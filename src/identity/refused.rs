@@ -187,6 +187,16 @@ pub(super) fn shown(text: &str) -> String {
     format!("{start:?}")
 }
 
+/// So many seconds, in the unit that people would say them in.
+pub(crate) fn span(s: u64) -> String {
+    match s {
+        0..120 => format!("{s} s"),
+        120..7200 => format!("{} min", s / 60),
+        7200..172_800 => format!("{} h", s / 3600),
+        _ => format!("{} days", s / 86_400),
+    }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -197,7 +207,7 @@ impl fmt::Display for Refused {
                 write!(f, "the token has {bytes} bytes, more than {}", super::token::BYTES_MAX)
             }
             Self::UnknownApiKey => f.write_str("no API key has this id and secret (never made, revoked, or mistyped)"),
-            Self::ApiKeyExpired { id, ago_s } => write!(f, "the API key {id} expired {ago_s} s ago"),
+            Self::ApiKeyExpired { id, ago_s } => write!(f, "the API key {id} expired {} ago", span(*ago_s)),
             Self::Malformed(why) => f.write_str(why),
             Self::Algorithm(found) => write!(f, "alg is {found}, which auth.algorithms does not have"),
             Self::Critical(found) => write!(f, "crit demands {found}, and nothing of the kind is known here"),
@@ -205,8 +215,8 @@ impl fmt::Display for Refused {
             Self::KeyAlgorithm(why) => f.write_str(why),
             Self::NoKeys => f.write_str("no keys of the issuer are known: none could be fetched, or not lately"),
             Self::Signature => f.write_str("the signature is not that of the issuer's key"),
-            Self::Expired { ago_s } => write!(f, "expired {ago_s} s ago"),
-            Self::NotYet { claim, in_s } => write!(f, "{claim} is {in_s} s in the future"),
+            Self::Expired { ago_s } => write!(f, "expired {} ago", span(*ago_s)),
+            Self::NotYet { claim, in_s } => write!(f, "{claim} is {} in the future", span(*in_s)),
             Self::Issuer(found) => write!(f, "iss is {found}, which is not auth.issuer"),
             Self::Audience(found) => write!(f, "aud is {found}, which has none of auth.audience"),
             Self::Claim { claim, why } => write!(f, "the claim {claim} {why}"),
@@ -264,6 +274,8 @@ mod tests {
             assert!(!refused.challenge("", "").contains("canary"));
         }
         assert_eq!(Refused::Expired { ago_s: 12 }.reason(), "expired 12 s ago");
+        let spans = [0, 119, 120, 7199, 7200, 172_799, 172_800, 431_999].map(span);
+        assert_eq!(spans, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 days", "4 days"]);
         assert_eq!(Refused::Scope { missing: Vec::new() }.status(), 403);
         assert_eq!(Refused::TooLong { bytes: 1 }.status(), 431);
         assert_eq!((Refused::NoKeys.status(), Refused::NoKeys.for_client().error), (503, None));

@@ -42,6 +42,7 @@ impl<'a> Token<'a> {
         match token.bytes().filter(|byte| *byte == b'.').count() {
             2 => {}
             4 => return malformed("it is an encrypted token (five parts); only signed ones are taken"),
+            0 => return malformed("it has no dots, and a signed token has three parts with dots between"),
             dots => return malformed(&format!("it has {} parts, not the three of a signed token", dots + 1)),
         }
         let parts = token.rsplit_once('.').and_then(|(signed, signature)| {

@@ -33,6 +33,7 @@ pub(crate) use self::{
     tally::Tally,
 };
 use self::{generator::Generator, requests::Target};
+use crate::units::Secret;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -44,6 +45,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct Plan {
     pub(crate) address: SocketAddr,
     pub(crate) path: String,
+    /// The API key or token that is shown.
+    pub(crate) bearer: Option<Secret>,
     /// The address that connections come from, where it matters.
     pub(crate) from: Option<IpAddr>,
     pub(crate) tool: String,
@@ -95,6 +98,7 @@ impl Plan {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             path: "/mcp".into(),
+            bearer: None,
             from: None,
             tool: "echo".into(),
             arguments: serde_json::json!({}),

@@ -64,6 +64,10 @@ fn call(plan: &Plan, in_session: bool) -> Result<()> {
     }
     match end_of(&reply) {
         End::Ok | End::Refused(503 | 429, _) => Ok(()),
+        End::Refused(401 | 403, _) => {
+            let said = said(reply.status(), reply.message(), reply.body());
+            Err(format!("{said}; --key-file names the file with the key or token to show").into())
+        }
         _ => Err(said(reply.status(), reply.message(), reply.body()).into()),
     }
 }

@@ -9,6 +9,7 @@ use memchr::memmem;
 use serde_json::json;
 
 use super::{Plan, Result, reply::Reply, tally::End};
+use crate::units::Secret;
 
 /// Ids have one width, so that the next is written over the last.
 const ID_BYTES: usize = 8;
@@ -50,6 +51,7 @@ impl Mode {
 pub(super) struct Target {
     address: SocketAddr,
     path: String,
+    bearer: Option<Secret>,
     tool: String,
     arguments: String,
 }
@@ -76,7 +78,7 @@ impl Request {
 impl Target {
     pub(super) fn new(plan: &Plan) -> Self {
         let (tool, arguments) = (plan.tool.clone(), plan.arguments.to_string());
-        Self { address: plan.address, path: plan.path.clone(), tool, arguments }
+        Self { address: plan.address, path: plan.path.clone(), bearer: plan.bearer.clone(), tool, arguments }
     }
 
     /// A call, in a session or without.
@@ -127,13 +129,18 @@ impl Target {
 
     /// Ends a session, so that nothing of the load stays on the server.
     pub(super) fn close_session(&self, stream: &mut TcpStream, session: &str) -> Result<()> {
-        let headers = session_headers(session);
+        let headers = self.authorization() + &session_headers(session);
         let (path, address) = (&self.path, self.address);
         exchange(stream, format!("DELETE {path} HTTP/1.1\r\nHost: {address}\r\n{headers}\r\n").as_bytes()).map(drop)
     }
 
+    fn authorization(&self) -> String {
+        self.bearer.as_ref().map_or_else(String::new, |key| format!("Authorization: Bearer {}\r\n", key.expose()))
+    }
+
     fn post(&self, headers: &str, body: &str) -> Vec<u8> {
         let (path, address, length) = (&self.path, self.address, body.len());
+        let headers = self.authorization() + headers;
         format!(
             "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
              Accept: application/json, text/event-stream\r\n{headers}Content-Length: {length}\r\n\r\n{body}"

@@ -29,7 +29,7 @@ pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_as
     dispatch
         .invalidate(wish.tool.as_deref(), arguments.as_ref(), wish.caller.as_deref())
         .map_err(Refusal::invalid_request)?;
-    let by = who.identity.as_ref().map_or(Caller::ANONYMOUS.subject(), |identity| identity.principal());
+    let by = who.identity.as_ref().map_or_else(|| Caller::ANONYMOUS.subject(), |identity| identity.principal());
     if let Some(audit) = &router.audit {
         let detail = match &wish.caller {
             _ if wish.all => "all".to_owned(),

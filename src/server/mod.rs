@@ -35,7 +35,7 @@ use crate::{
     call::TASKS_EXTENSION,
     changes::Changes,
     cluster::{About, Cluster, JoinError, Status},
-    config::{Loaded, Tuning, readable},
+    config::{Loaded, Tuning, weak},
     dispatch::{
         Dispatch,
         pool::{Pool, Sizes},
@@ -642,8 +642,8 @@ impl Builder {
         };
         running.announce(loaded, root.as_deref());
         standing::announce(loaded, &running.front, running.secure.as_deref());
-        for weak in root.map(|root| readable(&loaded.tuning, root.as_ref())).unwrap_or_default() {
-            tracing::warn!("{weak}");
+        for weak in weak(loaded, root.as_deref()) {
+            tracing::warn!("weak: {weak}");
         }
         running.reload_on_hangup().map_err(|e| StartError::host("cannot listen for signals", e))?;
         Ok(running.until_signal(signals))

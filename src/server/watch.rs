@@ -61,10 +61,8 @@ fn spawn(look: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
 fn look(front: &Weak<Front>, connections: &Weak<Connections>) -> bool {
     let Some(front) = front.upgrade() else { return false };
     front.router.dispatch.look_after(Instant::now());
-    if let Some(doorkeeper) = &front.doorkeeper {
-        if let Some(news) = doorkeeper.look_after(Instant::now()) {
-            super::note(&front.router, "reload", &news);
-        }
+    if let Some(news) = front.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.look_after(Instant::now())) {
+        super::note(&front.router, "reload", &news);
     }
     let before = front.pressure.level();
     let level = front.pressure.look();

@@ -15,7 +15,10 @@ use super::{
     config::{ClientCertificates, Config, Version},
     peer::Validity,
 };
-use crate::identity::file::{self, Content, Stamp};
+use crate::identity::{
+    file::{self, Content, Stamp},
+    span,
+};
 
 /// Size of a file: some hundred certificates.
 const FILE_BYTES_MAX: usize = 1 << 20;
@@ -66,6 +69,11 @@ impl Loaded {
                     "{} is not the key of the first certificate in {}; the server's own certificate must be the first",
                     config.key, config.certificate
                 ),
+                Error::General(_) => format!(
+                    "{} holds no key that is taken: it must be RSA of 2048 to 8192 bits, ECDSA (P-256, P-384, P-521) or \
+                     Ed25519",
+                    config.key
+                ),
                 error => format!("{} and {} cannot be used: {error}", config.certificate, config.key),
             })?;
         server.alpn_protocols = alpn.to_vec();
@@ -103,14 +111,14 @@ impl Loaded {
         let mut warnings = Vec::new();
         if now < not_before {
             warnings.push(format!(
-                "{certificate} is not valid yet, for {} s; clients refuse it (are the clocks right?)",
-                (not_before - now).as_secs()
+                "{certificate} is not valid yet, for {}; clients refuse it (are the clocks right?)",
+                span((not_before - now).as_secs())
             ));
         }
         if now >= not_after {
             warnings.push(format!(
-                "{certificate} expired {} s ago; clients refuse it: renew it",
-                (now - not_after).as_secs()
+                "{certificate} expired {} ago; clients refuse it: renew it",
+                span((now - not_after).as_secs())
             ));
         } else if (not_after - now).as_secs() < ENDS_SOON_S {
             let hours = (not_after - now).as_secs() / 3600;

@@ -118,6 +118,19 @@ impl Why {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => Self::CertificateDates,
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                Self::CertificateRefused("it is not for clients (extendedKeyUsage without clientAuth)".into())
+            }
+            // What the library that verifies says of its own.
+            CertificateError::Other(error) => Self::CertificateRefused(match format!("{error:?}") {
+                told if told.contains("UnsupportedCertVersion") => {
+                    "it is of X.509 version 1, as openssl makes it without extensions; make one of version 3".into()
+                }
+                told if told.contains("CaUsedAsEndEntity") => {
+                    "it is that of a CA, or signed by itself; make one for the client, signed by the CA".into()
+                }
+                told => told,
+            }),
             error => Self::CertificateRefused(error.to_string()),
         }
     }

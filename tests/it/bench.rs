@@ -10,7 +10,10 @@ use std::{
 use rustix::process::{Pid, Signal, getpgid, kill_process};
 use serde_json::Value;
 
-use crate::support::{PATIENCE, Process};
+use crate::{
+    identity::{Issuer, secret_of},
+    support::{PATIENCE, Process},
+};
 
 /// Runs it in a folder; what it printed, and the JSON that it wrote.
 fn bench(folder: &Path, args: &[&str]) -> (String, Value) {
@@ -40,6 +43,27 @@ fn adds_up(row: &Value) {
     let ended = count("ok") + count("tool_errors") + refused + count("broken") + count("timed_out");
     assert_eq!(count("sent"), ended, "{row}");
     assert_eq!((count("broken"), count("timed_out")), (0, 0), "{row}");
+}
+
+/// Sessions are opened and ended with the key, too; and the key stands in no output.
+#[test]
+fn a_server_that_asks_who_calls_is_shown_a_key() {
+    let issuer = Issuer::new();
+    let key = issuer.key_for("bench", &[]);
+    std::fs::write(issuer.file("bench.key"), format!("{key}\n")).expect("written");
+    let keys = format!("auth.keys_file={}", issuer.file("keys.toml").display());
+    let server = Process::start(&["--set", &keys]);
+    let (url, file) = (format!("http://{}/mcp", server.addr), issuer.file("bench.key").display().to_string());
+    let arguments = ["--url", &url, "--key-file", &file, "--connections", "4", "--mode", "mix"];
+    let (table, json) = bench(&issuer.file(""), &arguments);
+    let row = &json["rows"][0];
+    adds_up(row);
+    assert!(row["ok"].as_u64() > Some(0) && row["refused"] == serde_json::json!([]), "{row}");
+    assert!(!table.contains(secret_of(&key)) && !json.to_string().contains(secret_of(&key)));
+    let line = ["bench", "--url", &url, "--duration", "100ms"];
+    let refused = Command::new(env!("CARGO_BIN_EXE_bigiron")).args(line).output().expect("it runs");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("--key-file"), "{said}");
 }
 
 #[test]

@@ -615,6 +615,8 @@ fn check_tells_what_is_weak_and_nothing_of_what_is_not() {
     ] {
         let (code, said) = check(&folder, &[&open, arguments].concat());
         assert_eq!(code, Some(0), "{arguments:?}: {said}");
+        let (code, strictly) = check(&folder, &[&open, arguments, &["--strict"]].concat());
+        assert_eq!((code, &strictly), (Some(1), &said), "{arguments:?}");
         let found = said.lines().any(|line| line.starts_with("bigiron: weak: ") && line.contains(expected));
         assert!(found, "{arguments:?} says nothing of {expected:?}:\n{said}");
         assert!(!said.contains(secret_of(&key)), "{said}");
@@ -630,8 +632,25 @@ fn check_tells_what_is_weak_and_nothing_of_what_is_not() {
     let others = said.lines().filter(|line| line.contains("weak") && !line.contains("[tls] is off"));
     assert_eq!((code, others.count()), (Some(0), 0), "{said}");
     // As it is out of the box, for this host alone, there is nothing to say.
-    let (code, said) = check(&folder, &[]);
+    let (code, said) = check(&folder, &["--strict"]);
     assert_eq!((code, said.contains("weak")), (Some(0), false), "{said}");
+}
+
+/// What check calls weak, the start does too; and check says it last.
+#[test]
+fn what_is_weak_is_told_at_the_start_too() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let weak = ["--set", "rate_limit.enabled=true", "--set", "rate_limit.per_ip=off"];
+    let process = Process::start_in(folder.path(), &weak);
+    let line = process.log_line_with("rate_limit.per_ip is");
+    assert!(line.contains("WARN") && line.contains("weak: "), "{line}");
+    let said = fs::File::create(folder.path().join("said")).expect("a file");
+    let both = (said.try_clone().expect("a file"), said);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bigiron"));
+    let command = command.arg("check").args(weak).current_dir(folder.path()).env_clear().stdin(Stdio::null());
+    assert!(command.stdout(both.0).stderr(both.1).status().expect("bigiron starts").success());
+    let said = fs::read_to_string(folder.path().join("said")).expect("text");
+    assert!(said.lines().last().is_some_and(|line| line.starts_with("bigiron: weak: rate_limit.per_ip")), "{said}");
 }
 
 /// What manuals print is no secret.

@@ -58,6 +58,20 @@ fn its_settings_are_settings() {
     assert_eq!(settings.next(), None, "one block is checked");
 }
 
+/// Who pastes one block after the other has one file of settings.
+#[test]
+fn its_settings_can_stand_in_one_file() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = fs::read_to_string(path).expect("the README");
+    let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let blocks: Vec<_> = blocks.filter(|block| !block.starts_with("[dependencies]")).collect();
+    assert!(blocks.len() >= 3, "{blocks:?}");
+    let whole: toml::Table = blocks.concat().parse().unwrap_or_else(|error| panic!("{error}"));
+    for section in ["auth", "audit", "tls", "rate_limit"] {
+        assert!(whole.contains_key(section), "{section}");
+    }
+}
+
 /// In a folder with the settings that stand above them, the commands make a key that these settings take.
 #[test]
 fn the_commands_of_who_may_call_work_in_turn() {

@@ -20,6 +20,8 @@ Examples:
   bigiron bench                                     echo on a server that is started for it, 64 connections, closed loop
   bigiron bench --tool burn --arguments '{\"ms\":2}' --rate 200,400,800
                                                     open loop: latency counts from when a call should have been sent
+  bigiron bench --url http://127.0.0.1:5000/mcp --key-file bench.key
+                                                    a server that runs, and asks who calls
   bigiron bench --tuning a.toml --tuning b.toml     two configurations side by side, in turns
   bigiron bench --capacity --tool burn --arguments '{\"ms\":2}'
                                                     what this host can take, and the settings that follow
@@ -32,6 +34,10 @@ pub(in crate::cli) struct Arguments {
     /// The endpoint of a server that runs, such as http://127.0.0.1:5000/mcp; without it one is started for this
     #[arg(long, conflicts_with_all = ["tuning", "capacity", "sets"])]
     pub(super) url: Option<String>,
+
+    /// File with the API key or token to show to that server, where it asks; - reads standard input
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub(super) key_file: Option<PathBuf>,
 
     /// File of settings for the server that is started; several are compared
     #[arg(long, value_name = "FILE")]
@@ -263,6 +269,7 @@ mod tests {
             "--tuning a --tuning b --rounds 2 --rate 5 --arrivals even --connections 7",
             "--rate 5,6 --connections 1,2 --retries 3 --json a --svg b",
             "--url x --allow-remote",
+            "--url x --key-file ann.key",
         ] {
             assert_eq!(checked(line), Ok(()), "{line}");
         }
@@ -274,6 +281,7 @@ mod tests {
             ("--p99 5ms", "--capacity"),
             ("--arrivals even", "--rate"),
             ("--allow-remote", "--url"),
+            ("--key-file ann.key", "--url"),
             ("--rounds 5", "is for a comparison"),
             ("--rounds 5 --tuning a", "is for a comparison"),
             ("--tuning a --tuning b --rate 5,6", "a comparison has one --rate"),

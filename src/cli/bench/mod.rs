@@ -90,6 +90,7 @@ fn bench(mut arguments: Arguments) -> Result<(), Failure> {
     let plan = Plan {
         address,
         path,
+        bearer: super::credentials(arguments.key_file.as_deref())?,
         from: arguments.from,
         tool: arguments.tool.clone(),
         arguments: call_arguments,

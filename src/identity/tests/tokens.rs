@@ -72,7 +72,7 @@ fn what_begins_later_is_not_good_yet() {
     let world = World::with_keys_of(&[&RSA]);
     for claim in ["nbf", "iat"] {
         let ahead = refused(&world, &RSA.token(&with(claim, json!(NOW_S + 600))));
-        assert_eq!(ahead.reason(), format!("{claim} is 600 s in the future"));
+        assert_eq!(ahead.reason(), format!("{claim} is 10 min in the future"));
         assert_eq!(refused(&world, &RSA.token(&with(claim, json!(NOW_S + 11)))).kind(), "not_yet");
         assert_eq!(refused(&world, &RSA.token(&with(claim, json!("0")))).kind(), "claim");
         for fine in [json!(NOW_S + 10), json!(0), json!(null)] {

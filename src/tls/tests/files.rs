@@ -34,6 +34,19 @@ fn what_is_wrong_with_a_file_is_said_with_its_name() {
     let world = World::new();
     world.write("us.pem", &world.ca.pem().repeat(11));
     assert!(world.refused().contains("11 certificates"), "{}", world.refused());
+    let world = World::new();
+    world.write(
+        "us.key",
+        "-----BEGIN PRIVATE KEY-----
+MAA=
+-----END PRIVATE KEY-----
+",
+    );
+    assert!(
+        world.refused().contains("us.key holds no key that is taken: it must be RSA of 2048"),
+        "{}",
+        world.refused()
+    );
     let world = World::asking(ClientCertificates::Required);
     world.write("clients.pem", "nothing");
     assert!(world.refused().contains("clients.pem has no certificate"), "{}", world.refused());
@@ -59,12 +72,12 @@ fn dates_are_warned_of() {
     assert_eq!(end, SystemTime::UNIX_EPOCH + Duration::from_secs(1_924_992_000));
     let day = Duration::from_secs(24 * 60 * 60);
     for (at, expected) in [
-        (end - 366 * day, Some("is not valid yet, for 86400 s")),
+        (end - 366 * day, Some("is not valid yet, for 24 h")),
         (end - 300 * day, None),
         (end - 8 * day, None),
         (end - 2 * day, Some("expires in 48 hours")),
         (end, Some("expired 0 s ago")),
-        (end + day, Some("expired 86400 s ago")),
+        (end + day, Some("expired 24 h ago")),
     ] {
         let warnings = acceptor.warnings(at);
         match expected {

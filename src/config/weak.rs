@@ -1,13 +1,13 @@
 //! What is allowed and yet weak: settings with which a server starts, and of which an operator should have thought.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{fs::Metadata, net::IpAddr, os::unix::fs::MetadataExt, time::SystemTime};
 
 use http::{Uri, uri::Authority};
 use ipnet::IpNet;
 
+use super::{Loaded, Tuning, readable::readable};
 use crate::{
-    audit::Policy,
-    config::{Loaded, Tuning, readable},
+    audit::{Arguments, Policy},
     identity::{
         Subject,
         keys::{self, Record},
@@ -22,17 +22,20 @@ const PROXY_BITS_MIN: (u8, u8) = (8, 32);
 
 /// A sentence for each.
 /// `root` is the folder that the toolbox reads, where there is one.
-pub(super) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
+pub(crate) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     let tuning = &loaded.tuning;
     let mut weak = tuning.auth.weak();
     weak.extend(tuning.tls.weak());
     weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
     weak.extend(of_any_issuer(tuning));
+    weak.extend(for_nobody(tuning));
     weak.extend(listener(loaded));
     weak.extend(forwards(tuning));
     weak.extend(unknown_host(loaded));
     weak.extend(keys_for_ever(tuning));
     weak.extend(audit(loaded));
+    weak.extend(trail(tuning));
+    weak.extend(rates(loaded));
     weak.extend(tuning.server.trusted_proxies.iter().filter_map(|network| proxies(network)));
     weak.extend(tuning.server.allowed_origins.iter().filter_map(|origin| plain(origin)));
     weak
@@ -65,6 +68,21 @@ fn of_any_issuer(tuning: &Tuning) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// Tools that ask for what certificates do not have, where nobody comes with anything else.
+fn for_nobody(tuning: &Tuning) -> Vec<String> {
+    if tuning.auth.is_on() {
+        return Vec::new();
+    }
+    let asks = tuning.tools.iter().filter(|(_, config)| config.scopes_any.is_some() || config.groups.is_some());
+    asks.map(|(tool, _)| {
+        format!(
+            "tools.{tool} asks for scopes or groups, which certificates do not have, and nothing else is taken: nobody has \
+             this tool; name its subjects instead, or set auth.keys_file or auth.issuer"
+        )
+    })
+    .collect()
 }
 
 /// What others can reach and nothing limits.
@@ -206,6 +224,52 @@ fn audit(loaded: &Loaded) -> Option<String> {
     })
 }
 
+/// What is in the trail is for few.
+fn trail(tuning: &Tuning) -> Vec<String> {
+    let audit = &tuning.audit;
+    if audit.file.is_empty() {
+        return Vec::new();
+    }
+    let mut weak = Vec::new();
+    if audit.arguments == Arguments::Full {
+        weak.push(format!(
+            "audit.arguments is \"full\": whatever callers send stands in {:?}, secrets too; \"hash\" says whether two \
+             calls were alike",
+            audit.file
+        ));
+    }
+    let mode = std::fs::metadata(&audit.file).ok().filter(Metadata::is_file).map_or(0, |found| found.mode() & 0o777);
+    if mode & 0o026 != 0 {
+        let file = &audit.file;
+        weak.push(format!(
+            "audit.file {file:?} has the mode {mode:04o}: all can read who called what, or others can write it; chmod 600, \
+             or 640 when its group is meant"
+        ));
+    }
+    weak
+}
+
+/// Rates that are on and let everything pass.
+fn rates(loaded: &Loaded) -> Vec<String> {
+    let rates = &loaded.tuning.rate_limit;
+    let mut weak = Vec::new();
+    if rates.enabled && rates.per_ip.is_off() {
+        weak.push(
+            "rate_limit.per_ip is \"off\": nothing slows down who is not known, also not who guesses keys; write a rate \
+             such as \"100 per 60s\""
+                .into(),
+        );
+    }
+    if rates.enabled && rates.per_caller.is_off() && loaded.asks_who_calls() {
+        weak.push(
+            "rate_limit.per_caller is \"off\": one caller can use up what belongs to all, but for tools with a rate of \
+             their own; write a rate such as \"60 per 60s\""
+                .into(),
+        );
+    }
+    weak
+}
+
 /// A network that is believed about addresses, and that strangers are in.
 fn proxies(text: &str) -> Option<String> {
     let network: IpNet = text.trim().parse().ok()?;
@@ -244,7 +308,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// Keys that are in the file and open nothing any more are not weak, and are told, since somebody waits for them to work.
-pub(super) fn expired(tuning: &Tuning, now: SystemTime) -> Option<String> {
+pub(crate) fn expired(tuning: &Tuning, now: SystemTime) -> Option<String> {
     let keys = keys::list(tuning.auth.keys_file.as_ref()).ok().filter(|_| tuning.auth.takes_keys())?;
     let over = |key: &&Record| key.expires.is_some_and(|expires| expires.time() <= now);
     let count = keys.iter().filter(over).count();
@@ -255,7 +319,7 @@ pub(super) fn expired(tuning: &Tuning, now: SystemTime) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Issued;
+    use crate::{identity::Issued, rate::Rule};
 
     #[test]
     fn networks_that_strangers_are_in_are_too_wide() {
@@ -284,6 +348,50 @@ mod tests {
         }
         assert_eq!(told(vec![ann], "https://login.example"), "");
         assert_eq!(told(vec!["bob".into()], ""), "", "there is one issuer only");
+    }
+
+    #[test]
+    fn rates_that_let_all_pass_and_trails_that_all_can_read_are_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("audit.log");
+        std::fs::write(&file, "").expect("written");
+        let told = |change: &dyn Fn(&mut Tuning)| {
+            let mut tuning = Tuning::default();
+            tuning.auth.keys_file = "keys.toml".into();
+            tuning.audit.file = file.display().to_string();
+            tuning.rate_limit.enabled = true;
+            change(&mut tuning);
+            let loaded = Loaded::from_program(tuning, crate::runtime::Host::read(), false).expect("settings");
+            [trail(&loaded.tuning), rates(&loaded)].concat()
+        };
+        let chmod = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("set");
+        chmod(0o640);
+        assert_eq!(told(&|_| {}), Vec::<String>::new());
+        for (change, expected) in [
+            (&(|t: &mut Tuning| t.rate_limit.per_ip = Rule::OFF) as &dyn Fn(&mut Tuning), "rate_limit.per_ip"),
+            (&|t| t.rate_limit.per_caller = Rule::OFF, "rate_limit.per_caller"),
+            (&|t| t.audit.arguments = Arguments::Full, "audit.arguments"),
+        ] {
+            let weak = told(change);
+            assert!(weak.len() == 1 && weak[0].starts_with(expected), "{weak:?}");
+        }
+        assert_eq!(told(&|t| (t.rate_limit.enabled, t.rate_limit.per_ip) = (false, Rule::OFF)), Vec::<String>::new());
+        for mode in [0o644, 0o620, 0o602] {
+            chmod(mode);
+            assert!(told(&|_| {}).concat().contains("audit.file"), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_tool_that_no_certificate_opens_is_told() {
+        let mut tuning = Tuning::default();
+        tuning.tls.client_certificates = ClientCertificates::Required;
+        let tool = crate::tool::Config { scopes_any: Some(vec!["a".into()]), ..Default::default() };
+        tuning.tools.insert("burn".into(), tool);
+        assert!(for_nobody(&tuning).concat().contains("tools.burn asks for scopes"));
+        tuning.auth.keys_file = "keys.toml".into();
+        assert_eq!(for_nobody(&tuning), Vec::<String>::new());
     }
 
     #[test]

@@ -1,23 +1,26 @@
 //! `bigiron check`: what a start with these settings would run with, as TOML, so that it can be read, compared and
-//! kept as a file. What is weak in them is said on standard error.
-
-mod weak;
+//! kept as a file. What is weak in them is said after it, on standard error.
 
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
     process::ExitCode,
+    time::SystemTime,
 };
 
 use super::{SettingsArguments, print, refuse};
 use crate::{
-    config::{Loaded, Setting},
+    config::{Loaded, Setting, expired, weak},
     runtime::Host,
     server::Builder,
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
+    /// End with exit code 1 when something is weak, for pipelines
+    #[arg(long)]
+    strict: bool,
+
     #[command(flatten)]
     settings: SettingsArguments,
 }
@@ -30,17 +33,17 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
     let root = server.toolbox_root(&loaded);
     match server.check(&loaded) {
         Ok(()) => {
-            for warning in loaded.warnings() {
-                // Nothing can be done about a standard error that is closed.
-                let _ = writeln!(io::stderr().lock(), "bigiron: warning: {warning}");
+            let printed = print(&report(&loaded));
+            // Last, where they are seen on a terminal. Nothing can be done about a standard error that is closed.
+            let mut told = io::stderr().lock();
+            for warning in loaded.warnings().into_iter().chain(expired(&loaded.tuning, SystemTime::now())) {
+                let _ = writeln!(told, "bigiron: warning: {warning}");
             }
-            if let Some(expired) = weak::expired(&loaded.tuning, std::time::SystemTime::now()) {
-                let _ = writeln!(io::stderr().lock(), "bigiron: warning: {expired}");
+            let weak = weak(&loaded, root.as_deref());
+            for weak in &weak {
+                let _ = writeln!(told, "bigiron: weak: {weak}");
             }
-            for weak in weak::weak(&loaded, root.as_deref()) {
-                let _ = writeln!(io::stderr().lock(), "bigiron: weak: {weak}");
-            }
-            print(&report(&loaded))
+            if arguments.strict && !weak.is_empty() { ExitCode::FAILURE } else { printed }
         }
         Err(error) => error.tell(),
     }
