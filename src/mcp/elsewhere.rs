@@ -172,7 +172,7 @@ impl Follower {
     async fn follow(mut self, mut found: Found) {
         let (mut silent, mut absent, mut unread_since) = (0, 0, None);
         loop {
-            let has_news = !found.entries.is_empty();
+            let before = (self.last, self.writer);
             match self.take(found) {
                 Stands::Over => return,
                 Stands::Broken => {
@@ -186,6 +186,8 @@ impl Follower {
             if is_over || unread.is_some_and(|since| since.elapsed() > UNREAD_MAX) {
                 return self.let_go();
             }
+            // What stands after the last message and is none, such as that another took it over, is found each time.
+            let has_news = (self.last, self.writer) != before;
             silent = if has_news { 0 } else { silent + 1 };
             if has_news {
                 absent = 0;
@@ -274,7 +276,8 @@ impl Follower {
     /// here. What changed in between was heard by nobody, so all is told as changed that may have.
     async fn go_on_with(mut self, mut found: Found, session: &Session, capabilities: &Capabilities) {
         while !found.entries.is_empty() {
-            if self.take(found) != Stands::Open {
+            let before = self.last;
+            if self.take(found) != Stands::Open || self.last == before {
                 break; // what is missing was of changes, which are told now
             }
             let read = self.streams.read(self.hash, self.log.name(), self.last).await;

@@ -431,6 +431,26 @@ fn a_call_that_may_be_run_twice_is_run_again_where_its_client_comes_back() {
 }
 
 #[test]
+fn who_takes_a_call_over_and_dies_before_a_word_is_followed_by_the_next() {
+    let redis = Redis::start();
+    let [a, b] = ["a", "b"].map(|id| everything(&redis, id, &[]));
+    let session = Session::open(a.addr, "2025-11-25");
+    let mut said = some_steps(&redis, &session, &a, json!({ "label": "x", "steps": 6, "pause_ms": 100 }));
+    a.signal("KILL");
+    let is_kept = |key: &String| key.contains(":s:");
+    let key = redis.keys("mcp:session:").into_iter().find(is_kept).expect("a stream");
+    let entry = redis.cli(&["XREVRANGE", &key, "+", "-", "COUNT", "1"]);
+    let entry: Vec<&str> = entry.lines().collect();
+    let of = |name: &str| entry[entry.iter().position(|line| *line == name).expect("a field") + 1];
+    let taken = format!("{}-2", entry[0].split_once('-').expect("an id").0);
+    // As one writes that takes it over; a process that is not there any more.
+    redis.cli(&["XADD", &key, &taken, "n", "0000dead", "f", "1", "a", of("a"), "x", "0000dead00000000", "s", "0"]);
+    said.extend(rest(&mut session.listen(b.addr, Some(&said.last().expect("one").0.clone()))));
+    assert_eq!(whole(&said)["result"]["content"][0]["text"], "x took 6 steps");
+    assert_eq!(metric(&b, "bigiron_cluster_calls_taken_over_total{what=\"again\"}"), 1.0);
+}
+
+#[test]
 fn who_was_only_slow_writes_no_more_and_is_read_no_more() {
     let redis = Redis::start();
     let a = everything(&redis, "a", &[]);
