@@ -68,7 +68,9 @@ mod tests {
     fn it_accepts_the_documented_file_and_nothing_unknown() {
         assert_eq!(accepts(include_str!("../../tuning.toml")), Ok(()));
         assert_eq!(accepts("[tools.x]\ntimeout_ms = 5\ncache_ttl_s = 1\ncache_scope = 'public'"), Ok(()));
+        assert_eq!(accepts("[tools.x]\nsubjects = ['ann', { subject = 'bob', issuer = 'bigiron:keys' }]"), Ok(()));
         for wrong in [
+            "[tools.x]\nsubjects = [{ subject = 'bob' }]",
             "[limits]\nrequest_timeout = 5",
             "[limit]",
             "listen = 'x'",

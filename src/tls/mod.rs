@@ -15,7 +15,8 @@
 //! - Once: [`Acceptor::new`], and each of [`Acceptor::warnings`] to the log.
 //! - For each connection, in its own task: [`Acceptor::accept`]. What failed is closed, counted by [`Why::kind`], and
 //!   logged seldom.
-//! - Each [`Config::reload_every`], or when told: [`Acceptor::reload_if_changed`].
+//! - Each [`Config::reload_every`], or when told: [`Acceptor::reload_if_changed`]; and when a file has changed, for each
+//!   open connection with a client's certificate, [`Acceptor::takes`].
 //! - For each request on a connection with a [`Peer`]: [`Peer::has_ended`], since a connection may outlive the
 //!   certificate; and once for the connection, [`Peer::identity`].
 //!

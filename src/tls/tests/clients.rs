@@ -82,6 +82,13 @@ async fn a_wrong_certificate_is_refused_where_none_would_do() {
         });
         let refused = who(&acceptor, &world, Some(&server)).await.expect_err("of a server");
         assert_eq!(refused.kind(), "certificate_refused", "{refused}");
+        assert!(refused.to_string().contains("it is not for clients"), "{refused}");
+        let authority = world.clients.sign(|params| {
+            params.distinguished_name.push(DnType::CommonName, "ann");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        });
+        let refused = who(&acceptor, &world, Some(&authority)).await.expect_err("of a CA");
+        assert!(refused.to_string().contains("it is that of a CA, or signed by itself"), "{refused}");
         let nameless = world.clients.sign(|_| {});
         let refused = who(&acceptor, &world, Some(&nameless)).await.expect_err("without a name");
         assert!(refused.to_string().contains("common name"), "{refused}");
