@@ -16,8 +16,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use redis::Value;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{
     link::{LinkError, Script, cmd},
@@ -75,6 +76,53 @@ return turn",
     )
 });
 
+/// After Redis was away nobody is judged by what is not there for so long: others have to find their way back first.
+const UNSTEADY: Duration = Duration::from_secs(5);
+
+/// Whether what is missing in Redis says something of others.
+#[derive(Debug, Default)]
+pub(crate) struct Steady(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// When our own lease was renewed last.
+    renewed: Option<Instant>,
+    /// How often Redis was away by the last look.
+    times_away: u64,
+    /// Leases, and those who listen, are there again from then on, if their owners are.
+    leases_from: Option<Instant>,
+    listeners_from: Option<Instant>,
+}
+
+impl Steady {
+    /// Our own lease was renewed. When that took long, others may not have come to it at all.
+    fn note_renewal(&self, now: Instant) {
+        let mut state = self.0.lock();
+        match state.renewed.replace(now) {
+            Some(before) if now.duration_since(before) <= 2 * RENEWAL => {}
+            Some(_) => state.leases_from = Some(now + LEASE),
+            None => state.leases_from = Some(now + RENEWAL),
+        }
+    }
+
+    /// Our own connection was another for a moment, or none.
+    fn note_gap(&self, now: Instant) {
+        self.0.lock().listeners_from = Some(now + UNSTEADY);
+    }
+
+    /// Whether it says something that somebody does not listen, and that somebody has no lease.
+    fn look(&self, now: Instant, times_away: u64) -> (bool, bool) {
+        let mut state = self.0.lock();
+        if std::mem::replace(&mut state.times_away, times_away) != times_away {
+            state.listeners_from = Some(now + UNSTEADY);
+        }
+        let is_over = |from: Option<Instant>| from.is_none_or(|from| now >= from);
+        let listeners = is_over(state.listeners_from);
+        let is_renewed = state.renewed.is_some_and(|renewed| now.duration_since(renewed) <= 2 * RENEWAL);
+        (listeners, listeners && is_renewed && is_over(state.leases_from))
+    }
+}
+
 /// What became here of calls whose instance had gone, since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
@@ -131,7 +179,9 @@ impl Streams {
                 }
                 let mut set = cmd("SET");
                 set.arg(self.keys.lives(self.tag)).arg("").arg("PX").arg(LEASE.as_millis() as u64);
-                let _: Result<(), LinkError> = self.link.query(&set).await; // the next one comes soon
+                if self.link.query::<()>(&set).await.is_ok() {
+                    self.steady.note_renewal(Instant::now()); // else the next one comes soon
+                }
             }
         });
     }
@@ -146,6 +196,11 @@ impl Streams {
         let _: Result<(), LinkError> = self.link.query(cmd("DEL").arg(self.keys.lives(self.tag))).await;
     }
 
+    /// What others tell was not heard for a moment.
+    pub(crate) fn note_gap(&self) {
+        self.steady.note_gap(Instant::now());
+    }
+
     /// Whether a process is there: it listens to its mail and renews its lease. `None` when that cannot be told.
     pub(crate) async fn lives(&self, tag: u32) -> Option<bool> {
         if tag == self.tag {
@@ -154,8 +209,12 @@ impl Streams {
         // In a cluster all nodes are asked and the answers added up. What was killed listens no more at once.
         let counted: Vec<(String, u64)> =
             self.link.query(cmd("PUBSUB").arg("NUMSUB").arg(self.keys.mail(tag))).await.ok()?;
+        let (tell_listeners, tell_leases) = self.steady.look(Instant::now(), self.link.times_away());
         if counted.first()?.1 == 0 {
-            return Some(false);
+            return tell_listeners.then_some(false);
+        }
+        if !tell_leases {
+            return None;
         }
         let leased: u64 = self.link.query(cmd("EXISTS").arg(self.keys.lives(tag))).await.ok()?;
         Some(leased > 0)
@@ -211,5 +270,31 @@ impl Streams {
         script.key(format!("{}:turns", self.keys.session(&hash.text()))).arg(self.keys.sessions());
         script.arg(format!("t{:08x}{}", self.tag, hash.text())).arg(self.open_ms).arg(name);
         self.link.script(&script).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_judged_while_redis_was_away() {
+        let (steady, start) = (Steady::default(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert_eq!(steady.look(at(0), 0), (true, false), "others may have no lease yet");
+        for second in (0..=9).step_by(3) {
+            steady.note_renewal(at(second));
+        }
+        assert_eq!(steady.look(at(10), 0), (true, true));
+        assert_eq!(steady.look(at(16), 0), (true, false), "our own is not renewed either");
+        steady.note_renewal(at(17));
+        assert_eq!(steady.look(at(17), 0), (true, false), "and then others need their time");
+        (20..=26).step_by(3).for_each(|second| steady.note_renewal(at(second)));
+        assert_eq!(steady.look(at(27), 0), (true, true));
+        assert_eq!(steady.look(at(27), 1), (false, false), "Redis was away");
+        (29..=32).step_by(3).for_each(|second| steady.note_renewal(at(second)));
+        assert_eq!(steady.look(at(32), 1), (true, true));
+        steady.note_gap(at(32));
+        assert_eq!(steady.look(at(33), 1), (false, false));
     }
 }

@@ -33,7 +33,7 @@ use tokio::{
 
 use super::{
     keys::{Keys, hex},
-    leases::Counts,
+    leases::{Counts, Steady},
     link::{Link, LinkError, Script, cmd},
     sessions::Hash,
 };
@@ -217,6 +217,7 @@ pub(crate) struct Streams {
     /// This process ends: its lease is given back.
     pub(super) has_left: Arc<AtomicBool>,
     pub(super) counts: Arc<Counts>,
+    pub(super) steady: Arc<Steady>,
 }
 
 impl std::fmt::Debug for Streams {
@@ -242,6 +243,7 @@ impl Streams {
             waiting: Arc::clone(&waiting),
             has_left: Arc::default(),
             counts: Arc::default(),
+            steady: Arc::default(),
         };
         let speaks = streams.queue.downgrade();
         let (queue, _) = mpsc::channel(1); // its own end of the queue is none, so that it ends with the others

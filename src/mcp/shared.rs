@@ -480,6 +480,9 @@ impl Shared {
             }
             News::Gap => {
                 self.records.note_return();
+                if let Some(streams) = self.router.sessions.streams() {
+                    streams.note_gap();
+                }
                 self.look_at_all(true).await;
             }
         }

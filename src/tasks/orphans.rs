@@ -53,8 +53,7 @@ impl Found {
 }
 
 impl Shared {
-    /// Whether a process that may have died listens no more. That alone is reason enough to run again what may be run
-    /// twice; to give a task up it takes longer.
+    /// Whether a process listens no more.
     pub(super) async fn is_silent(&self, run: &str) -> Result<bool, LinkError> {
         let Ok(tag) = u32::from_str_radix(run.get(..8).unwrap_or_default(), 16) else { return Ok(false) };
         let counted: Vec<(String, u64)> = self.link.query(cmd("PUBSUB").arg("NUMSUB").arg(self.keys.mail(tag))).await?;

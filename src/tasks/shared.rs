@@ -39,6 +39,8 @@ const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const ALIVE: Duration = Duration::from_secs(15);
 /// And for so long one that did not is waited for: Redis may just be back, and the process has not noticed yet.
 const GRACE: Duration = Duration::from_secs(10);
+/// The same for one that does not listen either, as one that was killed.
+const SILENT: Duration = Duration::from_secs(5);
 /// Processes that are waited for.
 const MISSED_MAX: usize = 1024;
 
@@ -87,6 +89,15 @@ if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
 return 1",
     )
 });
+
+/// What is known of a process that runs a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seems {
+    There,
+    /// It may be gone.
+    Silent,
+    Gone,
+}
 
 /// Records in Redis.
 #[derive(Debug)]
@@ -140,23 +151,27 @@ impl Shared {
         self.link.query(cmd("SET").arg(self.keys.alive(&self.run)).arg(1).arg("PX").arg(ms)).await
     }
 
-    /// Whether a process has said for long that it lives no more.
-    async fn is_gone(&self, run: &str) -> Result<bool, LinkError> {
+    /// What is known of a process: it listens as long as it is there, and says all the time that it lives.
+    async fn look_for(&self, run: &str) -> Result<Seems, LinkError> {
+        let is_silent = self.is_silent(run).await?;
         let lives: u64 = self.link.query(cmd("EXISTS").arg(self.keys.alive(run))).await?;
         let mut missed = self.missed.lock();
-        if lives > 0 {
+        if lives > 0 && !is_silent {
             missed.remove(run);
-            return Ok(false);
+            return Ok(Seems::There);
         }
         let (now, times_away) = (Instant::now(), self.link.times_away());
         if missed.len() >= MISSED_MAX && !missed.contains_key(run) {
             missed.clear();
         }
         let known = missed.get(run).filter(|(_, times)| *times == times_away).copied();
+        let (since, _) = *known.as_ref().unwrap_or(&(now, times_away));
         if known.is_none() {
             missed.insert(run.to_owned(), (now, times_away));
         }
-        Ok(known.is_some_and(|(since, _)| now.saturating_duration_since(since) >= self.grace))
+        let grace = if is_silent { self.grace.min(SILENT) } else { self.grace };
+        let is_gone = known.is_some() && now.saturating_duration_since(since) >= grace;
+        Ok(if is_gone { Seems::Gone } else { Seems::Silent })
     }
 
     async fn insert_now(&self, record: Record) -> Result<(), StoreError> {
@@ -194,13 +209,12 @@ impl Shared {
         if record.status.is_final() || run == self.run || run.is_empty() {
             return Ok(Some(record));
         }
-        let is_gone = self.is_gone(&run).await.map_err(said)?;
-        let is_lost = is_gone || self.is_silent(&run).await.map_err(said)?;
-        if is_lost && self.may_run_again(id).await.map_err(said)? {
-            self.found.note(id);
+        let seems = self.look_for(&run).await.map_err(said)?;
+        if seems != Seems::There && self.may_run_again(id).await.map_err(said)? {
+            self.found.note(id); // a mistake costs no more than a second run
             return Ok(Some(record));
         }
-        if !is_gone {
+        if seems != Seems::Gone {
             return Ok(Some(record));
         }
         let why = "the instance that ran the task is gone; the task may have had effects";

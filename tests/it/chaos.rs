@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -56,7 +56,12 @@ impl Farm {
     /// Starts an instance where it was before, and waits until it serves.
     fn restart(&mut self, at: usize) {
         let args = node(&self.redis, &format!("n{at}"));
-        let more = ["--set", "limits.request_timeout_ms=20000", "--set", "tasks.poll_interval_ms=100"];
+        let more = [
+            "limits.request_timeout_ms=20000",
+            "tasks.poll_interval_ms=100",
+            "tasks.per_caller_max=10000", // all come from one address
+        ];
+        let more = more.into_iter().flat_map(|set| ["--set", set]);
         let args: Vec<_> = args.iter().map(String::as_str).chain(more).collect();
         let effects = self.effects_file();
         let effects = [("EVERYTHING_EFFECTS", effects.as_str())];
@@ -94,6 +99,7 @@ fn chaos(clients: [usize; 3], kills: usize, pause: Duration, work: Work) -> [Tal
     let [legacy, plain, tasks] = clients;
     let mut tallies: [Tally; 5] = Default::default();
     let mut done = Vec::new();
+    let began = Instant::now();
     thread::scope(|scope| {
         let is_over = &is_over;
         let mut threads = Vec::new();
@@ -140,7 +146,7 @@ fn chaos(clients: [usize; 3], kills: usize, pause: Duration, work: Work) -> [Tal
             let at = if kills <= 3 { kill } else { random() };
             farm.kill(at);
             farm.restart(at);
-            eprintln!("kill {} of {kills}: instance {at}", kill + 1);
+            eprintln!("kill {} of {kills} after {} s: instance {at}", kill + 1, began.elapsed().as_secs());
         }
         thread::sleep(pause);
         is_over.store(true, Ordering::SeqCst);

@@ -95,11 +95,14 @@ async fn what_is_no_record_is_missing_and_stays() {
     assert!(store.load("9").await.expect("asked").is_none(), "its time is over");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_whose_process_is_gone_has_failed_and_one_that_is_slow_to_say_so_has_not() {
     let redis = Redis::start();
     let (here, there) = (cluster(&redis.url()).await, cluster(&redis.url()).await);
     let (a, b) = (Shared::new(&Limits::default(), &here), Shared::new(&Limits::default(), &there).without_grace());
+    let _listens = here.records(Duration::from_secs(60)).listen();
+    let mail = format!("mcp:mail:{:08x}", here.tag());
+    servers::eventually("it listens", || redis.cli(&["PUBSUB", "NUMSUB", &mail]).ends_with('1'));
     let status = async |id: &str| b.load(id).await.expect("asked").expect("there").status;
     for id in ["1", "2"] {
         a.insert(record(id, "ann")).await.expect("room");
