@@ -31,8 +31,9 @@ use super::{
 
 /// The most that a record has.
 pub(crate) const RECORD_BYTES_MAX: usize = 640;
-/// The most that is read of a record, or of what it subscribes to; cut off there, it is none.
-const TEXT_BYTES_MAX: usize = 8 << 20;
+/// The most that is read of a record, and of what it subscribes to; cut off there, it is none.
+const READ_BYTES_MAX: usize = 16 << 10;
+const TOPICS_BYTES_MAX: usize = 8 << 20;
 /// How long it is remembered that a session was ended: longer than a listener may be deaf for a moment.
 const ENDED_MS: u64 = 60_000;
 
@@ -319,11 +320,11 @@ impl Records {
     /// Redis does not say.
     pub(crate) async fn load(&self, hash: Hash) -> Result<Option<Record>, LinkError> {
         let read = async {
-            let Some(text) = self.text(self.keys.session(&hash.text())).await? else { return Ok(None) };
+            let Some(text) = self.text(self.keys.session(&hash.text()), READ_BYTES_MAX).await? else { return Ok(None) };
             let odd = || LinkError::Odd("a session that is none".into());
             let mut record: Record = serde_json::from_slice(&text).map_err(|_| odd())?;
             if record.has_more {
-                let topics = self.text(self.topics(hash)).await?;
+                let topics = self.text(self.topics(hash), TOPICS_BYTES_MAX).await?;
                 record.topics = serde_json::from_slice(&topics.unwrap_or_default()).map_err(|_| odd())?;
             }
             Ok(Some(record))
@@ -339,8 +340,8 @@ impl Records {
     }
 
     /// What a key holds, and no more of it than one of ours may have.
-    async fn text(&self, key: String) -> Result<Option<Vec<u8>>, LinkError> {
-        let text: Vec<u8> = self.link.query(cmd("GETRANGE").arg(key).arg(0).arg(TEXT_BYTES_MAX)).await?;
+    async fn text(&self, key: String, bytes_max: usize) -> Result<Option<Vec<u8>>, LinkError> {
+        let text: Vec<u8> = self.link.query(cmd("GETRANGE").arg(key).arg(0).arg(bytes_max)).await?;
         Ok(Some(text).filter(|text| !text.is_empty()))
     }
 

@@ -25,6 +25,8 @@
 //!
 //! `link`, `shared` and `tasks` are modules of `src/cluster/tests`.
 
+#![allow(clippy::print_stdout)] // what was counted and measured is for who runs it
+
 use std::{
     cell::RefCell,
     io::{Read, Write},

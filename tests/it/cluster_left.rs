@@ -1,5 +1,7 @@
 //! What stands in Redis: how much one session takes there, and what is left when the last instance has stopped.
 
+#![allow(clippy::print_stdout)] // what was counted and measured is for who runs it
+
 use serde_json::{Value, json};
 
 use crate::{

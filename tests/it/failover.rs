@@ -2,6 +2,8 @@
 //! replica, and a cluster whose slots move. Calls without a session never fail. What a session was told is done is done
 //! afterwards on both instances, or the session is unknown, which its client sees.
 
+#![allow(clippy::print_stdout)] // what was counted and measured is for who runs it
+
 use std::{
     net::SocketAddr,
     sync::{
