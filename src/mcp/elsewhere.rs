@@ -172,8 +172,11 @@ impl Follower {
     async fn follow(mut self, mut found: Found) {
         let (mut silent, mut absent, mut unread_since) = (0, 0, None);
         loop {
-            let has_news = !found.entries.is_empty();
-            match self.take(found) {
+            // Who took it over stands there at each look, until something is said.
+            let before = (self.last, self.writer);
+            let stands = self.take(found);
+            let has_news = before != (self.last, self.writer);
+            match stands {
                 Stands::Over => return,
                 Stands::Broken => {
                     return self.give_up("messages of this call were lost between instances; it may have run");

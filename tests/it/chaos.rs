@@ -57,7 +57,8 @@ impl Farm {
     fn restart(&mut self, at: usize) {
         let args = node(&self.redis, &format!("n{at}"));
         let more = [
-            "limits.request_timeout_ms=20000",
+            "limits.request_timeout_ms=60000", // a busy machine is no fault of theirs
+            "server.drain_grace_ms=60000",
             "tasks.poll_interval_ms=100",
             "tasks.per_caller_max=10000", // all come from one address
         ];
