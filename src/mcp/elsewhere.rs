@@ -283,7 +283,7 @@ impl Follower {
             let read = self.streams.read(self.hash, self.log.name(), self.last).await;
             found = read.ok().flatten().unwrap_or_default();
         }
-        let _ = self.log.keep_in(&self.streams, self.hash, self.about.clone(), Bytes::new());
+        drop(self.log.keep_in(&self.streams, self.hash, self.about.clone(), Bytes::new()));
         let lists = [("tools", Lists::TOOLS), ("prompts", Lists::PROMPTS), ("resources", Lists::RESOURCES)];
         let lists =
             lists.into_iter().filter(|(family, _)| capabilities.has(family)).map(|(_, list)| Change::List(list));

@@ -1,6 +1,8 @@
 //! Three instances behind a balancer, of which one is killed again and again: each call comes to one end, and to the right
 //! one. What may be run twice comes to its result; of the rest it is said that it may have run, and it has not twice.
 
+#![allow(clippy::print_stderr)] // what is counted is told
+
 mod clients;
 mod tally;
 mod wire;

@@ -160,9 +160,8 @@ impl Legacy {
         let mut seen = Seen::default();
         let until = Instant::now() + LOST;
         let end = loop {
-            match self.read(&mut answer, &mut seen, id, until) {
-                Ok(Some(end)) => break end,
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(end)) = self.read(&mut answer, &mut seen, id, until) {
+                break end;
             }
             if seen.last.is_none() {
                 return End::Cut;
@@ -178,7 +177,7 @@ impl Legacy {
         self.client.tally.skipped +=
             usize::try_from(self.client.work.steps - seen.progress.min(self.client.work.steps)).unwrap_or(0);
         // Nothing comes after the end, wherever that is asked.
-        if id % 4 == 0
+        if id.is_multiple_of(4)
             && let Some(last) = &seen.last
             && let Ok(mut answer) = self.get(last)
             && answer.status == 200
@@ -193,7 +192,7 @@ impl Legacy {
     fn read(&mut self, answer: &mut Answer, seen: &mut Seen, request: u64, until: Instant) -> io::Result<Option<End>> {
         while let Some((id, message)) = answer.event(until)? {
             let Some(message) = message else {
-                seen.last = id.or(seen.last.take());
+                seen.last = id.or_else(|| seen.last.take());
                 continue;
             };
             let Some(id) = id else { return Ok(Some(End::Odd(format!("no id: {message}")))) };
