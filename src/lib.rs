@@ -96,8 +96,9 @@
 //!   met.
 //! - A message is parsed once, by one parser. Nothing that it lets through is read in another way later.
 //! - Dropping a call's future cancels the call, also where another instance runs it: a client's leaving, a deadline and a
-//!   cancel notification all come to that. A tool on a worker thread is told through its `Ctx`. Two kinds of call outlive
-//!   their connection, each in a task of its own: one whose stream in a session has begun, and one that became a task.
+//!   cancel notification all come to that. A tool on a worker thread is told through its `Ctx`. Calls that outlive their
+//!   connection have a task of their own: those whose stream in a session has begun, those that became tasks, and, of
+//!   several instances, those of one that has gone and that are run again.
 //! - A tool that panics or hangs costs its own call an error.
 //! - No lock is held across an await.
 

@@ -23,7 +23,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::{
     link::{LinkError, Script, cmd},
     sessions::Hash,
-    streams::{Named, Streams, Writer},
+    streams::Streams,
+    writing::{Named, Writer},
 };
 
 /// So long a process lives that said so, and the pause until it says so again. What hangs for longer than the lease has

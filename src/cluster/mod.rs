@@ -23,6 +23,7 @@ mod state_key;
 pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
+pub(crate) mod writing;
 
 use std::{
     collections::BTreeMap,

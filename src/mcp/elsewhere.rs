@@ -172,8 +172,11 @@ impl Follower {
     async fn follow(mut self, mut found: Found) {
         let (mut silent, mut absent, mut unread_since) = (0, 0, None);
         loop {
+            // Who took it over stands there at each look, until something is said.
             let before = (self.last, self.writer);
-            match self.take(found) {
+            let stands = self.take(found);
+            let has_news = before != (self.last, self.writer);
+            match stands {
                 Stands::Over => return,
                 Stands::Broken => {
                     return self.give_up("messages of this call were lost between instances; it may have run");
@@ -186,8 +189,6 @@ impl Follower {
             if is_over || unread.is_some_and(|since| since.elapsed() > UNREAD_MAX) {
                 return self.let_go();
             }
-            // What stands after the last message and is none, such as that another took it over, is found each time.
-            let has_news = (self.last, self.writer) != before;
             silent = if has_news { 0 } else { silent + 1 };
             if has_news {
                 absent = 0;
@@ -283,7 +284,7 @@ impl Follower {
             let read = self.streams.read(self.hash, self.log.name(), self.last).await;
             found = read.ok().flatten().unwrap_or_default();
         }
-        drop(self.log.keep_in(&self.streams, self.hash, self.about.clone(), Bytes::new())); // nobody waits for it
+        drop(self.log.keep_in(&self.streams, self.hash, self.about.clone(), Bytes::new()));
         let lists = [("tools", Lists::TOOLS), ("prompts", Lists::PROMPTS), ("resources", Lists::RESOURCES)];
         let lists =
             lists.into_iter().filter(|(family, _)| capabilities.has(family)).map(|(_, list)| Change::List(list));

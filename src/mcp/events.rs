@@ -16,10 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::cluster::{
-    sessions::Hash,
-    streams::{Streams, Writer},
-};
+use crate::cluster::{sessions::Hash, streams::Streams, writing::Writer};
 
 /// The size of a message that is kept whatever else is.
 const SPARED_BYTES_MAX: usize = 4096;

@@ -1,6 +1,8 @@
 //! Three instances behind a balancer, of which one is killed again and again: each call comes to one end, and to the right
 //! one. What may be run twice comes to its result; of the rest it is said that it may have run, and it has not twice.
 
+#![allow(clippy::print_stderr)] // what is counted is told
+
 mod clients;
 mod tally;
 mod wire;
@@ -57,7 +59,8 @@ impl Farm {
     fn restart(&mut self, at: usize) {
         let args = node(&self.redis, &format!("n{at}"));
         let more = [
-            "limits.request_timeout_ms=20000",
+            "limits.request_timeout_ms=60000", // a busy machine is no fault of theirs
+            "server.drain_grace_ms=60000",
             "tasks.poll_interval_ms=100",
             "tasks.per_caller_max=10000", // all come from one address
         ];

@@ -383,6 +383,12 @@ fn some_steps(redis: &Redis, session: &Session, server: &Process, args: Value) -
     said
 }
 
+/// What was written last to the one stream that there is.
+fn newest(redis: &Redis) -> String {
+    let key = redis.keys("mcp:session:").into_iter().find(|key| key.contains(":s:")).expect("a stream");
+    redis.cli(&["XREVRANGE", &key, "+", "-", "COUNT", "1"])
+}
+
 fn steps(said: &[(String, Value)]) -> Vec<f64> {
     said.iter().filter_map(|(_, message)| message["params"]["progress"].as_f64()).collect()
 }
@@ -405,12 +411,11 @@ fn a_call_that_may_be_run_twice_is_run_again_where_its_client_comes_back() {
     let mut said = some_steps(&redis, &session, &a, args);
     a.signal("KILL");
     let last = said.last().expect("one").0.clone();
-    // Who runs it again dies too; then two find that out at once.
-    let mut on_b = session.listen(b.addr, Some(&last));
-    let next = on_b.next().expect("it goes on");
-    said.push((next.id.expect("an id"), next.message.expect("a message")));
+    // Who runs it again dies too, before it has said anything; then two find that out at once.
+    let on_b = session.listen(b.addr, Some(&last));
+    eventually("it is taken over", || newest(&redis).lines().any(|line| line == "f"));
     b.signal("KILL");
-    let last = said.last().expect("one").0.clone();
+    on_b.hang_up();
     let d = everything(&redis, "d", &[]);
     let (mut on_c, mut on_d) = (session.listen(c.addr, Some(&last)), session.listen(d.addr, Some(&last)));
     let (on_c, on_d) = (rest(&mut on_c), rest(&mut on_d));
@@ -469,10 +474,7 @@ fn who_was_only_slow_writes_no_more_and_is_read_no_more() {
     assert_ne!(redis.cli(&["PTTL", &lease]), "-1", "what hangs loses it");
     redis.cli(&["DEL", &lease]);
     let mut on_b = session.listen(b.addr, Some(&said.last().expect("one").id.clone().expect("an id")));
-    let is_kept = |key: &String| key.contains(":s:");
-    let key = redis.keys("mcp:session:").into_iter().find(is_kept).expect("a stream");
-    let last = || redis.cli(&["XREVRANGE", &key, "+", "-", "COUNT", "1"]);
-    eventually("it is taken over", || last().lines().any(|line| line == "f"));
+    eventually("it is taken over", || newest(&redis).lines().any(|line| line == "f"));
     a.signal("CONT");
     // The first reader is cut off before the end of the call, and comes back to the other run.
     while let Some(event) = stream.next() {

@@ -24,7 +24,7 @@ pub(super) struct Work {
 }
 
 /// A call that has not ended after this is lost.
-const LOST: Duration = Duration::from_secs(60);
+const LOST: Duration = Duration::from_secs(120);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -160,9 +160,8 @@ impl Legacy {
         let mut seen = Seen::default();
         let until = Instant::now() + LOST;
         let end = loop {
-            match self.read(&mut answer, &mut seen, id) {
-                Ok(Some(end)) => break end,
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(end)) = self.read(&mut answer, &mut seen, id, until) {
+                break end;
             }
             if seen.last.is_none() {
                 return End::Cut;
@@ -178,11 +177,11 @@ impl Legacy {
         self.client.tally.skipped +=
             usize::try_from(self.client.work.steps - seen.progress.min(self.client.work.steps)).unwrap_or(0);
         // Nothing comes after the end, wherever that is asked.
-        if id % 4 == 0
+        if id.is_multiple_of(4)
             && let Some(last) = &seen.last
             && let Ok(mut answer) = self.get(last)
             && answer.status == 200
-            && let Ok(Some(more)) = answer.event()
+            && let Ok(Some(more)) = answer.event(until)
         {
             return End::Odd(format!("after the end: {more:?}"));
         }
@@ -190,10 +189,10 @@ impl Legacy {
     }
 
     /// Reads until the call ends; none when its stream ends before.
-    fn read(&mut self, answer: &mut Answer, seen: &mut Seen, request: u64) -> io::Result<Option<End>> {
-        while let Some((id, message)) = answer.event()? {
+    fn read(&mut self, answer: &mut Answer, seen: &mut Seen, request: u64, until: Instant) -> io::Result<Option<End>> {
+        while let Some((id, message)) = answer.event(until)? {
             let Some(message) = message else {
-                seen.last = id.or(seen.last.take());
+                seen.last = id.or_else(|| seen.last.take());
                 continue;
             };
             let Some(id) = id else { return Ok(Some(End::Odd(format!("no id: {message}")))) };
@@ -263,7 +262,8 @@ fn try_plain(client: &mut Client, tool: &str) -> End {
         Err(_) => return End::Cut,
         Ok(answer) => return odd(answer),
     };
-    while let Ok(Some((_, message))) = answer.event() {
+    let until = Instant::now() + LOST;
+    while let Ok(Some((_, message))) = answer.event(until) {
         client.tally.events += 1;
         match message {
             Some(message) if message.get("id").is_some() => return End::Message(message),

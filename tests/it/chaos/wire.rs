@@ -4,7 +4,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -84,9 +84,13 @@ impl Answer {
         serde_json::from_slice(&body).map_err(io::Error::other)
     }
 
-    /// The next event; `None` at the proper end of the stream, an error where it breaks.
-    pub(super) fn event(&mut self) -> io::Result<Option<Event>> {
+    /// The next event; `None` at the proper end of the stream, an error where it breaks, or when nothing but comments
+    /// comes until then.
+    pub(super) fn event(&mut self, until: Instant) -> io::Result<Option<Event>> {
         loop {
+            if Instant::now() > until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             if let Some((block, rest)) = self.unread.split_once("\n\n") {
                 let (block, rest) = (block.to_owned(), rest.to_owned());
                 self.unread = rest;
