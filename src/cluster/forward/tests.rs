@@ -128,7 +128,7 @@ fn forwarder(nodes: &[&Node]) -> Forwarder {
     let nodes: Vec<Node> = nodes.iter().map(|node| (*node).clone()).collect();
     let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
     let tools = ["who", "says", "asks", "fails", "waits", "much", "missing"];
-    forwarder.see(&nodes, tools.map(|tool| (tool.to_owned(), ids.clone())));
+    forwarder.see(&nodes, tools.map(|tool| Places { tool: tool.into(), placed: ids.clone(), spare: Vec::new() }));
     forwarder
 }
 
@@ -420,7 +420,8 @@ async fn the_least_loaded_is_taken() {
     let forwarder = forwarder(&[&b.node, &c.node]);
     let see = |b_load, c_load| {
         let nodes = [Node { load: b_load, ..b.node.clone() }, Node { load: c_load, ..c.node.clone() }];
-        forwarder.see(&nodes, [("who".to_owned(), vec!["b".to_owned(), "c".to_owned()])]);
+        let placed = vec!["b".to_owned(), "c".to_owned()];
+        forwarder.see(&nodes, [Places { tool: "who".into(), placed, ..Places::default() }]);
     };
     let runs = || (b.tools.runs.load(Relaxed), c.tools.runs.load(Relaxed));
     for ((b_load, c_load), expected) in [((50, 2), (0, 10)), ((2, 50), (10, 10)), ((3, 3), (15, 15))] {
@@ -430,4 +431,26 @@ async fn the_least_loaded_is_taken() {
         }
         assert_eq!(runs(), expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_could_have_it_is_asked_when_those_who_have_it_do_not_take_it() {
+    let (b, c, d) = (instance("b", KEY), instance("c", KEY), instance("d", KEY));
+    let forwarder = forwarder(&[&b.node, &c.node, &d.node]);
+    let nodes = [&b, &c, &d].map(|one| one.node.clone());
+    let (placed, spare) = (vec!["b".to_owned(), "c".to_owned()], vec!["d".to_owned()]);
+    forwarder.see(&nodes, [Places { tool: "who".into(), placed, spare }]);
+    let runs = |one: &Instance| one.tools.runs.load(Relaxed);
+    for _ in 0..4 {
+        assert!(call(&forwarder, "who", &ctx()).await.is_ok());
+    }
+    assert_eq!((runs(&b), runs(&c), runs(&d)), (2, 2, 0));
+    *b.tools.turned.lock() = Some(Turned::Stopping);
+    *c.tools.turned.lock() = Some(Turned::Stopping);
+    for _ in 0..4 {
+        assert!(call(&forwarder, "who", &ctx()).await.expect("it ran").is_ok());
+    }
+    assert_eq!((runs(&b), runs(&c), runs(&d)), (2, 2, 4));
+    // After the first the two that stop are asked last.
+    assert!(count(&forwarder.counts().stopping) >= 2);
 }
