@@ -30,7 +30,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::watch, time::timeout_at};
 
 pub(crate) use self::{
     listener::{Limits, Listener, Outcome, Runs, Turned},
@@ -60,6 +60,8 @@ const IS_STOPPING: &str = "bigiron-stopping";
 const ATTEMPTS: usize = 3;
 /// Instances that are asked for one call. Most that do not take it say so at once.
 const ASKED_MAX: usize = 8;
+/// How long a call that nobody takes waits for news of others: somebody may have come whom this instance has not seen.
+const NEWS_WITHIN: Duration = Duration::from_secs(1);
 /// What a caller is told to wait whose call nobody takes.
 const RETRY_AFTER_S: u32 = 1;
 
@@ -100,6 +102,8 @@ pub(crate) struct Forwarder {
     peers: Mutex<BTreeMap<String, Arc<Peer>>>,
     /// The other instances of each tool that is placed.
     table: ArcSwap<HashMap<String, Others>>,
+    /// Told when that was looked at anew.
+    news: watch::Sender<()>,
     /// Deals calls out among those that stand the same.
     turn: AtomicUsize,
 }
@@ -129,6 +133,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) tool: &'a str,
     /// Running it twice is as running it once.
     pub(crate) is_repeatable: bool,
+    /// Nobody else is left when others do not take it.
+    pub(crate) is_last: bool,
 }
 
 impl Forwarder {
@@ -151,6 +157,7 @@ impl Forwarder {
             counts: Counts::default(),
             peers: Mutex::default(),
             table: ArcSwap::default(),
+            news: watch::Sender::new(()),
             turn: AtomicUsize::new(0),
         }
     }
@@ -190,6 +197,7 @@ impl Forwarder {
             (places.tool, others)
         });
         self.table.store(Arc::new(table.collect()));
+        self.news.send_replace(());
     }
 
     /// Has another instance run a call. `Err` when it is to be run by whoever else can: none did, for certain; or one
@@ -202,9 +210,17 @@ impl Forwarder {
     ) -> Result<Result<Reply, CallError>, CallError> {
         let mut tried: Vec<Arc<Peer>> = Vec::new();
         let (mut handed_over, mut may_have_run) = (0, false);
+        let mut news_until = None;
         while tried.len() < ASKED_MAX && handed_over < ATTEMPTS {
             let now = Instant::now();
-            let Some(peer) = self.best(wanted.tool, &tried, now) else { break };
+            let Some(peer) = self.best(wanted.tool, &tried, now) else {
+                // Where nobody is known to have it, nobody is waited for.
+                let until = *news_until.get_or_insert(now + NEWS_WITHIN);
+                if !wanted.is_last || tried.is_empty() || !self.has_news(wanted.tool, &tried, until).await {
+                    break;
+                }
+                continue;
+            };
             tried.push(Arc::clone(&peer));
             let body = Call::encode(wanted.tool, arguments, ctx, now);
             let counts = &self.counts;
@@ -246,6 +262,17 @@ impl Forwarder {
     /// Counts a call that nobody took, here neither.
     pub(crate) fn note_nowhere(&self) {
         self.counts.nowhere.fetch_add(1, Relaxed);
+    }
+
+    /// Waits until somebody is there who was not tried; false when nobody comes in time.
+    async fn has_news(&self, tool: &str, tried: &[Arc<Peer>], until: Instant) -> bool {
+        let mut news = self.news.subscribe();
+        while self.best(tool, tried, Instant::now()).is_none() {
+            if !matches!(timeout_at(until.into(), news.changed()).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+        true
     }
 
     /// The one to ask next, of those that can run the tool by now and were not tried: one that answers before one that has

@@ -138,7 +138,7 @@ fn ctx() -> Ctx {
 }
 
 async fn call(forwarder: &Forwarder, tool: &str, ctx: &Ctx) -> Result<Result<Reply, CallError>, CallError> {
-    let wanted = Wanted { tool, is_repeatable: false };
+    let wanted = Wanted { tool, is_repeatable: false, is_last: false };
     timeout(PATIENCE, forwarder.call(wanted, &json!({ "n": 1 }), ctx)).await.expect("in time")
 }
 
@@ -284,7 +284,7 @@ async fn a_lost_call_is_repeated_only_where_that_does_no_harm() {
         let b = instance("b", KEY);
         let forwarder = forwarder(&[&b.node]);
         let ctx = ctx();
-        let wanted = Wanted { tool: "waits", is_repeatable };
+        let wanted = Wanted { tool: "waits", is_repeatable, is_last: false };
         let arguments = json!({});
         let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
         tokio::select! {
@@ -300,7 +300,7 @@ async fn a_lost_call_is_repeated_only_where_that_does_no_harm() {
     let (b, c) = (instance("b", KEY), instance("c", KEY));
     let forwarder = forwarder(&[&b.node, &c.node]);
     let (ctx, arguments) = (ctx(), json!({}));
-    let wanted = Wanted { tool: "waits", is_repeatable: true };
+    let wanted = Wanted { tool: "waits", is_repeatable: true, is_last: false };
     let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
     let first = tokio::select! {
         _ = &mut called => panic!("it waits"),
@@ -453,4 +453,26 @@ async fn who_could_have_it_is_asked_when_those_who_have_it_do_not_take_it() {
     assert_eq!((runs(&b), runs(&c), runs(&d)), (2, 2, 4));
     // After the first the two that stop are asked last.
     assert!(count(&forwarder.counts().stopping) >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_nobody_takes_waits_a_moment_for_who_comes() {
+    let (b, c) = (instance("b", KEY), instance("c", KEY));
+    *b.tools.turned.lock() = Some(Turned::Stopping);
+    let forwarder = forwarder(&[&b.node]);
+    let (ctx, arguments) = (ctx(), json!({}));
+    let wanted = Wanted { tool: "who", is_repeatable: false, is_last: true };
+    let comes = async {
+        while count(&forwarder.counts().stopping) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let placed = vec!["c".to_owned()];
+        forwarder.see(std::slice::from_ref(&c.node), [Places { tool: "who".into(), placed, ..Places::default() }]);
+    };
+    let (called, ()) = tokio::join!(forwarder.call(wanted, &arguments, &ctx), comes);
+    assert_eq!(called, Ok(Ok(Reply::text("ann at c: {}"))));
+    // Nobody comes.
+    *c.tools.turned.lock() = Some(Turned::Stopping);
+    let called = timeout(PATIENCE, forwarder.call(wanted, &arguments, &ctx)).await.expect("it does not wait for long");
+    assert_eq!(called, Err(CallError::Nowhere { retry_after_s: 1 }));
 }
