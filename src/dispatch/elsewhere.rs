@@ -56,7 +56,7 @@ impl Core {
         }
         let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
         let extra = || extra_time(outbox.as_deref(), deferred.as_deref()) + LAST_WORD;
-        let wanted = Wanted { tool: tool.tool.name(), is_repeatable: tool.runs_again };
+        let wanted = Wanted { tool: tool.tool.name(), is_repeatable: tool.runs_again, is_last: !placement.is_fit() };
         let called = until_extended(deadline, extra, forwarder.call(wanted, &arguments, &ctx)).await;
         match called {
             None => Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }),

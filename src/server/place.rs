@@ -16,7 +16,7 @@ use crate::{
     call::Ctx,
     cluster::{
         Cluster, View,
-        forward::{self, Forwarder, Hears, Limits, Listener, Outcome, Runs, Turned},
+        forward::{self, Forwarder, Hears, Limits, Listener, Outcome, Places, Runs, Turned},
         placement,
     },
     config::{Loaded, Tuning, listener_address},
@@ -167,7 +167,10 @@ fn see(view: &View, cluster: &Cluster, router: &Router, forwarder: &Forwarder) {
             tracing::debug!(tool = name, here = is_here && place.is_fit(), "a tool has another place");
         }
         place.set_here(is_here);
-        table.push((name.to_owned(), nodes.into_iter().map(|node| node.id.clone()).collect()));
+        let placed: Vec<String> = nodes.into_iter().map(|node| node.id.clone()).collect();
+        let can = placement::placed(name, None, &view.nodes).into_iter().map(|node| node.id.clone());
+        let spare = can.filter(|id| !placed.contains(id)).collect();
+        table.push(Places { tool: name.to_owned(), placed, spare });
     }
     forwarder.see(&view.nodes, table);
 }

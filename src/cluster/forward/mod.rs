@@ -3,7 +3,7 @@
 //! and can be asked), and dropping its future cancels it there.
 //!
 //! An instance that cannot be reached, is stopping, has no room or has not the tool is followed by the next, since nothing
-//! ran. One that is lost on the way is followed by another only where running twice is as running once; else the call
+//! ran; when all that have the tool are so, by one that could have it: what is seen of others is a moment old. One that is lost on the way is followed by another only where running twice is as running once; else the call
 //! ends in an error that says that it may have run. What is handed over is not handed on.
 //!
 //! `peer` is one other instance, `listener` and `body` are how calls are taken over, `back` are questions to the client,
@@ -30,7 +30,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::watch, time::timeout_at};
 
 pub(crate) use self::{
     listener::{Limits, Listener, Outcome, Runs, Turned},
@@ -56,8 +56,12 @@ const ANSWER: &str = "/answer";
 const PROOF: &str = "bigiron-proof";
 /// Of an instance that takes nothing new.
 const IS_STOPPING: &str = "bigiron-stopping";
-/// Instances that one call is tried at.
+/// Instances that one call is handed over to: where it may run, and runs again where that does no harm.
 const ATTEMPTS: usize = 3;
+/// Instances that are asked for one call. Most that do not take it say so at once.
+const ASKED_MAX: usize = 8;
+/// How long a call that nobody takes waits for news of others: somebody may have come whom this instance has not seen.
+const NEWS_WITHIN: Duration = Duration::from_secs(1);
 /// What a caller is told to wait whose call nobody takes.
 const RETRY_AFTER_S: u32 = 1;
 
@@ -96,10 +100,31 @@ pub(crate) struct Forwarder {
     key: Arc<ArcSwap<Vec<u8>>>,
     counts: Counts,
     peers: Mutex<BTreeMap<String, Arc<Peer>>>,
-    /// The other instances that have each tool, of those that are placed.
-    table: ArcSwap<HashMap<String, Vec<Arc<Peer>>>>,
+    /// The other instances of each tool that is placed.
+    table: ArcSwap<HashMap<String, Others>>,
+    /// Told when that was looked at anew.
+    news: watch::Sender<()>,
     /// Deals calls out among those that stand the same.
     turn: AtomicUsize,
+}
+
+/// The other instances that can run a tool.
+#[derive(Debug, Default)]
+struct Others {
+    /// Those that have it.
+    placed: Vec<Arc<Peer>>,
+    /// Those that could have it as well: for when the others come and go.
+    spare: Vec<Arc<Peer>>,
+}
+
+/// Where a tool is, by the names of instances.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    pub(crate) tool: String,
+    /// Those that have it.
+    pub(crate) placed: Vec<String>,
+    /// Those that can run it, and are not to as long as others do.
+    pub(crate) spare: Vec<String>,
 }
 
 /// What a call wants of who runs it.
@@ -108,6 +133,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) tool: &'a str,
     /// Running it twice is as running it once.
     pub(crate) is_repeatable: bool,
+    /// Nobody else is left when others do not take it.
+    pub(crate) is_last: bool,
 }
 
 impl Forwarder {
@@ -130,6 +157,7 @@ impl Forwarder {
             counts: Counts::default(),
             peers: Mutex::default(),
             table: ArcSwap::default(),
+            news: watch::Sender::new(()),
             turn: AtomicUsize::new(0),
         }
     }
@@ -152,7 +180,7 @@ impl Forwarder {
     }
 
     /// Which instances there are, and which of them have which tool.
-    pub(crate) fn see(&self, nodes: &[Node], table: impl IntoIterator<Item = (String, Vec<String>)>) {
+    pub(crate) fn see(&self, nodes: &[Node], table: impl IntoIterator<Item = Places>) {
         let peers = {
             let mut peers = self.peers.lock();
             let is_there = |peer: &Peer| nodes.iter().any(|node| node.id == peer.id && node.forwards == peer.at);
@@ -163,11 +191,13 @@ impl Forwarder {
             }
             peers.clone()
         };
-        let table = table.into_iter().map(|(tool, ids)| {
-            let peers = ids.iter().filter_map(|id| peers.get(id).cloned()).collect();
-            (tool, peers)
+        let of = |ids: &[String]| ids.iter().filter_map(|id| peers.get(id).cloned()).collect();
+        let table = table.into_iter().map(|places| {
+            let others = Others { placed: of(&places.placed), spare: of(&places.spare) };
+            (places.tool, others)
         });
         self.table.store(Arc::new(table.collect()));
+        self.news.send_replace(());
     }
 
     /// Has another instance run a call. `Err` when it is to be run by whoever else can: none did, for certain; or one
@@ -179,16 +209,25 @@ impl Forwarder {
         ctx: &Ctx,
     ) -> Result<Result<Reply, CallError>, CallError> {
         let mut tried: Vec<Arc<Peer>> = Vec::new();
-        let mut may_have_run = false;
-        while tried.len() < ATTEMPTS {
+        let (mut handed_over, mut may_have_run) = (0, false);
+        let mut news_until = None;
+        while tried.len() < ASKED_MAX && handed_over < ATTEMPTS {
             let now = Instant::now();
-            let Some(peer) = self.best(wanted.tool, &tried, now) else { break };
+            let Some(peer) = self.best(wanted.tool, &tried, now) else {
+                // Where nobody is known to have it, nobody is waited for.
+                let until = *news_until.get_or_insert(now + NEWS_WITHIN);
+                if !wanted.is_last || tried.is_empty() || !self.has_news(wanted.tool, &tried, until).await {
+                    break;
+                }
+                continue;
+            };
             tried.push(Arc::clone(&peer));
             let body = Call::encode(wanted.tool, arguments, ctx, now);
             let counts = &self.counts;
             let count = match peer.call(&body, ctx).await {
                 // Full, where it would have run: for one that may run twice, another may have room.
                 Sent::Outcome(Err(CallError::Overloaded { .. } | CallError::Draining)) if wanted.is_repeatable => {
+                    handed_over += 1;
                     &counts.full
                 }
                 Sent::Outcome(outcome) => {
@@ -206,7 +245,7 @@ impl Forwarder {
                     }
                 }
                 Sent::MayHaveRun if wanted.is_repeatable => {
-                    may_have_run = true;
+                    (handed_over, may_have_run) = (handed_over + 1, true);
                     &counts.broken
                 }
                 Sent::MayHaveRun => {
@@ -225,14 +264,31 @@ impl Forwarder {
         self.counts.nowhere.fetch_add(1, Relaxed);
     }
 
-    /// The one that stands best, of those that have the tool by now and were not tried.
+    /// Waits until somebody is there who was not tried; false when nobody comes in time.
+    async fn has_news(&self, tool: &str, tried: &[Arc<Peer>], until: Instant) -> bool {
+        let mut news = self.news.subscribe();
+        while self.best(tool, tried, Instant::now()).is_none() {
+            if !matches!(timeout_at(until.into(), news.changed()).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The one to ask next, of those that can run the tool by now and were not tried: one that answers before one that has
+    /// the tool, and of these the least loaded.
     fn best(&self, tool: &str, tried: &[Arc<Peer>], now: Instant) -> Option<Arc<Peer>> {
         let table = self.table.load();
-        let peers = table.get(tool)?;
+        let others = table.get(tool)?;
         let first = self.turn.fetch_add(1, Relaxed);
-        let in_turn = (0..peers.len()).filter_map(|step| peers.get((first.wrapping_add(step)) % peers.len()));
-        let left = in_turn.filter(|peer| !tried.iter().any(|other| Arc::ptr_eq(other, peer)));
-        left.min_by_key(|peer| peer.standing(now)).cloned()
+        let in_turn = |peers: &[Arc<Peer>], is_spare: bool| {
+            let left = (0..peers.len()).filter_map(|step| peers.get(first.wrapping_add(step) % peers.len()));
+            let left = left.filter(|peer| !tried.iter().any(|other| Arc::ptr_eq(other, peer)));
+            let best = left.min_by_key(|peer| (peer.is_failing(now), peer.load()))?;
+            Some(((best.is_failing(now), is_spare), Arc::clone(best)))
+        };
+        let best = [in_turn(&others.placed, false), in_turn(&others.spare, true)].into_iter().flatten();
+        best.min_by_key(|(standing, _)| *standing).map(|(_, peer)| peer)
     }
 
     pub(crate) fn counts(&self) -> &Counts {

@@ -42,7 +42,7 @@ use crate::{
 
 /// Between two pings of a connection with calls on it, and how long one may take.
 const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
-/// After a failure to reach it, others are asked first for so long.
+/// After it was not reached or took nothing, others are asked first for so long.
 const FAILING: Duration = Duration::from_secs(1);
 /// A welcome is some hundred bytes.
 const WELCOME_BYTES_MAX: usize = 4096;
@@ -195,11 +195,15 @@ impl Peer {
         self.max_load.store(max_load.max(1), Relaxed);
     }
 
-    /// How it stands: the less the better. Who could not be reached just now comes last.
-    pub(super) fn standing(&self, now: Instant) -> (bool, u64) {
-        let is_failing = self.failed.lock().is_some_and(|at| now.saturating_duration_since(at) < FAILING);
+    /// Whether it could not be reached just now, or took nothing.
+    pub(super) fn is_failing(&self, now: Instant) -> bool {
+        self.failed.lock().is_some_and(|at| now.saturating_duration_since(at) < FAILING)
+    }
+
+    /// How much it has to do, in millionths of what it can.
+    pub(super) fn load(&self) -> u64 {
         let load = self.load.load(Relaxed).saturating_add(self.in_flight.load(Relaxed) as u64);
-        (is_failing, load.saturating_mul(1_000_000) / self.max_load.load(Relaxed))
+        load.saturating_mul(1_000_000) / self.max_load.load(Relaxed)
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -215,22 +219,22 @@ impl Peer {
         let _in_flight = InFlight(&self.in_flight);
         let conn = match self.connection().await {
             Ok(conn) => conn,
-            Err(why) => {
-                *self.failed.lock() = Some(Instant::now());
-                return Sent::NotRun(why);
-            }
+            Err(why) => return self.fails(why),
         };
         let number = conn.next.fetch_add(1, Relaxed);
         let response = match conn.send(CALL, number, body.clone()).await {
             Ok(response) => response,
-            Err(Failed::NotSent) => return Sent::NotRun(Why::Unreachable),
-            Err(Failed::Broken) => return Sent::MayHaveRun,
+            Err(Failed::NotSent) => return self.fails(Why::Unreachable),
+            Err(Failed::Broken) => {
+                self.fails(Why::Unreachable);
+                return Sent::MayHaveRun;
+            }
         };
         match response.status() {
             StatusCode::OK => self.hear(&conn, number, response.into_body(), ctx).await,
             StatusCode::NOT_FOUND => Sent::NotRun(Why::NotHere),
             StatusCode::SERVICE_UNAVAILABLE if response.headers().contains_key(super::IS_STOPPING) => {
-                Sent::NotRun(Why::Stopping)
+                self.fails(Why::Stopping)
             }
             StatusCode::SERVICE_UNAVAILABLE => Sent::NotRun(Why::Full),
             status => {
@@ -239,6 +243,12 @@ impl Peer {
                 Sent::NotRun(Why::Strange)
             }
         }
+    }
+
+    /// Others are asked first for a while.
+    fn fails(&self, why: Why) -> Sent {
+        *self.failed.lock() = Some(Instant::now());
+        Sent::NotRun(why)
     }
 
     /// Takes in what comes back until the outcome, passes it on, and answers what is asked.

@@ -128,7 +128,7 @@ fn forwarder(nodes: &[&Node]) -> Forwarder {
     let nodes: Vec<Node> = nodes.iter().map(|node| (*node).clone()).collect();
     let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
     let tools = ["who", "says", "asks", "fails", "waits", "much", "missing"];
-    forwarder.see(&nodes, tools.map(|tool| (tool.to_owned(), ids.clone())));
+    forwarder.see(&nodes, tools.map(|tool| Places { tool: tool.into(), placed: ids.clone(), spare: Vec::new() }));
     forwarder
 }
 
@@ -138,7 +138,7 @@ fn ctx() -> Ctx {
 }
 
 async fn call(forwarder: &Forwarder, tool: &str, ctx: &Ctx) -> Result<Result<Reply, CallError>, CallError> {
-    let wanted = Wanted { tool, is_repeatable: false };
+    let wanted = Wanted { tool, is_repeatable: false, is_last: false };
     timeout(PATIENCE, forwarder.call(wanted, &json!({ "n": 1 }), ctx)).await.expect("in time")
 }
 
@@ -284,7 +284,7 @@ async fn a_lost_call_is_repeated_only_where_that_does_no_harm() {
         let b = instance("b", KEY);
         let forwarder = forwarder(&[&b.node]);
         let ctx = ctx();
-        let wanted = Wanted { tool: "waits", is_repeatable };
+        let wanted = Wanted { tool: "waits", is_repeatable, is_last: false };
         let arguments = json!({});
         let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
         tokio::select! {
@@ -300,7 +300,7 @@ async fn a_lost_call_is_repeated_only_where_that_does_no_harm() {
     let (b, c) = (instance("b", KEY), instance("c", KEY));
     let forwarder = forwarder(&[&b.node, &c.node]);
     let (ctx, arguments) = (ctx(), json!({}));
-    let wanted = Wanted { tool: "waits", is_repeatable: true };
+    let wanted = Wanted { tool: "waits", is_repeatable: true, is_last: false };
     let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
     let first = tokio::select! {
         _ = &mut called => panic!("it waits"),
@@ -420,7 +420,8 @@ async fn the_least_loaded_is_taken() {
     let forwarder = forwarder(&[&b.node, &c.node]);
     let see = |b_load, c_load| {
         let nodes = [Node { load: b_load, ..b.node.clone() }, Node { load: c_load, ..c.node.clone() }];
-        forwarder.see(&nodes, [("who".to_owned(), vec!["b".to_owned(), "c".to_owned()])]);
+        let placed = vec!["b".to_owned(), "c".to_owned()];
+        forwarder.see(&nodes, [Places { tool: "who".into(), placed, ..Places::default() }]);
     };
     let runs = || (b.tools.runs.load(Relaxed), c.tools.runs.load(Relaxed));
     for ((b_load, c_load), expected) in [((50, 2), (0, 10)), ((2, 50), (10, 10)), ((3, 3), (15, 15))] {
@@ -430,4 +431,48 @@ async fn the_least_loaded_is_taken() {
         }
         assert_eq!(runs(), expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_could_have_it_is_asked_when_those_who_have_it_do_not_take_it() {
+    let (b, c, d) = (instance("b", KEY), instance("c", KEY), instance("d", KEY));
+    let forwarder = forwarder(&[&b.node, &c.node, &d.node]);
+    let nodes = [&b, &c, &d].map(|one| one.node.clone());
+    let (placed, spare) = (vec!["b".to_owned(), "c".to_owned()], vec!["d".to_owned()]);
+    forwarder.see(&nodes, [Places { tool: "who".into(), placed, spare }]);
+    let runs = |one: &Instance| one.tools.runs.load(Relaxed);
+    for _ in 0..4 {
+        assert!(call(&forwarder, "who", &ctx()).await.is_ok());
+    }
+    assert_eq!((runs(&b), runs(&c), runs(&d)), (2, 2, 0));
+    *b.tools.turned.lock() = Some(Turned::Stopping);
+    *c.tools.turned.lock() = Some(Turned::Stopping);
+    for _ in 0..4 {
+        assert!(call(&forwarder, "who", &ctx()).await.expect("it ran").is_ok());
+    }
+    assert_eq!((runs(&b), runs(&c), runs(&d)), (2, 2, 4));
+    // After the first the two that stop are asked last.
+    assert!(count(&forwarder.counts().stopping) >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_nobody_takes_waits_a_moment_for_who_comes() {
+    let (b, c) = (instance("b", KEY), instance("c", KEY));
+    *b.tools.turned.lock() = Some(Turned::Stopping);
+    let forwarder = forwarder(&[&b.node]);
+    let (ctx, arguments) = (ctx(), json!({}));
+    let wanted = Wanted { tool: "who", is_repeatable: false, is_last: true };
+    let comes = async {
+        while count(&forwarder.counts().stopping) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let placed = vec!["c".to_owned()];
+        forwarder.see(std::slice::from_ref(&c.node), [Places { tool: "who".into(), placed, ..Places::default() }]);
+    };
+    let (called, ()) = tokio::join!(forwarder.call(wanted, &arguments, &ctx), comes);
+    assert_eq!(called, Ok(Ok(Reply::text("ann at c: {}"))));
+    // Nobody comes.
+    *c.tools.turned.lock() = Some(Turned::Stopping);
+    let called = timeout(PATIENCE, forwarder.call(wanted, &arguments, &ctx)).await.expect("it does not wait for long");
+    assert_eq!(called, Err(CallError::Nowhere { retry_after_s: 1 }));
 }
