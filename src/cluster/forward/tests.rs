@@ -236,9 +236,9 @@ async fn the_next_one_is_asked_when_nothing_ran() {
     };
     let forwarder = forwarder(&[&gone, &b.node, &c.node]);
     for (turned, counted) in [
-        (Turned::Stopping, &forwarder.counts().stopping),
         (Turned::NotHere, &forwarder.counts().not_here),
         (Turned::Full, &forwarder.counts().full),
+        (Turned::Stopping, &forwarder.counts().stopping), // last, since who stops is asked last from then on
     ] {
         *b.tools.turned.lock() = Some(turned);
         // Who has just turned a call down is passed over for a while.
