@@ -205,12 +205,13 @@ impl Sentinels {
     }
 
     /// Kills the master, waits until another one is, has the old one follow it, and waits until all is well again.
-    /// Returns how many keys the master had and the next one has, of those before and after.
-    pub(crate) fn fail_over(&mut self) -> (u64, u64) {
+    /// Returns how many keys the master had and the next one has, and how long there was none.
+    pub(crate) fn fail_over(&mut self) -> (u64, u64, Duration) {
         let old = self.master();
         let count = |server: &Redis| server.cli(&["DBSIZE"]).parse::<u64>().unwrap_or_default();
         let before = count(self.at(old));
         self.servers.iter_mut().find(|server| server.port == old).expect("one of ours").kill();
+        let killed = Instant::now();
         eventually("another one is the master", || {
             self.sentinels.iter().all(|sentinel| {
                 let told = sentinel.cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
@@ -218,12 +219,12 @@ impl Sentinels {
             }) && self.at(self.master()).cli(&["ROLE"]).starts_with("master")
         });
         let new = self.master();
-        let after = count(self.at(new));
+        let (after, without) = (count(self.at(new)), killed.elapsed());
         self.servers.iter_mut().find(|server| server.port == old).expect("one of ours").restart_as_replica_of(new);
         let synced = || self.at(new).cli(&["INFO", "replication"]).matches("state=online").count() == 2;
         eventually("both replicas follow", synced);
         self.until_whole();
-        (before, after)
+        (before, after, without)
     }
 
     pub(crate) fn url(&self) -> String {
