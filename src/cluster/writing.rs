@@ -116,7 +116,8 @@ pub(super) enum What {
     /// With the call that speaks there, and who waits until it is known.
     Opened(Bytes, Option<oneshot::Sender<()>>),
     Said(u64, Bytes),
-    Ended(u64),
+    /// With who waits to hear whether it was taken.
+    Ended(u64, Option<oneshot::Sender<bool>>),
 }
 
 /// One stream, as who speaks writes to it.
@@ -135,7 +136,7 @@ pub(super) struct Owed(Mutex<VecDeque<(Arc<Named>, u64)>>);
 
 impl Owed {
     fn note(&self, named: &Arc<Named>, what: &What) {
-        if let What::Ended(number) = what {
+        if let What::Ended(number, _) = what {
             let mut owed = self.0.lock();
             owed.truncate(OWED_MAX - 1);
             owed.push_back((Arc::clone(named), *number));
@@ -151,7 +152,14 @@ impl Writer {
 
     /// Nothing follows after the message of this number.
     pub(crate) fn end(&self, number: u64) {
-        self.put(What::Ended(number));
+        self.put(What::Ended(number, None));
+    }
+
+    /// The same; what is returned says whether it was taken, as far as that is known.
+    pub(crate) fn end_known(&self, number: u64) -> oneshot::Receiver<bool> {
+        let (known, taken) = oneshot::channel();
+        self.put(What::Ended(number, Some(known)));
+        taken
     }
 
     /// Whether what is said is not taken in any more: the stream has ended without us, or another has taken it over.
@@ -187,7 +195,7 @@ impl What {
     fn size(&self) -> usize {
         SIZE + match self {
             Self::Said(_, message) | Self::Opened(message, _) => message.len(),
-            Self::Ended(_) => 0,
+            Self::Ended(..) => 0,
         }
     }
 }
@@ -203,7 +211,7 @@ impl Streams {
             match what {
                 What::Opened(call, _) => script.arg(0).arg("0").arg(call.as_ref()),
                 What::Said(number, message) => script.arg(*number).arg("1").arg(message.as_ref()),
-                What::Ended(number) => script.arg(*number).arg("9").arg(""),
+                What::Ended(number, _) => script.arg(*number).arg("9").arg(""),
             };
         }
         Ok(self.link.script::<i8>(&script).await? > 0)
@@ -213,7 +221,7 @@ impl Streams {
     async fn pay(&self) {
         for _ in 0..OWED_MAX {
             let Some((named, number)) = self.owed.0.lock().pop_front() else { return };
-            if self.append(&named, &[What::Ended(number)]).await.is_err() {
+            if self.append(&named, &[What::Ended(number, None)]).await.is_err() {
                 return self.owed.0.lock().push_front((named, number));
             }
         }
@@ -246,11 +254,13 @@ pub(super) async fn write(streams: Streams, mut queue: mpsc::Receiver<(Arc<Named
             .for_each_concurrent(AT_ONCE, |(named, mut whats)| {
                 let streams = &streams;
                 async move {
+                    let mut is_lost = false;
                     for attempt in 1.. {
                         let failed = || whats.iter().for_each(|what| streams.owed.note(&named, what));
                         match streams.append(&named, &whats).await {
                             Ok(true) => break,
                             Ok(false) => {
+                                is_lost = attempt == 1; // else it may have been taken, and the answer lost
                                 named.lose();
                                 streams.counts.lost.fetch_add(1, Relaxed);
                                 break;
@@ -270,8 +280,10 @@ pub(super) async fn write(streams: Streams, mut queue: mpsc::Receiver<(Arc<Named
                     }
                     streams.waiting.fetch_sub(whats.iter().map(What::size).sum(), Relaxed);
                     for what in &mut whats {
-                        if let What::Opened(_, known) = what {
-                            let _ = known.take().map(|known| known.send(()));
+                        match what {
+                            What::Opened(_, known) => drop(known.take().map(|known| known.send(()))),
+                            What::Ended(_, known) => drop(known.take().map(|known| known.send(!is_lost))),
+                            What::Said(..) => {}
                         }
                     }
                 }

@@ -63,6 +63,7 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
         first: None,
         quiet: Quiet::new(conn.front.limits.stream_keep_alive()),
         resumable: None,
+        last: None,
         alone: false,
         place: Some(place),
     };
@@ -104,10 +105,15 @@ pub(crate) struct CallStream {
     quiet: Quiet,
     /// Where what is said is kept, once the stream has begun.
     resumable: Option<Resumable>,
+    /// The last events, which wait until the end is known to other instances, where there are any.
+    last: Option<(Bytes, Finishing)>,
     /// It goes on in a task of its own already.
     alone: bool,
     place: Option<Place>,
 }
+
+/// Whether the end was the end.
+type Finishing = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// A stream that its client can come back to.
 struct Resumable {
@@ -139,6 +145,10 @@ impl CallStream {
             self.resumable = Some(Resumable { log, reader, has_id });
         }
         bytes.extend_from_slice(&self.write_events(spoken));
+        if let Some((last, _)) = &mut self.last {
+            *last = bytes.into();
+            return (None, shared);
+        }
         ((!bytes.is_empty()).then(|| bytes.into()), shared)
     }
 
@@ -147,6 +157,11 @@ impl CallStream {
         if let Some(first) = self.first.take() {
             self.quiet.restart();
             return Poll::Ready(Some(first));
+        }
+        if let Some((_, finishing)) = &mut self.last {
+            let is_end = std::task::ready!(finishing.as_mut().poll(cx));
+            let last = self.last.take().map(|(last, _)| last);
+            return Poll::Ready(last.filter(|last| is_end && !last.is_empty()));
         }
         if self.is_lost(cx) {
             self.speaking.give_up();
@@ -160,7 +175,14 @@ impl CallStream {
             Poll::Pending => self.quiet.poll(cx).map(|()| Some(KEEP_ALIVE)),
             Poll::Ready(spoken) => {
                 self.quiet.restart();
+                let is_over = spoken.end.is_some();
                 let events = self.write_events(spoken);
+                if is_over && self.last.is_some() {
+                    if let Some((last, _)) = &mut self.last {
+                        *last = events.into();
+                    }
+                    return self.poll_event(cx);
+                }
                 if events.is_empty() && !self.speaking.is_over() && !self.is_released() {
                     cx.waker().wake_by_ref(); // something was said that is no event
                     return Poll::Pending;
@@ -189,19 +211,25 @@ impl CallStream {
     /// What was said as bytes of the stream.
     fn write_events(&mut self, spoken: Spoken) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let is_over = spoken.end.is_some();
+        let (is_over, mut last) = (spoken.end.is_some(), None);
         for (json, is_answer) in spoken.messages() {
             match &mut self.resumable {
                 Some(Resumable { log, has_id, .. }) => {
                     *has_id = true;
-                    let number = if is_answer { log.push_answer(json.clone()) } else { log.push(json.clone()) };
+                    let number = if is_answer {
+                        last = Some(json.clone());
+                        log.newest() + 1
+                    } else {
+                        log.push(json.clone())
+                    };
                     push_event_with_id(&mut bytes, &log.id(number), &json);
                 }
                 None => push_event(&mut bytes, &json),
             }
         }
         if let (true, Some(Resumable { log, .. })) = (is_over, &self.resumable) {
-            log.end(std::time::Instant::now());
+            let log = Arc::clone(log);
+            self.last = Some((Bytes::new(), Box::pin(async move { log.finish(last).await })));
         }
         bytes
     }
@@ -221,6 +249,9 @@ impl CallStream {
             });
             let spoken = spoken.await;
             self.write_events(spoken);
+            if let Some((_, finishing)) = self.last.take() {
+                finishing.await;
+            }
         }
     }
 }
@@ -229,6 +260,10 @@ impl Drop for CallStream {
     fn drop(&mut self) {
         let Some(resumable) = &self.resumable else { return };
         if self.speaking.is_over() {
+            // The end is written in any case, for who comes back.
+            if let (Some((_, finishing)), Ok(runtime)) = (self.last.take(), Handle::try_current()) {
+                runtime.spawn(finishing);
+            }
             return;
         }
         let runtime = match Handle::try_current() {
@@ -242,6 +277,7 @@ impl Drop for CallStream {
             quiet: Quiet::new(self.quiet.interval),
             // A reader of nothing: who comes back takes over from whoever was before.
             resumable: Some(Resumable { log: Arc::clone(&resumable.log), reader: 0, has_id: true }),
+            last: None,
             alone: true,
             place: self.place.take(),
         };

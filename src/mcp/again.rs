@@ -122,15 +122,18 @@ pub(super) async fn run(
             }
             speaking.poll(cx)
         });
+        let mut answer = None;
         for (json, is_answer) in spoken.await.messages() {
             if is_answer {
-                log.push_answer(json)
+                answer = Some(json);
             } else {
-                log.push(json)
-            };
+                log.push(json);
+            }
+        }
+        if speaking.is_over() {
+            log.finish(answer).await;
         }
     }
-    log.end(Instant::now());
     Ok(())
 }
 

@@ -13,13 +13,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::cluster::{sessions::Hash, streams::Streams, writing::Writer};
 
 /// The size of a message that is kept whatever else is.
 const SPARED_BYTES_MAX: usize = 4096;
+
+/// How long a client waits for its answer until other instances know it, should Redis be slow.
+const KNOWN_MAX: Duration = Duration::from_millis(500);
 
 /// What all kept messages take, over all sessions.
 #[derive(Debug)]
@@ -191,11 +194,20 @@ impl EventLog {
     }
 
     fn add(&self, message: Bytes, is_answer: bool) -> u64 {
-        let mut state = self.state.lock();
-        let number = state.first + state.messages.len() as u64;
+        let state = self.state.lock();
         if let Some(writer) = self.writer.get() {
+            let number = state.first + state.messages.len() as u64;
             writer.say(number, message.clone()); // under the lock, which is what keeps the order
         }
+        self.keep(state, message, is_answer)
+    }
+
+    fn add_here(&self, message: Bytes, is_answer: bool) -> u64 {
+        self.keep(self.state.lock(), message, is_answer)
+    }
+
+    fn keep(&self, mut state: MutexGuard<'_, State>, message: Bytes, is_answer: bool) -> u64 {
+        let number = state.first + state.messages.len() as u64;
         state.bytes += message.len();
         self.kept.bytes.fetch_add(message.len(), Ordering::Relaxed);
         state.messages.push_back(message);
@@ -216,6 +228,31 @@ impl EventLog {
         number
     }
 
+    /// The end of a call, with what it came to. Other instances know it before any client does, so that nobody runs the
+    /// call again who has it; false when another has taken the call over meanwhile, and this is not its end.
+    pub(crate) async fn finish(&self, answer: Option<Bytes>) -> bool {
+        if let Some(writer) = self.writer.get() {
+            let taken = {
+                let state = self.state.lock();
+                let mut number = state.first + state.messages.len() as u64 - 1;
+                if let Some(answer) = &answer {
+                    number += 1;
+                    writer.say(number, answer.clone());
+                }
+                writer.end_known(number)
+            };
+            if timeout(KNOWN_MAX, taken).await == Ok(Ok(false)) {
+                self.end_here(Instant::now());
+                return false;
+            }
+        }
+        if let Some(answer) = answer {
+            self.add_here(answer, true);
+        }
+        self.end_here(Instant::now());
+        true
+    }
+
     /// No more messages will come.
     pub(crate) fn end(&self, now: Instant) {
         let mut state = self.state.lock();
@@ -225,6 +262,12 @@ impl EventLog {
         {
             writer.end(state.first + state.messages.len() as u64 - 1);
         }
+        state.ended.get_or_insert(now);
+        wake(state);
+    }
+
+    fn end_here(&self, now: Instant) {
+        let mut state = self.state.lock();
         state.ended.get_or_insert(now);
         wake(state);
     }
@@ -314,7 +357,7 @@ impl Drop for EventLog {
 }
 
 /// Wakes the reader after the lock is gone.
-fn wake(mut state: parking_lot::MutexGuard<'_, State>) {
+fn wake(mut state: MutexGuard<'_, State>) {
     let waker = state.waker.take();
     drop(state);
     if let Some(waker) = waker {
