@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     doors::{Door, Life},
-    end_audit, note, scheme,
+    parts::scheme,
 };
 use crate::{
     cluster::{Status, forward::Listener},
@@ -24,6 +24,8 @@ use crate::{
 
 /// After the grace: time for the errors that end the last calls to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// For the last lines of the audit trail to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
 /// Between two looks at calls that go on without a connection.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// How many tools the start names; the rest are counted.
@@ -268,5 +270,21 @@ pub(super) fn tool_names(router: &Router) -> String {
     match tools.ordered().len() - named.len() {
         0 => named.join(" "),
         more => format!("{} and {more} more", named.join(" ")),
+    }
+}
+
+/// Puts something that is no call into the audit trail.
+pub(super) fn note(router: &Router, event: &str, detail: &str) {
+    if let Some(audit) = &router.audit {
+        audit.note(event, detail);
+    }
+}
+
+/// Writes what the audit trail still has to say.
+pub(super) fn end_audit(router: &Router) {
+    if let Some(audit) = &router.audit
+        && let Err(problem) = audit.stop(LAST_LINES)
+    {
+        tracing::error!("{problem}");
     }
 }

@@ -60,7 +60,7 @@ mod tests {
     use crate::{
         config::{Loaded, Tuning},
         runtime::Host,
-        server::{Server, io_runtime},
+        server::{Server, parts::io_runtime},
         tasks::{After, Change, Record, Store, StoreFuture},
     };
 

@@ -30,7 +30,7 @@ pub(super) fn start(
             && let Some(files) = secure.look_after(Instant::now(), &connections)
             && let Some(front) = front.upgrade()
         {
-            super::note(&front.router, "reload", &files);
+            super::running::note(&front.router, "reload", &files);
         }
         look(&front, &connections)
     })
@@ -62,7 +62,7 @@ fn look(front: &Weak<Front>, connections: &Weak<Connections>) -> bool {
     let Some(front) = front.upgrade() else { return false };
     front.router.dispatch.look_after(Instant::now());
     if let Some(news) = front.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.look_after(Instant::now())) {
-        super::note(&front.router, "reload", &news);
+        super::running::note(&front.router, "reload", &news);
     }
     let before = front.pressure.level();
     let level = front.pressure.look();

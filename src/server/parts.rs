@@ -1,0 +1,164 @@
+//! Single parts of a server, as the settings want them, with the error that names the setting.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::runtime::Runtime;
+
+use super::{StartError, place, share};
+use crate::{
+    cluster::{About, Cluster, JoinError, Status},
+    config::{Loaded, Tuning},
+    front::{Front, doorkeeper::Doorkeeper},
+    identity::Fetcher,
+    listener::Secure,
+    mcp::{router::Router, seal::Sealer, shared::Shared as SharedSessions},
+    rate::{Limiter, ToolRules},
+    runtime::{self, Flavor},
+    tool::{Tool, handler::Hosted},
+};
+
+/// How often callers may call, when that is limited.
+pub(super) fn limiter(tuning: &Tuning) -> Option<Limiter> {
+    let tools = tuning.tools.iter().map(|(name, tool)| {
+        let rules =
+            ToolRules { for_all: tool.rate.unwrap_or_default(), for_each: tool.rate_per_caller.unwrap_or_default() };
+        (name.as_str(), rules)
+    });
+    Limiter::new(&tuning.rate_limit, tools, Instant::now())
+}
+
+/// Connects to what instances share, when there are several. `addr` is where this one listens.
+pub(super) fn connect(
+    loaded: &Loaded,
+    addr: SocketAddr,
+    runtime: &Runtime,
+) -> Result<Option<Arc<Cluster>>, StartError> {
+    let tuning = &loaded.tuning;
+    if !tuning.cluster.is_on() {
+        return Ok(None);
+    }
+    let base = match tuning.cluster.advertise.as_str() {
+        "" => format!("{}{addr}", scheme(tuning)),
+        advertise => advertise.to_owned(),
+    };
+    let address = format!("{base}{}", tuning.server.path);
+    let connected = runtime.block_on(Cluster::connect(&tuning.cluster, &runtime::host_name(), &address));
+    connected.map(Some).map_err(|error| match error {
+        JoinError::Setting(path, message) => StartError::config(loaded.fault(path, message)),
+        JoinError::Away(why) => StartError::host("Redis is away, and cluster.start = \"refuse\"", why),
+    })
+}
+
+/// Shares the sessions of the older revisions. A record outlives its session's time a little, so that none expires
+/// between its use and the moment when that is noted.
+pub(super) fn share_sessions(
+    cluster: &Cluster,
+    router: &Arc<Router>,
+    idle_timeout_s: u64,
+    runtime: &Runtime,
+) -> Arc<SharedSessions> {
+    let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 10));
+    let expiry = Duration::from_secs(idle_timeout_s) + 2 * pause;
+    let _inside = runtime.enter();
+    SharedSessions::start(cluster.records(expiry), Arc::clone(router), pause)
+}
+
+/// Tells the other instances that this one is there, and then that it serves.
+pub(super) async fn join(cluster: &Arc<Cluster>, front: &Arc<Front>, max_load: usize, forwards: String) {
+    share::begin(cluster, &front.router);
+    let server = Arc::downgrade(front);
+    cluster.join(Box::new(move || {
+        let front = server.upgrade()?;
+        let (tools, load) = (place::can_run(&front.router), place::load(&front));
+        Some(About { load: load as u64, max_load: max_load as u64, tools, forwards: forwards.clone() })
+    }));
+    place::follow(cluster, &front.router);
+    cluster.status(Status::Running).await;
+}
+
+/// What gets the issuer's keys, where they are fetched.
+pub(super) fn fetcher(loaded: &Loaded) -> Result<Option<Fetcher>, StartError> {
+    let url = &loaded.tuning.auth.jwks_url;
+    let made = (!url.is_empty()).then(|| Fetcher::new(url)).transpose();
+    made.map_err(|message| StartError::config(loaded.fault("auth.jwks_url", message)))
+}
+
+/// Who tells who calls, when anybody is asked. `addr` is where it listens.
+pub(super) fn doorkeeper(loaded: &Loaded, addr: SocketAddr) -> Result<Option<Doorkeeper>, StartError> {
+    let tuning = &loaded.tuning;
+    Doorkeeper::new(&tuning.auth, &format!("{}{addr}", scheme(tuning)), &tuning.server.path)
+        .map_err(|message| StartError::config(loaded.fault("auth.keys_file", format!("[auth]: {message}"))))
+}
+
+/// What makes connections secure, when they are.
+pub(super) fn secure(loaded: &Loaded) -> Result<Option<Secure>, StartError> {
+    let tuning = &loaded.tuning;
+    Secure::new(&tuning.tls, tuning.http2.enabled)
+        .map_err(|message| StartError::config(loaded.fault("tls.certificate", format!("[tls]: {message}"))))
+}
+
+/// What this server's URL begins with.
+pub(super) fn scheme(tuning: &Tuning) -> &'static str {
+    if tuning.tls.is_on() { "https://" } else { "http://" }
+}
+
+/// What seals the state of rounds.
+pub(super) fn sealer(loaded: &Loaded) -> Result<Sealer, StartError> {
+    Sealer::new(&loaded.tuning.input).map_err(|message| StartError::config(loaded.fault("input.state_keys", message)))
+}
+
+/// Serves the tools that hosted handlers have, whenever they say that they are others.
+pub(super) async fn keep_tools(
+    router: Arc<Router>,
+    hosted: Hosted,
+    own: Vec<Tool>,
+    configs: std::collections::BTreeMap<String, crate::tool::Config>,
+) {
+    loop {
+        hosted.tools_changed.notified().await;
+        let listed = hosted.list_tools().await.map(|theirs| own.iter().cloned().chain(theirs).collect());
+        let replaced = listed.and_then(|tools| {
+            let replaced = router.dispatch.replace_tools(tools, &configs, router.request_timeout_ms);
+            replaced.map_err(|fault| format!("tool {:?}: {}", fault.name, fault.message))
+        });
+        match replaced {
+            Ok(()) => router.changes.tools(),
+            Err(error) => tracing::warn!(error, "a handler has other tools that cannot be served; the old ones stay"),
+        }
+    }
+}
+
+/// Turns of an I/O thread between two looks at what waits for any thread.
+const GLOBAL_QUEUE_INTERVAL: u32 = 4;
+
+/// Threads of the runtime that all share. Where each I/O thread has its own, one is left for what is no connection's.
+pub(super) fn shared_threads(flavor: Flavor, io_threads: usize) -> usize {
+    match flavor {
+        Flavor::MultiThread => io_threads,
+        Flavor::CurrentThread => 1,
+    }
+}
+
+pub(super) fn io_runtime(threads: usize) -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("io")
+        // With many busy connections most wait in the runtime's shared queue, which it looks at every so many turns: by
+        // its own default so seldom that some connections starve for a hundred times as long as others wait.
+        .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
+        .enable_all()
+        .build()
+        .map_err(|e| StartError::host("cannot start the I/O threads", e))
+}
+
+/// An address as a Host header names it, without the port.
+pub(super) fn addr_host(addr: SocketAddr) -> String {
+    match addr {
+        SocketAddr::V4(addr) => addr.ip().to_string(),
+        SocketAddr::V6(addr) => format!("[{}]", addr.ip()),
+    }
+}
