@@ -35,6 +35,9 @@ const RENEWAL: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(250);
 const ATTEMPTS: usize = 120;
 
+/// How often a stream is taken over: what ends one instance after the other is given up.
+const TAKEN_MAX: u64 = 8;
+
 /// Takes a stream over from the writer and token that are expected, after its last message or after what its reader has
 /// already, if that is more: the new token, the number, and the call. A 0 when somebody else was first or it has ended,
 /// -1 when nothing is kept, -2 when it was taken over too often.
@@ -58,11 +61,12 @@ local at, step = tonumber(ARGV[4]), 2
 if at <= number then
   at, step = number, kind + 1
 end
-if step > 8 then return {-2} end
+if step > 8 or tonumber(fence) >= tonumber(ARGV[8]) then return {-2} end
 local token = tonumber(fence) + 1
 redis.call('XADD', KEYS[1], string.format('%.0f-%d', at, step), 'n', ARGV[3], 'f', string.format('%.0f', token),
   'a', ARGV[5], 'x', ARGV[7], 's', string.format('%.0f', at - number))
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('PEXPIRE', KEYS[2], ARGV[6])
 return {token, at - number, redis.call('GET', KEYS[2])}",
     )
 });
@@ -232,7 +236,7 @@ impl Streams {
         let mut script = TAKE.prepare_invoke();
         script.key(self.key(hash, name)).key(self.call_key(hash, name));
         script.arg(format!("{gone:08x}")).arg(fence).arg(format!("{:08x}", self.tag)).arg(seen);
-        script.arg(about).arg(self.open_ms).arg(nonce);
+        script.arg(about).arg(self.open_ms).arg(nonce).arg(TAKEN_MAX);
         let mut answer: Result<Vec<Value>, LinkError> = self.link.script(&script).await;
         for _ in 0..ATTEMPTS {
             if !matches!(answer, Err(LinkError::Unknown(_) | LinkError::Away | LinkError::Crowded)) {

@@ -81,6 +81,7 @@ if not last then
   redis.pcall('RESTORE', KEYS[1], 0, redis.call('DUMP', KEYS[1]), 'REPLACE')
 end
 redis.call('PEXPIRE', KEYS[1], ms)
+redis.call('PEXPIRE', KEYS[2], ms)
 return 1",
     )
 });
@@ -221,8 +222,10 @@ impl Streams {
     async fn pay(&self) {
         for _ in 0..OWED_MAX {
             let Some((named, number)) = self.owed.0.lock().pop_front() else { return };
-            if self.append(&named, &[What::Ended(number, None)]).await.is_err() {
-                return self.owed.0.lock().push_front((named, number));
+            match self.append(&named, &[What::Ended(number, None)]).await {
+                Ok(_) => {}
+                Err(LinkError::Refused(why)) if !why.is_for_now() => {} // it will never be taken
+                Err(_) => return self.owed.0.lock().push_front((named, number)),
             }
         }
     }

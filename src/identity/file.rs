@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File, Metadata, OpenOptions},
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -138,8 +138,14 @@ impl Lock {
         let failed = |error| failed(&path, "be locked", &error);
         let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW).bits().cast_signed();
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).mode(MODE).custom_flags(flags).open(&path).map_err(failed)?;
-        give(&file, owner).map_err(failed)?;
+        options.write(true).mode(MODE).custom_flags(flags);
+        // Only what is made here is given away: another file may have been put there under that name.
+        let file = match options.clone().create_new(true).open(&path) {
+            Ok(file) => give(&file, owner).map(|()| file),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(&path),
+            Err(error) => Err(error),
+        };
+        let file = file.map_err(failed)?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         Ok(Self { _file: file })
     }

@@ -224,6 +224,9 @@ impl Follower {
     /// end. False when somebody else does, or nothing can be said now.
     async fn take_over(&self) -> bool {
         let (Some(writer), Some(router)) = (self.writer, self.router.upgrade()) else { return false };
+        if router.drain.is_started() {
+            return false; // its client comes back to another
+        }
         let claim = Claim { hash: self.hash, name: self.log.name(), about: &self.about, writer, seen: self.last };
         let (writer, missing, call) = match self.streams.take_over(&claim).await {
             Ok(Taken::Ours { writer, missing, call }) => (writer, missing, call),

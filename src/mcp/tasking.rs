@@ -162,6 +162,9 @@ async fn finish(handle: Handle, outcome: Result<Answered, CallError>) {
 impl Defers for Deferral {
     fn begin(&self) -> Waiting<'_, ()> {
         Box::pin(async {
+            if self.begun.get().is_some() {
+                return Ok(()); // an instance ran it for us that has gone, and the next one asks again
+            }
             let counts_for = self.caller.counts_for(self.share);
             let made_by = Some(self.tool.tool.name().to_owned());
             let request = self.request.get().cloned();

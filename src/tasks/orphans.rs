@@ -21,12 +21,19 @@ use crate::cluster::link::{LinkError, Script, cmd};
 /// Tasks that were found and not taken over, since who asked was not their owner.
 const FOUND_MAX: usize = 1000;
 
+/// How often a task is run again: what ends one instance after the other is given up.
+const AGAIN_MAX: u32 = 3;
+
 /// Takes a task over from the run and version that are expected: its request. Nothing when either is another, or there
 /// is none.
 static ADOPT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local now = redis.call('HMGET', KEYS[1], 'version', 'by', 'request')
 if now[1] ~= ARGV[1] or now[2] ~= ARGV[2] or not now[3] then return false end
+if redis.call('HINCRBY', KEYS[1], 'again', 1) > tonumber(ARGV[8]) then
+  redis.call('HDEL', KEYS[1], 'request')
+  return false
+end
 redis.call('HSET', KEYS[1], 'version', ARGV[3], 'record', ARGV[4], 'by', ARGV[5])
 if ARGV[7] ~= '' then redis.call('PUBLISH', ARGV[6], ARGV[7]) end
 return now[3]",
@@ -79,7 +86,7 @@ impl Shared {
         let (channel, news) = self.bus.of_task(&record.owner, id, record.version);
         let mut script = ADOPT.prepare_invoke();
         script.key(self.keys.task(id)).arg(before).arg(run).arg(record.version).arg(written(&record)?).arg(&self.run);
-        script.arg(channel).arg(news);
+        script.arg(channel).arg(news).arg(AGAIN_MAX);
         let request: Option<Vec<u8>> = self.link.script(&script).await.map_err(said)?;
         Ok(request.map(|request| (record, request.into())))
     }

@@ -1,6 +1,6 @@
 //! The listener that other instances hand calls over to. Who connects says who it is and proves with each request that it
-//! has the key of the deployment; what does not is refused before anything of it is read, and counted. What is taken over
-//! runs in a task of its own, which ends when the other instance takes the call back or is gone.
+//! has the key of the deployment; what does not is refused, and counted. What is taken over runs in a task of its own,
+//! which ends when the other instance takes the call back or is gone.
 
 use std::{
     collections::HashMap,
@@ -52,6 +52,8 @@ use crate::{
 
 /// Connections at once: one of each instance, and those of who does not belong here, which are soon closed.
 const CONNECTIONS_MAX: usize = 1024;
+/// So long a call may be on its way here; what is not there by then holds memory for nothing.
+const BODY_WITHIN: Duration = Duration::from_secs(5);
 /// From the connection to the first words.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const HELLO_BYTES_MAX: usize = 4096;
@@ -354,7 +356,7 @@ impl Session {
         let kib = u32::try_from(length / KIB + 1).unwrap_or(u32::MAX);
         let memory = Arc::clone(&shared.memory).try_acquire_many_owned(kib);
         let memory = memory.map_err(|_| shared.turned(Turned::Full))?;
-        let body = collect(body, length).await.ok_or_else(|| shared.broken())?;
+        let body = timeout(BODY_WITHIN, collect(body, length)).await.ok().flatten().ok_or_else(|| shared.broken())?;
         Ok((body, memory))
     }
 
