@@ -121,6 +121,10 @@ pub(super) fn look_after(router: &Arc<Router>, asker: Asker, params: &Value) {
 }
 
 async fn run_again(router: Arc<Router>, tasks: Arc<Tasks>, asker: Asker, id: String) {
+    // A hosted handler may have tasks of its own under any id, and answers for them: ours are their owner's alone.
+    if !matches!(tasks.get(asker.caller.subject(), &id).await, Ok(Some(_))) {
+        return;
+    }
     let (record, handle, request) = match tasks.adopt(&id).await {
         Ok(Some(adopted)) => adopted,
         Ok(None) => return,
