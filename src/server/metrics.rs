@@ -64,15 +64,17 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         .only(link.in_flight(cluster.config.in_flight_max));
     out.counter("bigiron_cluster_commands_total", "Commands to Redis, by what came of them");
     let counts = link.counts();
-    for (outcome, count) in [
-        ("answered", &counts.answered),
-        ("refused", &counts.refused),
-        ("unknown", &counts.unknown),
-        ("away", &counts.away),
-        ("crowded", &counts.crowded),
-    ] {
-        out.value(&Labels::new(&[("outcome", outcome)]), count.load(Relaxed));
-    }
+    each(
+        out,
+        "outcome",
+        [
+            ("answered", &counts.answered),
+            ("refused", &counts.refused),
+            ("unknown", &counts.unknown),
+            ("away", &counts.away),
+            ("crowded", &counts.crowded),
+        ],
+    );
     out.counter("bigiron_cluster_connects_total", "Attempts to connect to Redis").only(counts.connects.load(Relaxed));
     out.counter(
         "bigiron_cluster_messages_missed_total",
@@ -85,9 +87,7 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         "bigiron_cluster_news_total",
         "News of changes: told to other instances, heard from them, or unreadable",
     );
-    for (what, count) in [("told", &news.told), ("heard", &news.heard), ("odd", &news.odd)] {
-        out.value(&Labels::new(&[("what", what)]), count.load(Relaxed));
-    }
+    each(out, "what", [("told", &news.told), ("heard", &news.heard), ("odd", &news.odd)]);
     let help = "Times that news may have been missed, so that everything was taken for changed";
     out.counter("bigiron_cluster_news_gaps_total", help).only(news.gaps.load(Relaxed));
     let Some(registry) = cluster.registry() else { return };
@@ -101,17 +101,24 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         .only(counts.corrupt.load(Relaxed) + cluster.corrupt.load(Relaxed));
 }
 
+/// A value for each of these counts, told apart by a label.
+fn each<const N: usize>(out: &mut Exposition, label: &str, counts: [(&str, &AtomicU64); N]) {
+    for (name, count) in counts {
+        out.value(&Labels::new(&[(label, name)]), count.load(Relaxed));
+    }
+}
+
 /// What became of calls whose instance had gone.
 fn taken_over(out: &mut Exposition, streams: &Streams) {
     let counts = streams.counts();
     let help = "Calls whose instance had gone and whose client came back here. again: run again. error: ended, since it \
                 may have run. task: a task that was run again. lost: one of this instance that another took over";
     out.counter("bigiron_cluster_calls_taken_over_total", help);
-    for (what, count) in
-        [("again", &counts.again), ("error", &counts.given_up), ("task", &counts.tasks), ("lost", &counts.lost)]
-    {
-        out.value(&Labels::new(&[("what", what)]), count.load(Relaxed));
-    }
+    each(
+        out,
+        "what",
+        [("again", &counts.again), ("error", &counts.given_up), ("task", &counts.tasks), ("lost", &counts.lost)],
+    );
 }
 
 /// Calls of tools that are placed: those that others run for this instance, and those that it runs for others.
@@ -120,38 +127,40 @@ fn forwards(out: &mut Exposition, forwarder: &Forwarder, listener: &Listener) {
     let help = "Calls of tools that are placed on other instances, by what came of it. answered: another instance ran it. \
                 nowhere: no instance could take it, and it did not run. lost: the instance that may have run it is gone";
     out.counter("bigiron_forwarded_calls_total", help);
-    for (what, count) in [("answered", &given.answered), ("nowhere", &given.nowhere), ("lost", &given.lost)] {
-        out.value(&Labels::new(&[("ended", what)]), count.load(Relaxed));
-    }
+    each(out, "ended", [("answered", &given.answered), ("nowhere", &given.nowhere), ("lost", &given.lost)]);
     let help = "Attempts to hand a call over that were followed by the next instance, by why. unreachable: no connection. \
                 not_here: it has not the tool. stopping: it takes nothing new. full: it has no room. strange: it is none of \
                 the deployment, or has another key. broken: it was lost, and the call may be repeated";
     out.counter("bigiron_forward_retries_total", help);
-    for (why, count) in [
-        ("unreachable", &given.unreachable),
-        ("not_here", &given.not_here),
-        ("stopping", &given.stopping),
-        ("full", &given.full),
-        ("strange", &given.strange),
-        ("broken", &given.broken),
-    ] {
-        out.value(&Labels::new(&[("why", why)]), count.load(Relaxed));
-    }
+    each(
+        out,
+        "why",
+        [
+            ("unreachable", &given.unreachable),
+            ("not_here", &given.not_here),
+            ("stopping", &given.stopping),
+            ("full", &given.full),
+            ("strange", &given.strange),
+            ("broken", &given.broken),
+        ],
+    );
     out.gauge("bigiron_forwarded_calls_in_flight", "Calls under way at other instances").only(forwarder.in_flight());
     let help = "Calls that other instances wanted to hand over, by what came of it. run: it ran here. not_here: this \
                 instance has not the tool. stopping: it takes nothing new. full: there was no room. forged: no proof that \
                 it comes from an instance of the deployment. broken: it was no call";
     out.counter("bigiron_forwards_total", help);
-    for (what, count) in [
-        ("run", &taken.run),
-        ("not_here", &taken.not_here),
-        ("stopping", &taken.stopping),
-        ("full", &taken.full),
-        ("forged", &taken.forged),
-        ("broken", &taken.broken),
-    ] {
-        out.value(&Labels::new(&[("what", what)]), count.load(Relaxed));
-    }
+    each(
+        out,
+        "what",
+        [
+            ("run", &taken.run),
+            ("not_here", &taken.not_here),
+            ("stopping", &taken.stopping),
+            ("full", &taken.full),
+            ("forged", &taken.forged),
+            ("broken", &taken.broken),
+        ],
+    );
     out.gauge("bigiron_forwards_in_flight", "Calls of other instances that run here").only(listener.inside());
 }
 
@@ -162,23 +171,25 @@ fn shared_results(out: &mut Exposition, results: &Results) {
                 instance made it meanwhile. miss: there was none. corrupt: what was there is no result of this version. \
                 unknown: Redis did not say";
     out.counter("bigiron_cache_shared_looks_total", help);
-    for (what, count) in [
-        ("hit", &counts.hits),
-        ("awaited", &counts.awaited),
-        ("miss", &counts.misses),
-        ("corrupt", &counts.corrupt),
-        ("unknown", &counts.unknown),
-    ] {
-        out.value(&Labels::new(&[("result", what)]), count.load(Relaxed));
-    }
+    each(
+        out,
+        "result",
+        [
+            ("hit", &counts.hits),
+            ("awaited", &counts.awaited),
+            ("miss", &counts.misses),
+            ("corrupt", &counts.corrupt),
+            ("unknown", &counts.unknown),
+        ],
+    );
     let help = "Results made here, by whether the others have them. not_written: Redis did not take it, or too many were \
                 under way. fenced: another instance had taken over";
     out.counter("bigiron_cache_shared_writes_total", help);
-    for (what, count) in
-        [("written", &counts.written), ("not_written", &counts.not_written), ("fenced", &counts.fenced)]
-    {
-        out.value(&Labels::new(&[("result", what)]), count.load(Relaxed));
-    }
+    each(
+        out,
+        "result",
+        [("written", &counts.written), ("not_written", &counts.not_written), ("fenced", &counts.fenced)],
+    );
 }
 
 fn limits(loaded: &Loaded) -> Limits {

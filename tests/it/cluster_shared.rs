@@ -7,7 +7,6 @@ use std::{
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use bigiron::{
@@ -25,7 +24,8 @@ use tokio::sync::Semaphore;
 use crate::{
     cluster::{metric, start as start_process},
     redis::Redis,
-    support::{Client, Response, call, eventually, get, listen, meta, metrics, modern, modern_headers, start},
+    support::{Client, Response, call, eventually, get, listen, metrics, modern, modern_headers, start},
+    tasks,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -399,39 +399,11 @@ fn changes_that_one_instance_tells_reach_the_streams_of_all_once() {
     }
 }
 
-/// Counts a running call, down again when it is dropped.
-struct Inside(Arc<AtomicUsize>);
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 /// Two that have tasks; how many run is counted over both.
 fn tasking(redis: &Redis, tune: impl Fn(&mut Tuning)) -> ([Running; 2], Arc<AtomicUsize>) {
     let inside = Arc::<AtomicUsize>::default();
     let both = ["a", "b"].map(|id| {
-        let counted = Arc::clone(&inside);
-        let server = Server::builder()
-            .tasks()
-            .async_tool("confirm", "Asks in the middle", |(): (), ctx: Ctx| async move {
-                ctx.become_task().await?;
-                let form = json!({ "type": "object", "properties": {} });
-                let answer = ctx.ask("sure", Input::elicit("Sure?", form)).await?;
-                Ok::<_, CallError>(format!("The user said {}", answer["action"].as_str().unwrap_or_default()))
-            })
-            .async_tool("hang", "Never ends by itself", move |(): (), ctx: Ctx| {
-                counted.fetch_add(1, Ordering::SeqCst);
-                let inside = Inside(Arc::clone(&counted));
-                async move {
-                    let _inside = inside;
-                    ctx.require_task().await?;
-                    tokio::time::sleep(Duration::from_secs(3600)).await;
-                    Ok::<_, CallError>("never")
-                }
-            });
-        instance(redis, id, server, |tuning| {
+        instance(redis, id, tasks::tools(&inside), |tuning| {
             tuning.tasks.poll_interval_ms = 60_000; // what is noticed is noticed by the news
             tune(tuning);
         })
@@ -440,11 +412,8 @@ fn tasking(redis: &Redis, tune: impl Fn(&mut Tuning)) -> ([Running; 2], Arc<Atom
     (both, inside)
 }
 
-fn ask(server: &Running, method: &str, name: &str, mut params: Value) -> Response {
-    params["_meta"] = meta();
-    params["_meta"]["io.modelcontextprotocol/clientCapabilities"] =
-        json!({ "elicitation": {}, "extensions": { "io.modelcontextprotocol/tasks": {} } });
-    Client::connect(server.addr()).post(&modern_headers(method, name), &modern(1, method, params))
+fn ask(server: &Running, method: &str, name: &str, params: Value) -> Response {
+    tasks::ask_over(Client::connect(server.addr()), method, name, params)
 }
 
 fn begin(server: &Running, tool: &str) -> String {

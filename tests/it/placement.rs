@@ -348,6 +348,17 @@ fn processes(redis: &Redis, sets: &[&str], roles: [&str; 3]) -> [Process; 3] {
 
 const NO_ROLES: [&str; 3] = ["[]", "[]", "[]"];
 
+/// How many calls were made, and those that failed.
+fn joined<T>(callers: impl IntoIterator<Item = thread::JoinHandle<(usize, Vec<T>)>>) -> (usize, Vec<T>) {
+    let (mut count, mut failed) = (0, Vec::new());
+    for caller in callers {
+        let (calls, wrong) = caller.join().expect("it calls");
+        count += calls;
+        failed.extend(wrong);
+    }
+    (count, failed)
+}
+
 /// Calls a tool again and again through some instances until it is enough; the number of calls, and those that failed.
 fn load(
     addrs: &[SocketAddr],
@@ -399,12 +410,7 @@ fn a_node_that_is_drained_under_load_fails_no_call() {
         (0..3).filter(|at| *at != leaving).all(|at| nodes(all[at].admin_addr).len() == 2)
     });
     is_enough.store(true, Ordering::SeqCst);
-    let (mut count, mut failed) = (0, Vec::new());
-    for caller in callers {
-        let (calls, wrong) = caller.join().expect("it calls");
-        count += calls;
-        failed.extend(wrong);
-    }
+    let (count, failed) = joined(callers);
     assert!(failed.is_empty() && count > 100, "{count} calls, {} failed: {:?}", failed.len(), failed.first());
     let line = all[leaving].log_line_with("stopped");
     assert!(line.contains("every call was answered"), "{line}");
@@ -452,12 +458,7 @@ fn restarted(rounds: usize) {
         }
     }
     is_enough.store(true, Ordering::SeqCst);
-    let (mut count, mut failed) = (0, Vec::new());
-    for caller in callers {
-        let (calls, wrong) = caller.join().expect("it calls");
-        count += calls;
-        failed.extend(wrong);
-    }
+    let (count, failed) = joined(callers);
     let restarts = rounds * IDS.len();
     assert!(failed.is_empty(), "{restarts} restarts, {count} calls, {} failed: {:?}", failed.len(), failed.first());
     assert_eq!(answered() as usize, count, "{restarts} restarts: each call ran elsewhere, and was answered once");

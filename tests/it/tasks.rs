@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use bigiron::{Ctx, Input, Server, error::CallError, server::Running};
+use bigiron::{
+    Ctx, Input, Server,
+    error::CallError,
+    server::{Builder, Running},
+};
 use serde_json::{Value, json};
 
 use crate::support::{Client, Response, eventually, listen, meta, modern, modern_headers, start};
@@ -22,10 +26,10 @@ impl Drop for Inside {
     }
 }
 
-fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> (Running, Arc<AtomicUsize>) {
-    let inside = Arc::<AtomicUsize>::default();
-    let counted = Arc::clone(&inside);
-    let server = Server::builder()
+/// A server with the tools of these tests, of which `inside` says how many calls run.
+pub(crate) fn tools(inside: &Arc<AtomicUsize>) -> Builder {
+    let counted = Arc::clone(inside);
+    Server::builder()
         .tasks()
         .async_tool("confirm", "Asks in the middle", |(): (), ctx: Ctx| async move {
             ctx.become_task().await?;
@@ -41,8 +45,12 @@ fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> (Running, Arc<Atomi
                 tokio::time::sleep(Duration::from_secs(3600)).await;
                 Ok::<_, CallError>("never")
             }
-        });
-    (start(server, tune), inside)
+        })
+}
+
+fn serve(tune: impl FnOnce(&mut bigiron::config::Tuning)) -> (Running, Arc<AtomicUsize>) {
+    let inside = Arc::<AtomicUsize>::default();
+    (start(tools(&inside), tune), inside)
 }
 
 /// A request of a client that can fetch answers later.
@@ -50,7 +58,7 @@ fn ask(running: &Running, method: &str, name: &str, params: Value) -> Value {
     ask_over(Client::connect(running.addr()), method, name, params).json()
 }
 
-fn ask_over(mut client: Client, method: &str, name: &str, mut params: Value) -> Response {
+pub(crate) fn ask_over(mut client: Client, method: &str, name: &str, mut params: Value) -> Response {
     params["_meta"] = meta();
     params["_meta"]["io.modelcontextprotocol/clientCapabilities"] =
         json!({ "elicitation": {}, "extensions": { "io.modelcontextprotocol/tasks": {} } });
