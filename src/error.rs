@@ -58,6 +58,10 @@ pub enum CallError {
     Draining,
     /// No instance that runs the tool can be reached, or each has no room. The call did not run. Safe to retry.
     Nowhere {
+        /// The tool.
+        tool: String,
+        /// The roles that run it; none where it runs on any. Nothing of a client's: they are not told to one.
+        roles: Vec<String>,
         /// Seconds until it is worth trying again.
         retry_after_s: u32,
     },
@@ -100,9 +104,10 @@ impl fmt::Display for CallError {
                 )
             }
             Self::Draining => f.write_str("the server is stopping; the call was not finished and may have run in part"),
-            Self::Nowhere { retry_after_s } => write!(
+            Self::Nowhere { tool, retry_after_s, .. } => write!(
                 f,
-                "no instance that runs this tool can take the call at the moment; it did not run; try again in {retry_after_s} s"
+                "no instance that runs {tool:?} can take the call at the moment; it did not run; try again in \
+                 {retry_after_s} s"
             ),
             Self::Lost => f.write_str("the instance that ran this call has ended; the call may have run"),
             Self::Cancelled => f.write_str("cancelled by the caller"),

@@ -2,7 +2,7 @@
 //! whether it did.
 //!
 //! `cargo bench --bench experiments` runs all, and those that are named when some are: `-- overload`, `short-calls`,
-//! `metastability`, `fairness`, `wedged`, `memory`, `quota`, `auth`, `tls`, `rate-limit`, `floods`, `timing`,
+//! `metastability`, `fairness`, `wedged`, `memory`, `quota`, `pool`, `auth`, `tls`, `rate-limit`, `floods`, `timing`,
 //! `hanging-issuer` and `cluster`. `--quick` makes every stretch shorter. Loads come from cores that the server does not
 //! have. It fails when something did not hold. `memory` and `quota` need to be root, for cgroups of their own, and
 //! `cluster` needs redis-server. `--bigiron PATH` tries another program.
@@ -18,6 +18,7 @@ mod hanging_issuer;
 mod issuer;
 mod lab;
 mod overload;
+mod pool;
 mod rate_limit;
 /// The parser of answers of `bigiron bench`: what that does not read rightly, neither do these.
 #[allow(dead_code)] // that one opens sessions, too
@@ -40,7 +41,7 @@ type Experiment = fn(&Lab) -> Result<()>;
 /// The tool that costs a known time on a thread of the pool.
 const BURN: [&str; 4] = ["--tool", "burn", "--arguments", r#"{"ms":2}"#];
 
-const EXPERIMENTS: [(&str, Experiment); 14] = [
+const EXPERIMENTS: [(&str, Experiment); 15] = [
     ("overload", overload::overload),
     ("short-calls", overload::short_calls),
     ("metastability", overload::metastability),
@@ -48,6 +49,7 @@ const EXPERIMENTS: [(&str, Experiment); 14] = [
     ("wedged", wedged::wedged),
     ("memory", cgroups::memory),
     ("quota", cgroups::quota),
+    ("pool", pool::pool),
     ("auth", auth::auth),
     ("tls", tls::tls),
     ("rate-limit", rate_limit::rate_limit),

@@ -28,8 +28,8 @@ const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::
 /// Lines in the table for each row, of blocks and of functions.
 const SHARES_MAX: usize = 12;
 /// Functions that do nothing but enter the kernel.
-const SYSTEM_CALLS: [&str; 9] =
-    ["writev", "write", "recv", "read", "epoll_wait", "epoll_ctl", "accept4", "syscall", "setsockopt"];
+const SYSTEM_CALLS: [&str; 10] =
+    ["writev", "write", "send", "recv", "read", "epoll_wait", "epoll_ctl", "accept4", "syscall", "setsockopt"];
 
 /// Asks the server that the command starts for samples, which it writes when it ends.
 pub(crate) fn ask(command: &mut Command, saved: &Path) {

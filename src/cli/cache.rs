@@ -11,7 +11,11 @@ use std::{
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use crate::{config, front::admin::Invalidation, units::Secret};
+use crate::{
+    config,
+    front::admin::{Invalidation, OTHERS},
+    units::Secret,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What is read of an answer.
@@ -74,7 +78,15 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     let Verb::Invalidate(wish) = arguments.verb;
     let body = Invalidation { tool: wish.tool, arguments: wish.arguments, caller: wish.caller, all: wish.all };
     match super::credentials(wish.key_file.as_deref()).and_then(|key| ask(wish.admin, key.as_ref(), &body)) {
-        Ok(()) => super::print("forgotten\n"),
+        Ok(None) => super::print("forgotten\n"),
+        Ok(Some(others)) => {
+            // Who wants it forgotten everywhere, and goes on by this command's end, is not to think that it is.
+            let _ = writeln!(
+                io::stderr().lock(),
+                "bigiron cache invalidate: forgotten on this instance only; the others are {others}"
+            );
+            ExitCode::FAILURE
+        }
         Err(message) => {
             let _ = writeln!(io::stderr().lock(), "bigiron cache invalidate: {message}");
             ExitCode::FAILURE
@@ -82,7 +94,8 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn ask(admin: SocketAddr, key: Option<&Secret>, wish: &Invalidation) -> Result<(), String> {
+/// What is said of other instances that do not know yet, if that is so.
+fn ask(admin: SocketAddr, key: Option<&Secret>, wish: &Invalidation) -> Result<Option<String>, String> {
     let unreachable =
         |error: io::Error| format!("no admin listener answers on {admin}: {error}; --admin names another");
     let body = serde_json::to_string(wish).map_err(|error| error.to_string())?;
@@ -97,11 +110,12 @@ fn ask(admin: SocketAddr, key: Option<&Secret>, wish: &Invalidation) -> Result<(
     stream.write_all(request.as_bytes()).map_err(unreachable)?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).map_err(unreachable)?;
-    if answer.starts_with("HTTP/1.1 200") {
-        return Ok(());
-    }
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     let told = serde_json::from_str::<Value>(body).ok();
+    if answer.starts_with("HTTP/1.1 200") {
+        let others = told.as_ref().and_then(|told| told[OTHERS].as_str());
+        return Ok(others.map(str::to_owned));
+    }
     let told = told.as_ref().and_then(|told| told["error"]["message"].as_str());
     if told.is_some_and(|told| told.contains("the MCP endpoint is")) {
         return Err(format!(

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::SettingsArguments;
 use crate::{
-    cluster::{self, Node},
+    cluster::{self, Config, Endpoint, JoinError, Node},
     server::spreads,
 };
 
@@ -44,28 +44,45 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     };
     match runtime.block_on(cluster::nodes(config, &spreads(&loaded.tuning))) {
         Ok(nodes) if arguments.json => super::print(&format!("{}\n", json!({ "nodes": nodes }))),
+        Ok(nodes) if nodes.is_empty() => super::print(&nobody(config)),
         Ok(nodes) => super::print(&table(&nodes)),
-        Err(why) => told(&format!("Redis does not say: {why}"), 1),
+        Err(JoinError::Setting(setting, why)) => told(&format!("{setting}: {why}"), super::EXIT_CONFIG),
+        Err(JoinError::Away(why)) => told(&format!("{} does not say: {why}", at(config)), 1),
     }
 }
 
-const HEADS: [&str; 6] = ["ID", "STATUS", "HEARTBEAT", "LOAD", "ADDRESS", "VERSION"];
+/// Where they were looked for.
+fn at(config: &Config) -> String {
+    Endpoint::parse(&config.redis).map_or_else(|_| "Redis".to_owned(), |endpoint| endpoint.to_string())
+}
+
+fn nobody(config: &Config) -> String {
+    format!(
+        "no instance of {:?} (cluster.id) is there: nobody has a heartbeat under {}* (cluster.key_prefix) at {}\n",
+        config.id,
+        config.key_prefix,
+        at(config)
+    )
+}
+
+const HEADS: [&str; 7] = ["ID", "STATUS", "HEARTBEAT", "LOAD", "ADDRESS", "VERSION", "ROLES"];
 
 fn table(nodes: &[Node]) -> String {
     let rows = nodes.iter().map(|node| {
         [
             node.id.clone(),
-            node.status.to_string(),
+            format!("{}{}", node.status, if node.is_late() { ", late" } else { "" }),
             format!("{}.{} s ago", node.heartbeat_age_ms / 1000, node.heartbeat_age_ms % 1000 / 100),
             format!("{}/{}", node.load, node.max_load),
             node.address.clone(),
             node.version.clone(),
+            node.roles.join(" "),
         ]
     });
-    let rows: Vec<[String; 6]> = std::iter::once(HEADS.map(str::to_owned)).chain(rows).collect();
+    let rows: Vec<[String; 7]> = std::iter::once(HEADS.map(str::to_owned)).chain(rows).collect();
     let plain = |text: &str| -> String { text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect() };
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
+    let widths: [usize; 7] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{:width$}", plain(cell)));
@@ -86,19 +103,26 @@ mod tests {
             id: id.into(),
             status: Status::Running,
             heartbeat_age_ms,
+            heartbeat_s: 5,
             load: 1,
             max_load: 200,
             address: "http://127.0.0.1:5000/mcp\u{1b}[2J".into(),
             forwards: String::new(),
             version: "0.1.0".into(),
-            roles: Vec::new(),
+            roles: vec!["files".into(), "web".into()],
             tools: Vec::new(),
+            placed: None,
         };
         let text = table(&[node("a", 90), node("longer-name", 12_340)]);
+        assert!(
+            text.lines().all(|line| line.ends_with("VERSION  ROLES") || line.ends_with("0.1.0    files web")),
+            "{text}"
+        );
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[0].starts_with("ID           STATUS   HEARTBEAT"), "{text}");
-        assert!(lines[1].contains("0.0 s ago   1/200") && lines[2].contains("12.3 s ago  1/200"), "{text}");
+        assert!(lines[0].starts_with("ID           STATUS         HEARTBEAT"), "{text}");
+        assert!(lines[1].contains("running        0.0 s ago   1/200"), "{text}");
+        assert!(lines[2].contains("running, late  12.3 s ago  1/200"), "{text}");
         assert!(!text.contains('\u{1b}'), "nothing of another instance reaches the terminal as it is");
     }
 }

@@ -40,6 +40,8 @@ const WRITES_KIB_MAX: usize = 16 * 1024;
 /// How long a lease holds without its holder.
 const LEASE: Duration = Duration::from_secs(3);
 const RENEWAL: Duration = Duration::from_secs(1);
+/// The longest that an operator waits to hear whether others know what is to be forgotten.
+const FORGOT_WITHIN: Duration = Duration::from_secs(1);
 /// The longest that who waits does not look.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -191,9 +193,10 @@ impl Results {
         &self.counts
     }
 
-    /// Whether Redis is away, so that others hear of what is to be forgotten later.
-    pub(crate) fn is_away(&self) -> bool {
-        self.link.is_away()
+    /// Whether others know what is to be forgotten, now or within a moment. Else they hear of it later: Redis is away, or
+    /// takes no writes.
+    pub(crate) async fn forgot(&self) -> bool {
+        !self.link.is_away() && timeout(FORGOT_WITHIN, self.bus.forgot()).await.is_ok()
     }
 
     /// Has all instances forget results.

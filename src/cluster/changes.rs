@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    pin::pin,
     sync::{
         Arc, LazyLock, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -47,7 +48,7 @@ const REPEATED: Duration = Duration::from_secs(60);
 /// After a failure, until the next try.
 const PAUSE: Duration = Duration::from_millis(200);
 /// The least time that a generation is kept: runs that began before it have ended by then.
-const GENERATION: Duration = Duration::from_secs(86_400);
+pub(crate) const GENERATION: Duration = Duration::from_secs(86_400);
 
 /// A new generation, and the news of it, in one step.
 static FORGET: LazyLock<Script> = LazyLock::new(|| {
@@ -192,6 +193,8 @@ pub(crate) struct Bus {
     run: String,
     pending: Mutex<Pending>,
     wake: Notify,
+    /// An invalidation is in Redis.
+    forgot: Notify,
     landed: broadcast::Sender<(String, bool)>,
     begun: OnceLock<()>,
     generation_ms: AtomicU64,
@@ -207,6 +210,7 @@ impl Bus {
             run: run.to_owned(),
             pending: Mutex::default(),
             wake: Notify::new(),
+            forgot: Notify::new(),
             landed: broadcast::channel(LANDED_MAX).0,
             begun: OnceLock::new(),
             generation_ms: AtomicU64::new(GENERATION.as_millis() as u64),
@@ -232,6 +236,18 @@ impl Bus {
     /// Whether invalidations of this instance are not in Redis yet, so that what is there may be of before.
     pub(super) fn owes_forgetting(&self) -> bool {
         !self.pending.lock().forgets.is_empty()
+    }
+
+    /// Returns when invalidations of this instance are in Redis.
+    pub(super) async fn forgot(&self) {
+        loop {
+            let mut told = pin!(self.forgot.notified());
+            told.as_mut().enable();
+            if !self.owes_forgetting() {
+                return;
+            }
+            told.await;
+        }
     }
 
     /// Lists have changed; the bits are handed on as they are.
@@ -349,6 +365,7 @@ impl Bus {
             // When there were too many meanwhile, another is the first by now.
             if pending.forgets.front().is_some_and(|(_, first)| *first == generation) {
                 pending.forgets.pop_front();
+                self.forgot.notify_waiters();
             }
             let now = Instant::now();
             pending.told.retain(|(at, ..)| now.saturating_duration_since(*at) < REPEATED);

@@ -1,6 +1,6 @@
 //! What `cluster.redis` names: one server, a master that sentinels know, or a cluster.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
@@ -83,6 +83,29 @@ impl Endpoint {
     }
 }
 
+/// The URL, with what it leaves out. There is never a password in it.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let form = match &self.kind {
+            Kind::Single => "",
+            Kind::Sentinel(_) => "+sentinel",
+            Kind::Cluster => "-cluster",
+        };
+        write!(f, "redis{}{form}://", if self.tls { "s" } else { "" })?;
+        for (at, (host, port)) in self.hosts.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            match host.contains(':') {
+                true => write!(f, "{comma}[{host}]:{port}")?,
+                false => write!(f, "{comma}{host}:{port}")?,
+            }
+        }
+        if let Kind::Sentinel(master) = &self.kind {
+            write!(f, "/{master}")?;
+        }
+        if self.db == 0 { Ok(()) } else { write!(f, "/{}", self.db) }
+    }
+}
+
 fn parse_host(text: &str, port: u16) -> Option<(String, u16)> {
     let is_name = |host: &str| {
         !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
@@ -122,6 +145,15 @@ mod tests {
         let cluster = parse("rediss-cluster://127.0.0.1:7000,127.0.0.1:7001");
         assert!(cluster.kind == Kind::Cluster && cluster.tls && cluster.is_local());
         assert!(!parse("redis://127.0.0.1.example").is_local());
+        for (text, whole) in [
+            ("redis://a", "redis://a:6379"),
+            ("rediss://[::1]:7000/3", "rediss://[::1]:7000/3"),
+            ("redis+sentinel://a,b:7/m/2", "redis+sentinel://a:26379,b:7/m/2"),
+            ("rediss-cluster://a:1,b:2", "rediss-cluster://a:1,b:2"),
+        ] {
+            assert_eq!(parse(text).to_string(), whole);
+            assert_eq!(parse(whole), parse(text));
+        }
     }
 
     #[test]

@@ -1,34 +1,17 @@
 //! The names of all keys. What a client sends never stands in one as it is: it comes here as a hash, so that nothing in
 //! it can be taken for a separator or a hash tag.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
-
 /// Makes keys, all with one beginning.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     prefix: String,
     /// In a cluster keys of one script have one slot, which is what the braces say.
     is_cluster: bool,
-    /// They were found to be another deployment's.
-    are_foreign: Arc<AtomicBool>,
 }
 
 impl Keys {
     pub(crate) fn new(prefix: &str, is_cluster: bool) -> Self {
-        Self { prefix: prefix.to_owned(), is_cluster, are_foreign: Arc::default() }
-    }
-
-    /// Notes whether they are this deployment's.
-    pub(super) fn note_owner(&self, are_ours: bool) {
-        self.are_foreign.store(!are_ours, Relaxed);
-    }
-
-    /// Whether they are another deployment's, as far as is known: then nothing under them is touched.
-    pub(crate) fn are_foreign(&self) -> bool {
-        self.are_foreign.load(Relaxed)
+        Self { prefix: prefix.to_owned(), is_cluster }
     }
 
     /// What all keys begin with.
@@ -71,7 +54,7 @@ impl Keys {
         format!("{}mail:{tag:08x}", self.prefix)
     }
 
-    /// There as long as a process lives that writes streams.
+    /// There as long as a process lives that writes streams and runs tasks.
     pub(crate) fn lives(&self, tag: u32) -> String {
         format!("{}lives:{tag:08x}", self.prefix)
     }
@@ -105,11 +88,6 @@ impl Keys {
     pub(crate) fn tasks(&self, of: &str) -> String {
         let tag = if self.is_cluster { "{tasks}" } else { "tasks" };
         format!("{}{tag}:{of}", self.prefix)
-    }
-
-    /// There as long as a process lives that runs tasks.
-    pub(crate) fn alive(&self, run: &str) -> String {
-        format!("{}alive:{run}", self.prefix)
     }
 
     /// The key that seals `requestState`.

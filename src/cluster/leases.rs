@@ -1,36 +1,25 @@
-//! Who writes a stream of a session, and how another comes to: each process says all the time that it lives (its lease),
-//! and a stream whose writer does not is taken over by one of those who read it. Each that takes a stream over gets a
-//! fencing token one above that of the writer before, in the same step in which it is noted in the stream itself; so of
-//! several who try, one succeeds, and whoever was only slow is refused from then on (`streams`).
-//!
-//! ```text
-//! lives:{PROCESS}    there as long as the process renews it
-//! ```
+//! Who writes a stream of a session, and how another comes to: a stream whose writer is gone (`presence`) is taken over
+//! by one of those who read it. Each that takes a stream over gets a fencing token one above that of the writer before,
+//! in the same step in which it is noted in the stream itself; so of several who try, one succeeds, and whoever was only
+//! slow is refused from then on (`streams`).
 
 use std::{
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{LazyLock, atomic::AtomicU64},
     time::Duration,
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use redis::Value;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use serde_json::Value as JsonValue;
+use tokio::time::sleep;
 
 use super::{
     link::{LinkError, Script, cmd},
-    sessions::Hash,
+    sessions::{Hash, cancelled, mark},
     streams::Streams,
-    writing::{Named, Writer},
+    writing::{OpenStream, Writer},
 };
 
-/// So long a process lives that said so, and the pause until it says so again. What hangs for longer than the lease has
-/// lost its streams to whoever asks for them.
-const LEASE: Duration = Duration::from_secs(10);
-const RENEWAL: Duration = Duration::from_secs(3);
 /// Between two attempts to take a stream over while it is not known what came of the last, and how many there are.
 const AGAIN: Duration = Duration::from_millis(250);
 const ATTEMPTS: usize = 120;
@@ -39,8 +28,8 @@ const ATTEMPTS: usize = 120;
 const TAKEN_MAX: u64 = 8;
 
 /// Takes a stream over from the writer and token that are expected, after its last message or after what its reader has
-/// already, if that is more: the new token, the number, and the call. A 0 when somebody else was first or it has ended,
-/// -1 when nothing is kept, -2 when it was taken over too often.
+/// already, if that is more: the new token, the number, the call, and whether it was taken back. A 0 when somebody else
+/// was first or it has ended, -1 when nothing is kept, -2 when it was taken over too often.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
@@ -55,7 +44,14 @@ for i = 1, #last[2], 2 do
   if last[2][i] == 'x' then nonce = last[2][i + 1] end
   if last[2][i] == 's' then skipped = last[2][i + 1] end
 end
-if nonce == ARGV[7] then return {tonumber(fence), tonumber(skipped), redis.call('GET', KEYS[2])} end
+local function taken(token, missing)
+  local is_cancelled = 0
+  for _, mark in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    if mark == ARGV[9] then is_cancelled = 1 end
+  end
+  return {token, missing, redis.call('GET', KEYS[2]), is_cancelled}
+end
+if nonce == ARGV[7] then return taken(tonumber(fence), tonumber(skipped)) end
 if by ~= ARGV[1] or fence ~= ARGV[2] then return {0} end
 local at, step = tonumber(ARGV[4]), 2
 if at <= number then
@@ -67,7 +63,7 @@ redis.call('XADD', KEYS[1], string.format('%.0f-%d', at, step), 'n', ARGV[3], 'f
   'a', ARGV[5], 'x', ARGV[7], 's', string.format('%.0f', at - number))
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 redis.call('PEXPIRE', KEYS[2], ARGV[6])
-return {token, at - number, redis.call('GET', KEYS[2])}",
+return taken(token, at - number)",
     )
 });
 
@@ -80,53 +76,6 @@ redis.call('PUBLISH', ARGV[1], ARGV[2] .. string.format('%.0f', turn) .. ' ' .. 
 return turn",
     )
 });
-
-/// After Redis was away nobody is judged by what is not there for so long: others have to find their way back first.
-const UNSTEADY: Duration = Duration::from_secs(5);
-
-/// Whether what is missing in Redis says something of others.
-#[derive(Debug, Default)]
-pub(crate) struct Steady(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    /// When our own lease was renewed last.
-    renewed: Option<Instant>,
-    /// How often Redis was away by the last look.
-    times_away: u64,
-    /// Leases, and those who listen, are there again from then on, if their owners are.
-    leases_from: Option<Instant>,
-    listeners_from: Option<Instant>,
-}
-
-impl Steady {
-    /// Our own lease was renewed. When that took long, others may not have come to it at all.
-    fn note_renewal(&self, now: Instant) {
-        let mut state = self.0.lock();
-        match state.renewed.replace(now) {
-            Some(before) if now.duration_since(before) <= 2 * RENEWAL => {}
-            Some(_) => state.leases_from = Some(now + LEASE),
-            None => state.leases_from = Some(now + RENEWAL),
-        }
-    }
-
-    /// Our own connection was another for a moment, or none.
-    fn note_gap(&self, now: Instant) {
-        self.0.lock().listeners_from = Some(now + UNSTEADY);
-    }
-
-    /// Whether it says something that somebody does not listen, and that somebody has no lease.
-    fn look(&self, now: Instant, times_away: u64) -> (bool, bool) {
-        let mut state = self.0.lock();
-        if std::mem::replace(&mut state.times_away, times_away) != times_away {
-            state.listeners_from = Some(now + UNSTEADY);
-        }
-        let is_over = |from: Option<Instant>| from.is_none_or(|from| now >= from);
-        let listeners = is_over(state.listeners_from);
-        let is_renewed = state.renewed.is_some_and(|renewed| now.duration_since(renewed) <= 2 * RENEWAL);
-        (listeners, listeners && is_renewed && is_over(state.leases_from))
-    }
-}
 
 /// What became here of calls whose instance had gone, since the start.
 #[derive(Debug, Default)]
@@ -151,6 +100,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) writer: (u32, u64),
     /// The number of the last message that its reader has.
     pub(crate) seen: u64,
+    /// The request that it answers.
+    pub(crate) request: &'a JsonValue,
 }
 
 /// What became of an attempt to take a stream over.
@@ -163,6 +114,8 @@ pub(crate) enum Taken {
         missing: u64,
         /// The call that spoke there, if it may be run again.
         call: Option<Bytes>,
+        /// Its client has taken it back.
+        is_cancelled: bool,
     },
     /// Somebody else has it, or it has ended.
     Others,
@@ -171,58 +124,8 @@ pub(crate) enum Taken {
 }
 
 impl Streams {
-    /// Says that this process lives, again and again, in a task of the runtime that this is called in, as long as
-    /// somebody can write.
-    pub(super) fn keep_lease(self, is_of_use: impl Fn() -> bool + Send + 'static) {
-        tokio::spawn(async move {
-            let mut ticks = interval(RENEWAL);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                if self.has_left.load(Relaxed) || !is_of_use() {
-                    return;
-                }
-                let mut set = cmd("SET");
-                set.arg(self.keys.lives(self.tag)).arg("").arg("PX").arg(LEASE.as_millis() as u64);
-                if self.link.query::<()>(&set).await.is_ok() {
-                    self.steady.note_renewal(Instant::now()); // else the next one comes soon
-                }
-            }
-        });
-    }
-
     pub(crate) fn counts(&self) -> &Counts {
         &self.counts
-    }
-
-    /// Gives the lease back: this process ends.
-    pub(crate) async fn leave(&self) {
-        self.has_left.store(true, Relaxed);
-        let _: Result<(), LinkError> = self.link.query(cmd("DEL").arg(self.keys.lives(self.tag))).await;
-    }
-
-    /// What others tell was not heard for a moment.
-    pub(crate) fn note_gap(&self) {
-        self.steady.note_gap(Instant::now());
-    }
-
-    /// Whether a process is there: it listens to its mail and renews its lease. `None` when that cannot be told.
-    pub(crate) async fn lives(&self, tag: u32) -> Option<bool> {
-        if tag == self.tag {
-            return Some(true);
-        }
-        // In a cluster all nodes are asked and the answers added up. What was killed listens no more at once.
-        let counted: Vec<(String, u64)> =
-            self.link.query(cmd("PUBSUB").arg("NUMSUB").arg(self.keys.mail(tag))).await.ok()?;
-        let (tell_listeners, tell_leases) = self.steady.look(Instant::now(), self.link.times_away());
-        if counted.first()?.1 == 0 {
-            return tell_listeners.then_some(false);
-        }
-        if !tell_leases {
-            return None;
-        }
-        let leased: u64 = self.link.query(cmd("EXISTS").arg(self.keys.lives(tag))).await.ok()?;
-        Some(leased > 0)
     }
 
     /// Takes over a stream whose writer has gone.
@@ -230,13 +133,13 @@ impl Streams {
     /// # Errors
     /// Redis does not say, also not when asked again.
     pub(crate) async fn take_over(&self, claim: &Claim<'_>) -> Result<Taken, LinkError> {
-        let Claim { hash, name, about, writer: (gone, fence), seen } = *claim;
+        let Claim { hash, name, about, writer: (gone, fence), seen, request } = *claim;
         // By which an attempt is known whose answer was lost.
         let nonce = format!("{:08x}{:08x}", self.tag, getrandom::u32().unwrap_or_default());
         let mut script = TAKE.prepare_invoke();
-        script.key(self.key(hash, name)).key(self.call_key(hash, name));
+        script.key(self.key(hash, name)).key(self.call_key(hash, name)).key(cancelled(&self.keys, hash));
         script.arg(format!("{gone:08x}")).arg(fence).arg(format!("{:08x}", self.tag)).arg(seen);
-        script.arg(about).arg(self.open_ms).arg(nonce).arg(TAKEN_MAX);
+        script.arg(about).arg(self.open_ms).arg(nonce).arg(TAKEN_MAX).arg(mark(request));
         let mut answer: Result<Vec<Value>, LinkError> = self.link.script(&script).await;
         for _ in 0..ATTEMPTS {
             if !matches!(answer, Err(LinkError::Unknown(_) | LinkError::Away | LinkError::Crowded)) {
@@ -258,12 +161,19 @@ impl Streams {
                 Err(_) => return Ok(Taken::Gone),
             },
         };
+        let is_cancelled = number(3) > 0;
         let call = match answer.into_iter().nth(2) {
             Some(Value::BulkString(call)) => Some(Bytes::from(call)),
             _ => None,
         };
-        let writer = self.writer(Named::new(hash, name.to_owned(), about.to_owned(), token));
-        Ok(Taken::Ours { writer, missing, call })
+        let writer = self.writer(OpenStream::new(hash, name.to_owned(), about.to_owned(), token));
+        Ok(Taken::Ours { writer, missing, call, is_cancelled })
+    }
+
+    /// Whether a call was taken back at an instance that did not run it.
+    pub(crate) async fn is_cancelled(&self, hash: Hash, request: &JsonValue) -> Result<bool, LinkError> {
+        let marks: Vec<String> = self.link.query(cmd("LRANGE").arg(cancelled(&self.keys, hash)).arg(0).arg(-1)).await?;
+        Ok(marks.contains(&mark(request)))
     }
 
     /// Counts a reader of a stream and tells the others of it; the number of its turn.
@@ -275,31 +185,5 @@ impl Streams {
         script.key(format!("{}:turns", self.keys.session(&hash.text()))).arg(self.keys.sessions());
         script.arg(format!("t{:08x}{}", self.tag, hash.text())).arg(self.open_ms).arg(name);
         self.link.script(&script).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_is_judged_while_redis_was_away() {
-        let (steady, start) = (Steady::default(), Instant::now());
-        let at = |seconds: u64| start + Duration::from_secs(seconds);
-        assert_eq!(steady.look(at(0), 0), (true, false), "others may have no lease yet");
-        for second in (0..=9).step_by(3) {
-            steady.note_renewal(at(second));
-        }
-        assert_eq!(steady.look(at(10), 0), (true, true));
-        assert_eq!(steady.look(at(16), 0), (true, false), "our own is not renewed either");
-        steady.note_renewal(at(17));
-        assert_eq!(steady.look(at(17), 0), (true, false), "and then others need their time");
-        (20..=26).step_by(3).for_each(|second| steady.note_renewal(at(second)));
-        assert_eq!(steady.look(at(27), 0), (true, true));
-        assert_eq!(steady.look(at(27), 1), (false, false), "Redis was away");
-        (29..=32).step_by(3).for_each(|second| steady.note_renewal(at(second)));
-        assert_eq!(steady.look(at(32), 1), (true, true));
-        steady.note_gap(at(32));
-        assert_eq!(steady.look(at(33), 1), (false, false));
     }
 }

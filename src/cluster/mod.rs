@@ -16,13 +16,16 @@ pub(crate) mod leases;
 pub(crate) mod link;
 mod node;
 pub(crate) mod placement;
+pub(crate) mod presence;
 pub(crate) mod rate;
 mod registry;
 pub(crate) mod sessions;
+mod spool;
 mod state_key;
 pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
+pub(crate) mod unlike;
 pub(crate) mod writing;
 
 use std::{
@@ -35,14 +38,15 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use self::{
     cache::Results,
     changes::Bus,
     endpoint::Kind,
     forward::Listener,
-    link::{Link, LinkError, State, cmd},
+    link::{Link, LinkError, State},
+    presence::Presence,
     rate::Rates,
     registry::Named,
 };
@@ -64,12 +68,27 @@ pub(crate) struct Cluster {
     pub(crate) keys: Keys,
     pub(crate) rates: Rates,
     pub(crate) bus: Arc<Bus>,
+    /// Which processes there are, as far as that can be told.
+    pub(crate) presence: Arc<Presence>,
     /// Records of sessions that are none.
     pub(crate) corrupt: Arc<AtomicU64>,
     named: Named,
     registry: OnceLock<Registry>,
     listener: OnceLock<Listener>,
     spreads: OnceLock<BTreeMap<String, usize>>,
+}
+
+/// What is said of an instance where its settings in `[cluster]` do not say it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Own {
+    /// The name of the host.
+    pub(crate) host: String,
+    /// Where it listens, as a URL.
+    pub(crate) address: String,
+    /// The longest that it keeps something of clients in Redis.
+    pub(crate) kept_for: Duration,
+    /// Where it is set that tools are to be.
+    pub(crate) placed: Vec<String>,
 }
 
 /// Why it could not be had.
@@ -82,43 +101,40 @@ pub(crate) enum JoinError {
 }
 
 impl Cluster {
-    /// Connects, in tasks of the runtime that this is called in. `host` and `address` name this instance where the
-    /// settings do not.
+    /// Connects, in tasks of the runtime that this is called in.
     ///
     /// # Errors
     /// Settings are wrong, the keys are another deployment's, or Redis is away and that is to end the start.
-    pub(crate) async fn connect(config: &Config, host: &str, address: &str) -> Result<Arc<Self>, JoinError> {
-        let cluster = Self::open(config, host, address).map_err(|wrong| JoinError::Setting("cluster.redis", wrong))?;
+    pub(crate) async fn connect(config: &Config, own: Own) -> Result<Arc<Self>, JoinError> {
+        let link = Link::start_unowned(config);
+        let cluster = link.and_then(|link| Self::over(link, config, own));
+        let cluster = cluster.map_err(|wrong| JoinError::Setting("cluster.redis", wrong))?;
         let patience = config.connect_timeout() + config.command_timeout();
         match (cluster.link.first_word(patience).await, config.start) {
             (Ok(()), _) => {}
             (Err(why), Start::Refuse) => return Err(JoinError::Away(why)),
             (Err(_), Start::Degraded) => return Ok(Arc::new(cluster)),
         }
-        let expiry = registry::expiry_of(cluster.named.period);
-        match registry::claim(&cluster.link, &cluster.named, expiry).await {
-            Ok(Err(owner)) => Err(JoinError::Setting(
-                "cluster.key_prefix",
-                format!(
-                    "the keys {}* in this Redis are those of another deployment, {owner:?} (here cluster.id is {:?}); \
-                     choose another cluster.key_prefix, or the same cluster.id when both are one",
-                    config.key_prefix, config.id
-                ),
-            )),
+        match registry::claim(&cluster.link, &cluster.named, false).await {
+            Ok(Err(foreign)) => Err(JoinError::Setting("cluster.key_prefix", foreign.told(&cluster.keys))),
             Err(error) if config.start == Start::Refuse => Err(JoinError::Away(error.to_string())),
             _ => Ok(Arc::new(cluster)),
         }
     }
 
     /// The same without waiting for Redis, and without a say on whose the keys are: to look at others.
-    pub(crate) fn open(config: &Config, host: &str, address: &str) -> Result<Self, String> {
+    pub(crate) fn open(config: &Config, own: Own) -> Result<Self, String> {
+        Self::over(Link::start(config)?, config, own)
+    }
+
+    fn over(link: Link, config: &Config, own: Own) -> Result<Self, String> {
         let endpoint = Endpoint::parse(&config.redis)?;
-        let link = Link::start(config)?;
         let keys = Keys::new(&config.key_prefix, endpoint.kind == Kind::Cluster);
         let run = keys::hex(&random());
         let id = match config.node_id.as_str() {
             "" => {
-                let host: String = host
+                let host: String = own
+                    .host
                     .chars()
                     .map(|c| if node::is_id(c.encode_utf8(&mut [0; 4])) { c } else { '-' })
                     .take(40)
@@ -132,18 +148,22 @@ impl Cluster {
             cluster: config.id.clone(),
             id,
             run,
-            address: address.to_owned(),
+            address: own.address,
             roles: config.roles.clone(),
             period: Duration::from_secs(config.heartbeat_s),
+            kept_for: own.kept_for,
+            placed: own.placed,
         };
         let rates = Rates::new(link.clone(), keys.clone(), config.rate_limit);
         let bus = Bus::new(link.clone(), keys.clone(), &named.run);
+        let presence = Presence::new(link.clone(), keys.clone(), tag_of(&named.run).unwrap_or_default());
         Ok(Self {
             config: config.clone(),
             link,
             keys,
             rates,
             bus,
+            presence,
             corrupt: Arc::default(),
             named,
             registry: OnceLock::new(),
@@ -161,12 +181,12 @@ impl Cluster {
     /// The streams of sessions, kept while something is said within `open` and for `ended` after their end. Writes in a
     /// task of the runtime that this is called in.
     pub(crate) fn streams(&self, open: Duration, ended: Duration) -> streams::Streams {
-        streams::Streams::start(self.link.clone(), self.keys.clone(), self.tag(), open, ended)
+        streams::Streams::start(self.link.clone(), self.keys.clone(), Arc::clone(&self.presence), open, ended)
     }
 
     /// A number that this process is called by: another in each start.
     pub(crate) fn tag(&self) -> u32 {
-        u32::from_str_radix(&self.named.run[..8], 16).unwrap_or_default()
+        self.presence.tag()
     }
 
     /// The name of this instance.
@@ -195,6 +215,18 @@ impl Cluster {
         self.registry.get()
     }
 
+    /// Waits until this instance sees itself in the registry, and so all others; for so long at most.
+    pub(crate) async fn first_look(&self, patience: Duration) {
+        let Some(mut views) = self.registry().map(Registry::watch) else { return };
+        let is_in = |view: &Arc<View>| view.nodes.iter().any(|node| node.id == self.id());
+        let _ = timeout(patience, views.wait_for(is_in)).await; // either way it goes on
+    }
+
+    /// How many others there are, as of the last look.
+    pub(crate) fn others(&self) -> usize {
+        self.registry().map_or(0, |registry| registry.view().nodes.iter().filter(|node| node.id != self.id()).count())
+    }
+
     /// Says where this instance stands.
     pub(crate) async fn status(&self, status: Status) {
         if let Some(registry) = self.registry() {
@@ -208,21 +240,18 @@ impl Cluster {
             registry.leave().await;
         }
         // Who looks at a task that ran here learns now that it does not any more.
-        let gone: Result<u64, _> = self.link.query(cmd("DEL").arg(self.keys.alive(self.run()))).await;
-        if let Err(error) = gone {
-            tracing::debug!(%error, "that this process lives is said until it expires");
-        }
+        self.presence.leave().await;
         state_key::leave(&self.link, &self.keys).await;
     }
 
     /// The key that seals what clients carry between instances: `own`, or the one that there is.
     pub(crate) async fn state_key(&self, own: &str) -> Result<String, LinkError> {
-        state_key::agree(&self.link, self.keys.state_key(), own).await
+        state_key::agree(&self.link, self.keys.state_key(), own, state_key::STATE_EXPIRY).await
     }
 
     /// The key by which instances know each other: `own`, or the one that there is.
     pub(crate) async fn node_key(&self, own: &str) -> Result<String, LinkError> {
-        state_key::agree(&self.link, self.keys.node_key(), own).await
+        state_key::agree(&self.link, self.keys.node_key(), own, state_key::NODE_EXPIRY).await
     }
 
     /// One that nobody has yet.
@@ -258,6 +287,7 @@ impl Cluster {
     /// Whether Redis is there, in a word.
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
+            _ if self.link.is_foreign() => "away",              // for us it is
             State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
             State::Up | State::Connecting if self.takes_no_writes() => "read-only",
             State::Up | State::Connecting => "up",
@@ -286,14 +316,24 @@ fn aged(view: &View) -> Vec<Node> {
 /// have each.
 ///
 /// # Errors
-/// In words, why Redis does not say.
-pub(crate) async fn nodes(config: &Config, spreads: &BTreeMap<String, usize>) -> Result<Vec<Node>, String> {
-    let cluster = Cluster::open(config, "", "")?;
-    cluster.link.first_word(config.connect_timeout() + config.command_timeout()).await?;
-    let found = registry::look(&cluster.link, &cluster.keys, None).await.map_err(|error| error.to_string())?;
+/// Redis does not say, or says that they are another deployment's.
+pub(crate) async fn nodes(config: &Config, spreads: &BTreeMap<String, usize>) -> Result<Vec<Node>, JoinError> {
+    let wrong = |wrong| JoinError::Setting("cluster.redis", wrong);
+    let away = |error: LinkError| JoinError::Away(error.to_string());
+    let cluster = Cluster::open(config, Own::default()).map_err(wrong)?;
+    let patience = config.connect_timeout() + config.command_timeout();
+    cluster.link.first_word(patience).await.map_err(JoinError::Away)?;
+    let whose = registry::whose(&cluster.link, &cluster.named).await.map_err(away)?;
+    whose.map_err(|foreign| JoinError::Setting("cluster.id", foreign.told(&cluster.keys)))?;
+    let found = registry::look(&cluster.link, &cluster.keys, None).await.map_err(away)?;
     let mut nodes = found.nodes;
     placement::shown(&mut nodes, |tool| spreads.get(tool).copied());
     Ok(nodes)
+}
+
+/// The number that a process is called by, of what it is called in the registry and in tasks.
+pub(crate) fn tag_of(run: &str) -> Option<u32> {
+    u32::from_str_radix(run.get(..8)?, 16).ok()
 }
 
 fn random() -> [u8; 16] {

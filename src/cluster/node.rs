@@ -51,6 +51,8 @@ pub struct Node {
     pub status: Status,
     /// Since its last heartbeat, by the clock of Redis, in milliseconds.
     pub heartbeat_age_ms: u64,
+    /// Between two of its heartbeats, in seconds; 0 where it does not say.
+    pub heartbeat_s: u64,
     /// Requests that it is serving.
     pub load: u64,
     /// Requests that it can serve at once.
@@ -66,6 +68,9 @@ pub struct Node {
     pub roles: Vec<String>,
     /// The tools that it has.
     pub tools: Vec<String>,
+    /// Where it is set that tools are to be: `NAME?ROLES?SPREAD`. None where it does not say.
+    #[serde(skip)]
+    pub(crate) placed: Option<Vec<String>>,
 }
 
 impl Node {
@@ -81,6 +86,8 @@ impl Node {
             ("version", self.version.clone()),
             ("roles", self.roles.join(" ")),
             ("tools", self.tools.join(" ")),
+            ("heartbeat", self.heartbeat_s.to_string()),
+            ("placed", self.placed.as_ref().map(|placed| placed.join(" ")).unwrap_or_default()),
         ]
     }
 
@@ -96,6 +103,7 @@ impl Node {
             id: id.to_owned(),
             status: Status::of(fields.get("status")?)?,
             heartbeat_age_ms: now_ms.saturating_sub(number("lastHeartbeat")?),
+            heartbeat_s: number("heartbeat").unwrap_or(0),
             load: number("load")?,
             max_load: number("maxLoad")?,
             address: text("address"),
@@ -103,7 +111,13 @@ impl Node {
             version: text("version"),
             roles: words("roles"),
             tools: words("tools"),
+            placed: fields.contains_key("placed").then(|| words("placed")),
         })
+    }
+
+    /// Whether it should have had another heartbeat by now.
+    pub(crate) fn is_late(&self) -> bool {
+        self.heartbeat_s > 0 && self.heartbeat_age_ms > 2000 * self.heartbeat_s
     }
 }
 
@@ -122,6 +136,7 @@ mod tests {
             id: "a".into(),
             status: Status::Running,
             heartbeat_age_ms: 250,
+            heartbeat_s: 5,
             load: 3,
             max_load: 200,
             address: "http://10.0.0.1:5000/mcp".into(),
@@ -129,12 +144,17 @@ mod tests {
             version: "0.1.0".into(),
             roles: vec!["search".into()],
             tools: vec!["echo".into(), "read_file".into()],
+            placed: Some(vec!["echo??2".into()]),
         };
         let mut fields: HashMap<String, String> =
             node.fields().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         fields.insert("lastHeartbeat".into(), "1000".into());
         fields.insert("of a later version".into(), "x".into());
-        assert_eq!(Node::read("a", &fields, 1250), Some(node));
+        assert_eq!(Node::read("a", &fields, 1250), Some(node.clone()));
+        let mut early = fields.clone();
+        early.retain(|field, _| field != "heartbeat" && field != "placed");
+        let early = Node::read("a", &early, 1250).expect("one of an earlier version");
+        assert_eq!((early.heartbeat_s, early.placed, early.id), (0, None, node.id));
         for (key, value) in [("status", "asleep"), ("lastHeartbeat", "soon"), ("load", "-1")] {
             let broken = HashMap::from_iter(fields.clone().into_iter().chain([(key.to_owned(), value.to_owned())]));
             assert_eq!(Node::read("a", &broken, 1250), None, "{key}");

@@ -5,9 +5,9 @@ use sha2::{Digest, Sha256};
 
 use super::node::{Node, Status};
 
-/// The nodes that have `tool`, of those that serve, take calls over and say that they can run it; with `spread`, at most so many. Which
-/// they are depends on the names alone, so that a node that comes or goes changes no more than one place of each tool,
-/// and not every tool is on the same ones.
+/// The nodes that have `tool`, of those that serve, take calls over and say that they can run it; with `spread`, at most
+/// so many. Which they are depends on the names alone, so that a node that comes or goes changes no more than one place
+/// of each tool, and not every tool is on the same ones.
 pub(crate) fn placed<'v>(tool: &str, spread: Option<usize>, nodes: &'v [Node]) -> Vec<&'v Node> {
     let can = |node: &&Node| {
         node.status == Status::Running && !node.forwards.is_empty() && node.tools.iter().any(|name| name == tool)
@@ -51,6 +51,7 @@ mod tests {
             id: id.into(),
             status,
             heartbeat_age_ms: 0,
+            heartbeat_s: 5,
             load: 0,
             max_load: 100,
             address: String::new(),
@@ -58,6 +59,7 @@ mod tests {
             version: String::new(),
             roles: Vec::new(),
             tools: tools.iter().map(|tool| (*tool).to_owned()).collect(),
+            placed: None,
         }
     }
 

@@ -116,9 +116,6 @@ impl Rates {
     }
 
     async fn ask(&self, charges: &[Charge]) -> Result<Outcome, LinkError> {
-        if self.keys.are_foreign() {
-            return Err(LinkError::Away); // for us it is
-        }
         let mut script = CHARGE.prepare_invoke();
         for Charge { key, spacing_ns, tolerance_ns, block_ns } in charges {
             script.key(self.keys.rate(key));

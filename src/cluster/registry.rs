@@ -1,7 +1,8 @@
 //! Who there is: each instance writes a heartbeat, looks at those of the others, and removes who has none any more. The
 //! clock is Redis' own. What changes is told at once, and found with the next heartbeat where that was not heard.
 //! Everything that is written expires by itself, so nothing is left when all are gone at once; what an empty Redis has
-//! lost is there again with the next heartbeat.
+//! lost is there again with the next heartbeat. Whose the keys are is said for longer than there are instances: as long as
+//! there can be something of their clients, which another deployment is not to take for its own.
 
 use std::{
     collections::HashMap,
@@ -24,42 +25,54 @@ use super::{
     keys::Keys,
     link::{Event, Link, LinkError, Refused, Script, Subscription, cmd},
     node::{Node, Status, is_id},
+    unlike::unlike,
 };
 
 /// Who has been silent for so many periods is gone.
 const PERIODS_TO_DEATH: u32 = 3;
+/// Who has been silent for so many may be.
+const PERIODS_TO_LATE: u32 = 2;
 /// What nobody renews expires after so many: later, so that a death is seen, and not only an absence.
 const PERIODS_TO_EXPIRY: u32 = 6;
 /// More nodes than this are not looked at.
 const NODES_MAX: usize = 1000;
 const ORDERS_MAX: usize = 8;
-/// The longest time between two heartbeats while Redis takes no writes.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time to the next heartbeat after one that Redis did not take or answer, and while it is not known to be
+/// ours.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The least time between two looks for the news of others.
 const NEWS_PAUSE: Duration = Duration::from_millis(500);
 
-/// Writes a heartbeat. A process that takes a name over says so; one that finds its name taken leaves it alone.
+/// Writes a heartbeat. A process that takes a name over says so, and learns whose it was; one that finds its name taken
+/// leaves it alone.
 static BEAT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local run = redis.call('HGET', KEYS[1], 'run')
-if run and run ~= ARGV[1] and ARGV[3] ~= 'take' then return -1 end
+local was = redis.call('HMGET', KEYS[1], 'run', 'lastHeartbeat', 'address')
+local is_others = was[1] and was[1] ~= ARGV[1]
+if is_others and ARGV[3] ~= 'take' then return {-1, '', ''} end
 redis.call('HSET', KEYS[1], 'run', ARGV[1], 'lastHeartbeat', string.format('%.0f', now), unpack(ARGV, 4))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return now",
+if is_others then return {now, was[2] or '', was[3] or ''} end
+return {now, '', ''}",
     )
 });
 
-/// Reads a node, and removes it when its last heartbeat is older than may be; -1 removes none.
+/// Reads a node, and removes it when it has had no heartbeat for so many periods of its own, or of ours where it does not
+/// say; -1 removes none.
 static LOOK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local fields = redis.call('HGETALL', KEYS[1])
-local dead_ms, beat = tonumber(ARGV[1]), nil
-for i = 1, #fields, 2 do if fields[i] == 'lastHeartbeat' then beat = tonumber(fields[i + 1]) end end
-if beat and dead_ms >= 0 and now - beat > dead_ms then
+local periods, period_ms, beat = tonumber(ARGV[1]), tonumber(ARGV[2]), nil
+for i = 1, #fields, 2 do
+  local number = tonumber(fields[i + 1])
+  if fields[i] == 'lastHeartbeat' then beat = number end
+  if fields[i] == 'heartbeat' and number and number > 0 then period_ms = number * 1000 end
+end
+if beat and periods >= 0 and now - beat > periods * period_ms then
   redis.call('DEL', KEYS[1])
   return {now, 1, fields}
 end
@@ -77,19 +90,19 @@ return 1",
     )
 });
 
-/// Says whose the keys are, and renews it when they are ours.
+/// Says whose the keys are and for how long, and renews it when they are ours. Nobody gives them up: it guards what
+/// clients have there as long as that can live.
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        r"local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return owner end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return ARGV[1]",
+        r"local owner, left = redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
+if owner and owner ~= ARGV[1] then return {owner, left} end
+left = math.max(left, tonumber(ARGV[2])) -- another of us may keep things for longer
+local kept = redis.pcall('SET', KEYS[1], ARGV[1], 'PX', string.format('%.0f', left))
+-- what is ours stays ours in a Redis that takes no writes
+if kept.err and not (owner and (string.find(kept.err, 'OOM', 1, true) or string.find(kept.err, 'READONLY', 1, true)
+  or string.find(kept.err, 'NOREPLICAS', 1, true) or string.find(kept.err, 'MISCONF', 1, true))) then return kept end
+return {ARGV[1], left}",
     )
-});
-
-/// Gives the keys up, when they are ours.
-static UNCLAIM: LazyLock<Script> = LazyLock::new(|| {
-    Script::new("if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0")
 });
 
 /// What an instance says of itself, asked at each heartbeat.
@@ -141,6 +154,10 @@ pub(crate) struct Named {
     pub(crate) address: String,
     pub(crate) roles: Vec<String>,
     pub(crate) period: Duration,
+    /// The longest that anything of clients stays in Redis.
+    pub(crate) kept_for: Duration,
+    /// Where it is set that tools are to be.
+    pub(crate) placed: Vec<String>,
 }
 
 enum Order {
@@ -174,7 +191,11 @@ impl Registry {
             status: Status::Starting,
             is_new: true,
             is_news: true,
+            has_run: false,
             is_told: false,
+            is_compared: false,
+            is_owed: false,
+            unanswered: None,
             seen,
             counts: Arc::clone(&counts),
         };
@@ -223,8 +244,16 @@ struct Member {
     is_new: bool,
     /// The others are to look at once.
     is_news: bool,
+    /// It was said here that clients are served: from then on something of theirs may be in Redis.
+    has_run: bool,
     /// That the keys or the name are another's was said.
     is_told: bool,
+    /// What should be equal was compared with that of the others: once, by who comes.
+    is_compared: bool,
+    /// The last heartbeat was not taken or not answered, though Redis is there.
+    is_owed: bool,
+    /// What was said of heartbeats that were not answered, since the last one that was.
+    unanswered: Option<LinkError>,
     seen: watch::Sender<Arc<View>>,
     counts: Arc<Counts>,
 }
@@ -238,8 +267,8 @@ impl Member {
         loop {
             let (began, news_from) = (Instant::now(), Instant::now() + NEWS_PAUSE);
             let is_in = self.beat().await;
-            let is_refused = self.counts.is_refused.load(Relaxed);
-            let next = began + if is_refused { self.named.period.min(REFUSED_PAUSE) } else { self.named.period };
+            let is_soon = self.is_owed || self.link.is_foreign();
+            let next = began + if is_soon { self.named.period.min(RETRY_PAUSE) } else { self.named.period };
             if let Some(told) = done.take() {
                 let _ = told.send(()); // nobody waits for it any more, and that is all
             }
@@ -250,6 +279,7 @@ impl Member {
                 order = orders.recv() => match order {
                     Some(Order::Status(status, told)) => {
                         self.status = status;
+                        self.has_run |= status == Status::Running;
                         self.is_news = true;
                         done = Some(told);
                     }
@@ -276,11 +306,16 @@ impl Member {
                 if self.counts.is_refused.swap(false, Relaxed) {
                     tracing::info!("Redis takes writes again");
                 }
+                if self.unanswered.take().is_some() {
+                    tracing::info!("heartbeats are answered again");
+                }
+                self.is_owed = false;
                 return is_in;
             }
             Err(error) => error,
         };
         self.counts.missed.fetch_add(1, Relaxed);
+        self.is_owed = error != LinkError::Away; // else the next one goes with the news of it
         match &error {
             LinkError::Away => {} // the link has said it
             LinkError::Refused(why) if why.is_for_now() => {
@@ -288,7 +323,17 @@ impl Member {
                     tracing::warn!(%why, "Redis takes no writes; what instances share stays as it is until it does");
                 }
             }
-            error => tracing::warn!(%error, "a heartbeat was not taken"),
+            error if self.unanswered.as_ref() == Some(error) => tracing::debug!(%error, "a heartbeat was not taken"),
+            error => {
+                match self.link.is_foreign() {
+                    true => tracing::warn!(
+                        %error,
+                        "a heartbeat was not taken; whose the keys are is not known, and until it is nothing there is used"
+                    ),
+                    false => tracing::warn!(%error, "a heartbeat was not taken"),
+                }
+                self.unanswered = Some(error.clone());
+            }
         }
         false
     }
@@ -297,12 +342,9 @@ impl Member {
         let Named { keys, period, .. } = &self.named;
         let expiry = *period * PERIODS_TO_EXPIRY;
         let expiry_ms = expiry.as_millis() as u64;
-        match claim(&self.link, &self.named, expiry).await? {
-            Ok(()) => {}
-            Err(owner) => {
-                self.say(&format!("the keys {}* are those of another deployment, {owner:?}", keys.prefix()));
-                return Ok(false);
-            }
+        if let Err(foreign) = claim(&self.link, &self.named, self.has_run).await? {
+            self.say(&foreign.told(keys));
+            return Ok(false);
         }
         let Some(me) = self.myself() else { return Ok(false) };
         let mut script = BEAT.key(keys.node(&self.named.id));
@@ -310,12 +352,18 @@ impl Member {
         for (field, value) in me.fields() {
             script.arg(field).arg(value);
         }
-        let now_ms: i64 = self.link.script(&script).await?;
+        let (now_ms, beat_ms, address): (i64, String, String) = self.link.script(&script).await?;
         if now_ms < 0 {
             self.say(&format!("another process goes by the name {:?} (cluster.node_id)", self.named.id));
             return Ok(false);
         }
-        (self.is_new, self.is_told) = (false, false);
+        if let Ok(beat_ms) = beat_ms.parse::<i64>() {
+            self.took_over(Duration::from_millis(now_ms.saturating_sub(beat_ms).unsigned_abs()), &address);
+        }
+        if std::mem::take(&mut self.is_told) {
+            tracing::info!(node = self.named.id, "this node is in the registry again");
+        }
+        self.is_new = false;
         let nodes = self.named.keys.nodes();
         let mut add = super::link::pipe();
         add.cmd("SADD").arg(&nodes).arg(&self.named.id).ignore().cmd("PEXPIRE").arg(&nodes).arg(expiry_ms).ignore();
@@ -326,16 +374,45 @@ impl Member {
         Ok(true)
     }
 
-    async fn look_around(&self) -> Result<(), LinkError> {
-        let dead = self.named.period * PERIODS_TO_DEATH;
+    async fn look_around(&mut self) -> Result<(), LinkError> {
+        let dead = Dead { periods: PERIODS_TO_DEATH, period: self.named.period };
         let found = look(&self.link, &self.named.keys, Some(dead)).await?;
         self.counts.corrupt.fetch_add(found.corrupt, Relaxed);
-        for id in &found.reaped {
-            self.counts.reaped.fetch_add(1, Relaxed);
-            tracing::warn!(node = id, "a node has had no heartbeat for three periods; it is taken for gone");
+        self.say_reaped(&found, PERIODS_TO_DEATH);
+        if let Some(own) = found.nodes.iter().find(|node| node.id == self.named.id)
+            && !std::mem::replace(&mut self.is_compared, true)
+        {
+            for what in unlike(own, &found.nodes) {
+                tracing::warn!(node = self.named.id, "an instance is set otherwise than the others: {what}");
+            }
         }
         let _ = self.seen.send_replace(Arc::new(View { nodes: found.nodes, at: Instant::now() }));
         Ok(())
+    }
+
+    fn say_reaped(&self, found: &Found, periods: u32) {
+        for id in &found.reaped {
+            self.counts.reaped.fetch_add(1, Relaxed);
+            tracing::warn!(node = id, "a node has had no heartbeat for {periods} of its periods; it is taken for gone");
+        }
+    }
+
+    /// Says that another process had our name, where it may be one that lives. At an address that only one can have it is
+    /// our own of before.
+    fn took_over(&self, silent: Duration, theirs: &str) {
+        let own = &self.named.address;
+        let is_anywhere = own.contains("//0.0.0.0:") || own.contains("//[::]:");
+        if silent > self.named.period * PERIODS_TO_DEATH || (own == theirs && !is_anywhere) {
+            return;
+        }
+        tracing::warn!(
+            node = self.named.id,
+            own,
+            theirs,
+            silent_ms = silent.as_millis() as u64,
+            "another process had a heartbeat under this name (cluster.node_id) a moment ago, and is in no list from now \
+             on; if it still runs, give each instance a name of its own, or none"
+        );
     }
 
     /// What this node says of itself. None once there is no server any more.
@@ -345,6 +422,7 @@ impl Member {
             id: self.named.id.clone(),
             status: self.status,
             heartbeat_age_ms: 0,
+            heartbeat_s: self.named.period.as_secs(),
             load,
             max_load,
             address: self.named.address.clone(),
@@ -352,6 +430,7 @@ impl Member {
             version: env!("CARGO_PKG_VERSION").into(),
             roles: self.named.roles.clone(),
             tools,
+            placed: Some(self.named.placed.clone()),
         })
     }
 
@@ -375,17 +454,19 @@ impl Member {
     }
 
     async fn deregister(&self) -> Result<(), LinkError> {
-        let Named { keys, id, run, cluster, .. } = &self.named;
+        let Named { keys, id, run, period, .. } = &self.named;
+        // Once more, for what was written since the last heartbeat.
+        if claim(&self.link, &self.named, self.has_run).await?.is_err() {
+            return Ok(());
+        }
         let removed: u64 = self.link.script(LEAVE.key(keys.node(id)).arg(run)).await?;
         if removed == 0 {
             return Ok(()); // it is another process's by now
         }
         let () = self.link.query(cmd("SREM").arg(keys.nodes()).arg(id)).await?;
-        // Who joins meanwhile claims the keys again with its next heartbeat.
-        let others: u64 = self.link.query(cmd("SCARD").arg(keys.nodes())).await?;
-        if others == 0 {
-            let _: u64 = self.link.script(UNCLAIM.key(keys.cluster()).arg(cluster)).await?;
-        }
+        // Nobody might come after us who buries the dead. Who only was late is in again with its next heartbeat.
+        let late = Dead { periods: PERIODS_TO_LATE, period: *period };
+        self.say_reaped(&look(&self.link, keys, Some(late)).await?, PERIODS_TO_LATE);
         self.link.query(cmd("PUBLISH").arg(keys.nodes()).arg(id)).await
     }
 }
@@ -402,17 +483,72 @@ async fn others(news: &mut Subscription, id: &str) {
     }
 }
 
-/// Whether the keys are this deployment's; if not, whose.
-pub(crate) async fn claim(link: &Link, named: &Named, expiry: Duration) -> Result<Result<(), String>, LinkError> {
-    let script = &mut CLAIM.key(named.keys.cluster());
-    let owner: String = link.script(script.arg(&named.cluster).arg(expiry.as_millis() as u64)).await?;
-    named.keys.note_owner(owner == named.cluster);
-    Ok(if owner == named.cluster { Ok(()) } else { Err(owner) })
+/// Whose the keys are, when they are another deployment's.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    owner: String,
+    /// Until they are nobody's, unless an instance of the other renews it. None when that is never.
+    left: Option<Duration>,
+    /// What this one is called.
+    own: String,
 }
 
-/// How long a claim lasts.
-pub(crate) fn expiry_of(period: Duration) -> Duration {
-    period * PERIODS_TO_EXPIRY
+impl Foreign {
+    /// In words, with what can be done about it.
+    pub(crate) fn told(&self, keys: &Keys) -> String {
+        let Self { owner, own, left } = self;
+        let frees = match left.map(|left| left.as_secs().div_ceil(60)) {
+            None => "does not happen by itself".to_owned(),
+            Some(minutes) => {
+                let (left, unit) = if minutes < 120 { (minutes, "min") } else { (minutes.div_ceil(60), "h") };
+                format!("happens by itself in {left} {unit}, unless an instance of {owner:?} runs, which renews it")
+            }
+        };
+        format!(
+            "the keys {}* in this Redis are those of another deployment, {owner:?} (here cluster.id is {own:?}); choose \
+             another cluster.key_prefix, or the same cluster.id when both are one. When {owner:?} is no more, and what \
+             its clients left there (sessions, tasks, kept results) is to be this one's, `DEL {}` in Redis frees them, \
+             which {frees}",
+            keys.prefix(),
+            keys.cluster()
+        )
+    }
+}
+
+/// Whether the keys are this deployment's; if not, whose. Who has served clients claims them for as long as there can be
+/// something of theirs, else for a short time: a start that comes to nothing locks nobody out.
+pub(crate) async fn claim(link: &Link, named: &Named, has_run: bool) -> Result<Result<(), Foreign>, LinkError> {
+    let kept_for = if has_run { named.kept_for } else { Duration::ZERO };
+    let expiry = kept_for + named.period * PERIODS_TO_EXPIRY;
+    let script = &mut CLAIM.key(named.keys.cluster());
+    let (owner, left_ms): (String, i64) =
+        link.script_of_anybody(script.arg(&named.cluster).arg(expiry.as_millis() as u64)).await?;
+    Ok(owned(link, owner, left_ms, named))
+}
+
+/// The same of an instance that is none: it only looks.
+pub(crate) async fn whose(link: &Link, named: &Named) -> Result<Result<(), Foreign>, LinkError> {
+    let key = named.keys.cluster();
+    let mut ask = super::link::pipe();
+    ask.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
+    let (owner, left_ms): (Option<String>, i64) = link.pipeline(&ask).await?;
+    Ok(owner.map_or(Ok(()), |owner| owned(link, owner, left_ms, named)))
+}
+
+fn owned(link: &Link, owner: String, left_ms: i64, named: &Named) -> Result<(), Foreign> {
+    let is_ours = owner == named.cluster;
+    link.note_owner(is_ours);
+    let left = u64::try_from(left_ms).ok().map(Duration::from_millis);
+    if is_ours { Ok(()) } else { Err(Foreign { owner, left, own: named.cluster.clone() }) }
+}
+
+/// Who is taken for gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dead {
+    /// For so many periods it has had no heartbeat.
+    periods: u32,
+    /// That of a node that does not say its own.
+    period: Duration,
 }
 
 /// Nodes that are read at once.
@@ -426,17 +562,17 @@ pub(crate) struct Found {
     pub(crate) corrupt: u64,
 }
 
-/// Reads all nodes; with `dead`, removes those that have been silent for longer.
-pub(crate) async fn look(link: &Link, keys: &Keys, dead: Option<Duration>) -> Result<Found, LinkError> {
+/// Reads all nodes; with `dead`, removes those.
+pub(crate) async fn look(link: &Link, keys: &Keys, dead: Option<Dead>) -> Result<Found, LinkError> {
     let mut ids: Vec<String> = link.query(cmd("SMEMBERS").arg(keys.nodes())).await?;
     let before = ids.len();
     ids.retain(|id| is_id(id));
     let mut found = Found { corrupt: (before - ids.len()) as u64, ..Found::default() };
     ids.sort_unstable();
     ids.truncate(NODES_MAX);
-    let dead_ms = dead.map_or(-1, |dead| i64::try_from(dead.as_millis()).unwrap_or(i64::MAX));
+    let (periods, period_ms) = dead.map_or((-1, 0), |dead| (i64::from(dead.periods), dead.period.as_millis() as u64));
     let looks = stream::iter(ids)
-        .map(|id| async move { (link.script(LOOK.key(keys.node(&id)).arg(dead_ms)).await, id) })
+        .map(|id| async move { (link.script(LOOK.key(keys.node(&id)).arg(periods).arg(period_ms)).await, id) })
         .buffered(LOOKS_AT_ONCE);
     let mut looks = pin!(looks);
     while let Some((answer, id)) = looks.next().await {

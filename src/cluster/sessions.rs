@@ -5,6 +5,7 @@
 //! session:{HASH}         the record; expires some time after the session's last use
 //! session:{HASH}:topics  what it subscribes to, where that does not fit into the record
 //! session:{HASH}:ended   it was ended, a short while ago
+//! session:{HASH}:x       marks of the last calls that its client took back at an instance that does not run them
 //! sessions:key           the key of the hash, and the epoch: another in each Redis that began empty
 //! sessions               channel: what happened to sessions
 //! ```
@@ -21,7 +22,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{
@@ -36,6 +37,9 @@ const READ_BYTES_MAX: usize = 16 << 10;
 const TOPICS_BYTES_MAX: usize = 8 << 20;
 /// How long it is remembered that a session was ended: longer than a listener may be deaf for a moment.
 const ENDED_MS: u64 = 60_000;
+
+/// Calls of one session that are remembered as taken back.
+const CANCELLED_MAX: usize = 16;
 
 /// How long after Redis lost all a record may be missing that will be there again.
 const COMES_BACK: Duration = Duration::from_secs(5);
@@ -62,6 +66,18 @@ return 1"#,
     )
 });
 
+/// Tells whoever runs a call that it was taken back, and remembers it for who may take the call over. A Redis that is full
+/// or takes no writes tells it all the same.
+static CANCEL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"local told = redis.call('PUBLISH', ARGV[4], ARGV[5])
+redis.pcall('LPUSH', KEYS[1], ARGV[1])
+redis.pcall('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+redis.pcall('PEXPIRE', KEYS[1], ARGV[3])
+return told",
+    )
+});
+
 /// A session's name in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Hash([u8; 16]);
@@ -76,6 +92,11 @@ impl Hash {
             *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
         }
         Some(Self(bytes))
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(bytes: [u8; 16]) -> Self {
+        Self(bytes)
     }
 
     pub(super) fn bytes(&self) -> [u8; 16] {
@@ -410,6 +431,7 @@ impl Records {
         // One key each: of several, some may be on their way to another node of a cluster.
         commands.cmd("DEL").arg(self.keys.session(&hash.text())).ignore();
         commands.cmd("DEL").arg(self.topics(hash)).ignore();
+        commands.cmd("DEL").arg(cancelled(&self.keys, hash)).ignore();
         self.link.pipeline::<()>(&commands).await?;
         self.tell("e", hash, "").await
     }
@@ -422,12 +444,15 @@ impl Records {
         self.tell("c", hash, "").await
     }
 
-    /// Tells the others that the client takes a call back.
+    /// Tells the others that the client takes a call back, also those who take it over later.
     ///
     /// # Errors
     /// Redis did not take it.
     pub(crate) async fn tell_cancelled(&self, hash: Hash, id: &Value) -> Result<(), LinkError> {
-        self.tell("x", hash, &id.to_string()).await
+        let mut script = CANCEL.prepare_invoke();
+        script.key(cancelled(&self.keys, hash)).arg(mark(id)).arg(CANCELLED_MAX).arg(self.expiry.as_millis() as u64);
+        script.arg(self.keys.sessions()).arg(self.text_of("x", hash, &id.to_string()));
+        self.link.script::<u64>(&script).await.map(drop)
     }
 
     /// Tells the one process of this tag what the client answered; whether it may have heard it.
@@ -452,8 +477,11 @@ impl Records {
     }
 
     async fn tell(&self, kind: &str, hash: Hash, rest: &str) -> Result<(), LinkError> {
-        let text = format!("{kind}{:08x}{}{rest}", self.tag, hash.text());
-        self.link.query(cmd("PUBLISH").arg(self.keys.sessions()).arg(text)).await
+        self.link.query(cmd("PUBLISH").arg(self.keys.sessions()).arg(self.text_of(kind, hash, rest))).await
+    }
+
+    fn text_of(&self, kind: &str, hash: Hash, rest: &str) -> String {
+        format!("{kind}{:08x}{}{rest}", self.tag, hash.text())
     }
 
     /// Listens to what the others tell.
@@ -469,6 +497,16 @@ impl Records {
     fn ended(&self, hash: Hash) -> String {
         format!("{}:ended", self.keys.session(&hash.text()))
     }
+}
+
+/// Where the calls of a session stand that were taken back.
+pub(super) fn cancelled(keys: &Keys, hash: Hash) -> String {
+    format!("{}:x", keys.session(&hash.text()))
+}
+
+/// What stands there for a call: a client may choose long ids.
+pub(super) fn mark(id: &Value) -> String {
+    hex(&Sha256::digest(id.to_string())[..8])
 }
 
 /// Who hears what the others tell.

@@ -1,13 +1,14 @@
 //! The messages of sessions' streams as Redis keeps them, so that a client reads on at any instance. Each message stands
 //! under its number, so none is kept twice and none that is missing goes unnoticed; after the end nothing is taken in.
-//! How they are written is in `writing`.
+//! How they are written is in `writing` and `spool`.
 //!
 //! Who writes a stream has a fencing token, a number that grows whenever another takes the stream over (`leases`). What
 //! is written with an older one is refused, and its writer is told that it has lost the stream.
 //!
 //! ```text
 //! session:{HASH}:s:{STREAM}    a stream of Redis: 0-1 its beginning, N-1 message N, N-9 the end after message N;
-//!                              N-2 to N-8: after message N another took it over
+//!                              N-2 to N-8: after message N another took it over. That of a session itself has no
+//!                              beginning: it would take 600 bytes for each client that listens and is told nothing
 //! session:{HASH}:c:{STREAM}    the call that speaks there, for who may run it again; gone at the end of the stream
 //! session:{HASH}:turns         counts readers of the session's streams, so that the last one wins
 //! ```
@@ -16,7 +17,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -27,10 +28,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     keys::{Keys, hex},
-    leases::{Counts, Steady},
+    leases::Counts,
     link::{Link, LinkError, cmd},
+    presence::Presence,
     sessions::Hash,
-    writing::{Named, Owed, What, Writer, write},
+    spool::{Owed, Spool},
+    writing::{OpenStream, What, Writer},
 };
 
 /// Messages that wait to be written.
@@ -66,13 +69,11 @@ pub(crate) struct Streams {
     pub(super) tag: u32,
     pub(super) open_ms: u64,
     pub(super) ended_ms: u64,
-    queue: mpsc::Sender<(Arc<Named>, What)>,
+    queue: mpsc::Sender<(Arc<OpenStream>, What)>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) owed: Arc<Owed>,
-    /// This process ends: its lease is given back.
-    pub(super) has_left: Arc<AtomicBool>,
     pub(super) counts: Arc<Counts>,
-    pub(super) steady: Arc<Steady>,
+    presence: Arc<Presence>,
 }
 
 impl std::fmt::Debug for Streams {
@@ -84,41 +85,51 @@ impl std::fmt::Debug for Streams {
 impl Streams {
     /// Begins to write, in a task of the runtime that this is called in. A stream in which nothing is said for the time
     /// `open` is forgotten, and one that has ended after `ended`.
-    pub(crate) fn start(link: Link, keys: Keys, tag: u32, open: Duration, ended: Duration) -> Self {
+    pub(super) fn start(link: Link, keys: Keys, presence: Arc<Presence>, open: Duration, ended: Duration) -> Self {
         let (queue, receiver) = mpsc::channel(WAITING_MAX);
         let waiting = Arc::<AtomicUsize>::default();
         let ms = |time: Duration| time.as_millis() as u64;
         let streams = Self {
             link,
             keys,
-            tag,
+            tag: presence.tag(),
             open_ms: ms(open),
             ended_ms: ms(ended).max(1),
             queue,
             waiting: Arc::clone(&waiting),
             owed: Arc::default(),
-            has_left: Arc::default(),
             counts: Arc::default(),
-            steady: Arc::default(),
+            presence,
         };
         let speaks = streams.queue.downgrade();
         let (queue, _) = mpsc::channel(1); // its own end of the queue is none, so that it ends with the others
         let writer = Self { queue, ..streams.clone() };
-        writer.clone().keep_lease(move || speaks.upgrade().is_some());
-        tokio::spawn(write(writer, receiver));
+        Arc::clone(&writer.presence).keep_lease(move || speaks.upgrade().is_some());
+        let (owed, counts) = (Arc::clone(&streams.owed), Arc::clone(&streams.counts));
+        tokio::spawn(Spool::new(writer, waiting, owed, counts).write(receiver));
         streams
+    }
+
+    /// Which processes there are.
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// A stream to speak on that is kept with its first message, as none of its readers has an id before that.
+    pub(crate) fn open_silent(&self, hash: Hash, name: String, about: String) -> Writer {
+        self.writer(OpenStream::new(hash, name, about, 0))
     }
 
     /// A stream to speak on, and what resolves when it is kept, or will not be. `call` is kept with it until its end, for
     /// who may run it again.
     pub(crate) fn open(&self, hash: Hash, name: String, about: String, call: Bytes) -> (Writer, oneshot::Receiver<()>) {
-        let writer = self.writer(Named::new(hash, name, about, 0));
+        let writer = self.writer(OpenStream::new(hash, name, about, 0));
         let (known, opened) = oneshot::channel();
         writer.put(What::Opened(call, Some(known)));
         (writer, opened)
     }
 
-    pub(super) fn writer(&self, named: Named) -> Writer {
+    pub(super) fn writer(&self, named: OpenStream) -> Writer {
         let (queue, waiting, owed) = (self.queue.clone(), Arc::clone(&self.waiting), Arc::clone(&self.owed));
         Writer { named: Arc::new(named), queue, waiting, owed }
     }
@@ -179,9 +190,9 @@ impl Streams {
         Ok(messages.collect())
     }
 
-    /// Bytes that are not written yet, and what stands beside them.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Relaxed)
+    /// Whether all that was said is written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.load(Relaxed) == 0 && self.owed.is_empty()
     }
 }
 

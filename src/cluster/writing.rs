@@ -1,44 +1,30 @@
-//! How what is said on streams comes to Redis (`streams`): it waits in a queue of bounded size beside the calls, in order.
-//! What has no room there, or is not taken in time, is missing, which its reader sees by the numbers; that the last one is
-//! missing is seen by the end, which is owed until it is written.
+//! What is said on a stream, as who speaks writes it, and how it stands in Redis (`streams`). On its way there it waits in
+//! a queue of bounded size beside the calls, in order (`spool`). What has no room there, or is not taken in time, is
+//! missing, which its reader sees by the numbers; that the last one is missing is seen by the end, which is owed until it
+//! is written.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release},
     },
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream, task::AtomicWaker};
-use parking_lot::Mutex;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
-};
+use futures_util::task::AtomicWaker;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     link::{LinkError, Script},
-    sessions::Hash,
-    streams::{Streams, TOGETHER_MAX},
+    sessions::{Hash, cancelled, mark},
+    spool::{Owed, Sink, WAITING_BYTES_MAX},
+    streams::Streams,
 };
 
 /// Messages of one stream that are kept, and some more.
 const MESSAGES_MAX: usize = 1000;
-/// Bytes that wait to be written.
-const WAITING_BYTES_MAX: usize = 32 << 20;
-/// Streams that are written at once.
-const AT_ONCE: usize = 32;
-/// Between two attempts to write while Redis does not take it, and how many there are.
-const AGAIN: Duration = Duration::from_millis(500);
-const ATTEMPTS: usize = 120;
-/// Ends of streams that are owed, and the pause until they are tried again.
-const OWED_MAX: usize = 4096;
-const OWED_PAUSE: Duration = Duration::from_secs(1);
-
 /// Adds messages, unless the stream has ended (0) or another has taken it over (-1). What is there already is left, so
 /// that it can be tried again.
 static APPEND: LazyLock<Script> = LazyLock::new(|| {
@@ -60,9 +46,10 @@ local function said(number, message)
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], string.format('%.0f-1', number), unpack(fields))
 end
 local ms = ARGV[1]
-for i = 7, #ARGV, 3 do
+for i = 8, #ARGV, 3 do
   local number, kind = tonumber(ARGV[i]), ARGV[i + 1]
   if kind == '9' then
+    if number == 0 and top < 0 then return 1 end -- nobody can ask for the rest of it
     if number < top then number = top end
     table.insert(by, 'a')
     table.insert(by, ARGV[5])
@@ -72,7 +59,11 @@ for i = 7, #ARGV, 3 do
     break
   elseif number > top then
     said(number, kind == '1' and ARGV[i + 2] or '')
-    if kind == '0' and ARGV[i + 2] ~= '' then redis.call('SET', KEYS[2], ARGV[i + 2], 'PX', ARGV[1]) end
+    if kind == '0' then
+      if ARGV[i + 2] ~= '' then redis.call('SET', KEYS[2], ARGV[i + 2], 'PX', ARGV[1]) end
+      -- A client that counts its calls from the beginning again may have taken back an earlier one of this id.
+      redis.call('LREM', KEYS[3], 0, ARGV[7])
+    end
     top = number
   end
 end
@@ -88,7 +79,7 @@ return 1",
 
 /// One stream, as who writes it knows it.
 #[derive(Debug)]
-pub(crate) struct Named {
+pub(crate) struct OpenStream {
     pub(super) hash: Hash,
     pub(super) name: String,
     /// What its readers need to know of it; not looked at here.
@@ -99,16 +90,37 @@ pub(crate) struct Named {
     is_lost: AtomicBool,
     /// Who waits to hear of that.
     waker: AtomicWaker,
+    /// It was not taken at the first attempt, and is tried again.
+    is_late: AtomicBool,
 }
 
-impl Named {
+impl OpenStream {
     pub(super) fn new(hash: Hash, name: String, about: String, fence: u64) -> Self {
-        Self { hash, name, about, fence, is_lost: AtomicBool::new(false), waker: AtomicWaker::new() }
+        Self {
+            hash,
+            name,
+            about,
+            fence,
+            is_lost: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+            is_late: AtomicBool::new(false),
+        }
     }
 
-    fn lose(&self) {
-        self.is_lost.store(true, Release);
+    /// Whether it was not lost before.
+    pub(super) fn lose(&self) -> bool {
+        let is_first = !self.is_lost.swap(true, Release);
         self.waker.wake();
+        is_first
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late.load(Relaxed)
+    }
+
+    /// Says whether it is late, and whether it was.
+    pub(super) fn note_late(&self, is_late: bool) -> bool {
+        self.is_late.swap(is_late, Relaxed)
     }
 }
 
@@ -124,25 +136,10 @@ pub(super) enum What {
 /// One stream, as who speaks writes to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
-    pub(super) named: Arc<Named>,
-    pub(super) queue: mpsc::Sender<(Arc<Named>, What)>,
+    pub(super) named: Arc<OpenStream>,
+    pub(super) queue: mpsc::Sender<(Arc<OpenStream>, What)>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) owed: Arc<Owed>,
-}
-
-/// Ends of streams that could not be kept: who reads elsewhere would wait for them for ever. Written when that is
-/// possible again; then something is seen to be missing.
-#[derive(Debug, Default)]
-pub(super) struct Owed(Mutex<VecDeque<(Arc<Named>, u64)>>);
-
-impl Owed {
-    fn note(&self, named: &Arc<Named>, what: &What) {
-        if let What::Ended(number, _) = what {
-            let mut owed = self.0.lock();
-            owed.truncate(OWED_MAX - 1);
-            owed.push_back((Arc::clone(named), *number));
-        }
-    }
 }
 
 impl Writer {
@@ -193,7 +190,7 @@ impl Writer {
 const SIZE: usize = 128;
 
 impl What {
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         SIZE + match self {
             Self::Said(_, message) | Self::Opened(message, _) => message.len(),
             Self::Ended(..) => 0,
@@ -201,13 +198,14 @@ impl What {
     }
 }
 
-impl Streams {
-    /// Writes what was said on one stream; false when that is not ours any more.
-    async fn append(&self, named: &Named, what: &[What]) -> Result<bool, LinkError> {
+impl Sink for Streams {
+    async fn append(&self, named: &OpenStream, what: &[What]) -> Result<bool, LinkError> {
         let mut script = APPEND.prepare_invoke();
         script.key(self.key(named.hash, &named.name)).key(self.call_key(named.hash, &named.name));
+        script.key(cancelled(&self.keys, named.hash));
         script.arg(self.open_ms).arg(self.ended_ms);
         script.arg(format!("{:08x}", self.tag)).arg(MESSAGES_MAX).arg(&named.about).arg(named.fence);
+        script.arg(opened(named, what).unwrap_or_default());
         for what in what {
             match what {
                 What::Opened(call, _) => script.arg(0).arg("0").arg(call.as_ref()),
@@ -217,80 +215,11 @@ impl Streams {
         }
         Ok(self.link.script::<i8>(&script).await? > 0)
     }
-
-    /// Writes ends that are owed, as far as they are taken.
-    async fn pay(&self) {
-        for _ in 0..OWED_MAX {
-            let Some((named, number)) = self.owed.0.lock().pop_front() else { return };
-            match self.append(&named, &[What::Ended(number, None)]).await {
-                Ok(_) => {}
-                Err(LinkError::Refused(why)) if !why.is_for_now() => {} // it will never be taken
-                Err(_) => return self.owed.0.lock().push_front((named, number)),
-            }
-        }
-    }
 }
 
-/// Writes what waits: of each stream in order, of several at once. Ends when nobody can speak any more.
-pub(super) async fn write(streams: Streams, mut queue: mpsc::Receiver<(Arc<Named>, What)>) {
-    let (mut taken, mut paid) = (Vec::new(), Instant::now());
-    loop {
-        let is_owed = !streams.owed.0.lock().is_empty();
-        if is_owed && paid.elapsed() >= OWED_PAUSE {
-            streams.pay().await;
-            paid = Instant::now();
-        }
-        let more = queue.recv_many(&mut taken, TOGETHER_MAX);
-        match if is_owed { timeout(OWED_PAUSE, more).await } else { Ok(more.await) } {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(_) => continue,
-        }
-        let mut by_stream: Vec<(Arc<Named>, Vec<What>)> = Vec::new();
-        for (named, what) in taken.drain(..) {
-            match by_stream.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &named)) {
-                Some((_, whats)) => whats.push(what),
-                None => by_stream.push((named, vec![what])),
-            }
-        }
-        stream::iter(by_stream)
-            .for_each_concurrent(AT_ONCE, |(named, mut whats)| {
-                let streams = &streams;
-                async move {
-                    let mut is_lost = false;
-                    for attempt in 1.. {
-                        let failed = || whats.iter().for_each(|what| streams.owed.note(&named, what));
-                        match streams.append(&named, &whats).await {
-                            Ok(true) => break,
-                            Ok(false) => {
-                                is_lost = attempt == 1; // else it may have been taken, and the answer lost
-                                named.lose();
-                                streams.counts.lost.fetch_add(1, Relaxed);
-                                break;
-                            }
-                            Err(LinkError::Refused(why)) if !why.is_for_now() => {
-                                tracing::debug!(%why, "messages of a stream are not kept");
-                                failed();
-                                break;
-                            }
-                            Err(error) if attempt == ATTEMPTS => {
-                                tracing::debug!(%error, "messages of a stream are not kept");
-                                failed();
-                                break;
-                            }
-                            Err(_) => sleep(AGAIN).await,
-                        }
-                    }
-                    streams.waiting.fetch_sub(whats.iter().map(What::size).sum(), Relaxed);
-                    for what in &mut whats {
-                        match what {
-                            What::Opened(_, known) => drop(known.take().map(|known| known.send(()))),
-                            What::Ended(_, known) => drop(known.take().map(|known| known.send(!is_lost))),
-                            What::Said(..) => {}
-                        }
-                    }
-                }
-            })
-            .await;
-    }
+/// What stands for the call that opens its stream, where it was taken back.
+fn opened(named: &OpenStream, what: &[What]) -> Option<String> {
+    what.iter().find(|what| matches!(what, What::Opened(..)))?;
+    let about: Value = serde_json::from_str(&named.about).ok()?;
+    about.get("request").map(mark)
 }

@@ -56,14 +56,19 @@ impl Core {
         }
         let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
         let extra = || extra_time(outbox.as_deref(), deferred.as_deref()) + LAST_WORD;
-        let wanted = Wanted { tool: tool.tool.name(), is_repeatable: tool.runs_again, is_last: !placement.is_fit() };
+        let wanted = Wanted {
+            tool: tool.tool.name(),
+            roles: placement.roles(),
+            is_repeatable: tool.runs_again,
+            is_last: !placement.is_fit(),
+        };
         let called = until_extended(deadline, extra, forwarder.call(wanted, &arguments, &ctx)).await;
         match called {
             None => Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }),
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) if placement.is_fit() => self.run_here(tool, arguments, ctx).await,
             Some(Err(error)) => {
-                forwarder.note_nowhere();
+                forwarder.note_end(&error);
                 Err(error)
             }
         }

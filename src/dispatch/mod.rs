@@ -367,7 +367,7 @@ mod tests {
     use super::*;
     use crate::call::{Caller, ClientCapabilities, Deadline, Lane};
 
-    /// Every idle connection keeps room for the largest future of a request, so a large one costs a large host dearly.
+    /// Each call that waits keeps room for this, so a large one costs a large host dearly.
     #[test]
     fn a_call_takes_little_room() {
         let tool = Tool::new("t", "d", Lane::Inline, |(): (), _| "x");

@@ -6,6 +6,7 @@ use std::{
     convert::Infallible,
     fmt, io,
     net::{IpAddr, TcpListener as StdListener},
+    pin::Pin,
     sync::Arc,
     thread,
     time::Duration,
@@ -63,7 +64,18 @@ pub(crate) struct Admin {
 }
 
 type Administrator = dyn Fn(&Headers<'_>, IpAddr, &str) -> Result<Option<Arc<Identity>>, Refused> + Send + Sync;
-type Invalidate = dyn Fn(&Invalidation, &Wishing) -> Option<Result<(), Refusal>> + Send + Sync;
+type Invalidate = dyn Fn(&Invalidation, &Wishing) -> Option<Result<Told, Refusal>> + Send + Sync;
+/// Where results are forgotten, once that is known.
+pub(crate) type Told = Pin<Box<dyn Future<Output = Reach> + Send>>;
+
+/// Where results are forgotten by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// On all instances, or on the only one.
+    All,
+    /// On this one: the others cannot be told yet.
+    Here,
+}
 
 /// Who wants something changed.
 pub(crate) struct Wishing {
@@ -92,6 +104,11 @@ impl Invalidation {
         self.tool.is_none() && self.arguments.is_none() && self.caller.is_none()
     }
 }
+
+/// The member of the answer that says where results are not forgotten yet.
+pub(crate) const OTHERS: &str = "others";
+const NOT_YET: &str = "not told yet, since Redis is away or takes no writes: the other instances serve what they kept \
+                       until it is back and does, and are told then, as long as this one runs";
 
 /// A body here names a tool and its arguments.
 const BODY_BYTES_MAX: ByteSize = ByteSize::kib(64);
@@ -151,7 +168,7 @@ impl Admin {
     async fn answer(&self, request: &Parts, body: Incoming, address: IpAddr) -> Result<Response<Body>, Refused> {
         let headers = Headers::scan(&request.headers);
         said_once(&headers)?;
-        self.hosts.check(&request.uri, request.version, &headers)?;
+        self.hosts.check(request.uri.authority().map(|authority| authority.as_str()), request.version, &headers)?;
         Origins::new(&[], "http://").check(&headers, &self.hosts)?;
         match (&request.method, request.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::alive()),
@@ -177,7 +194,13 @@ impl Admin {
                 let body = whole(body).await.map_err(own_limit)?;
                 let wish = invalidation(&body)?;
                 match (self.invalidate)(&wish, &Wishing { identity, address }) {
-                    Some(Ok(())) => Ok(reply::text(format!("{}\n", json!({ "forgotten": wish })), "application/json")),
+                    Some(Ok(reach)) => {
+                        let mut told = json!({ "forgotten": wish });
+                        if reach.await == Reach::Here {
+                            told[OTHERS] = NOT_YET.into();
+                        }
+                        Ok(reply::text(format!("{told}\n"), "application/json"))
+                    }
                     Some(Err(refusal)) => Err(refusal.into()),
                     None => Err(Refusal::overloaded(1, "the server has stopped").into()),
                 }

@@ -42,6 +42,19 @@ impl Body {
         Self { kind: Kind::Feed(Box::new(stream)), busy: None }
     }
 
+    /// Whether it comes piece by piece, for as long as that takes.
+    pub(crate) fn is_stream(&self) -> bool {
+        !matches!(self.kind, Kind::Once(_))
+    }
+
+    /// What is there of it, which is all unless it is a stream.
+    pub(crate) fn into_pieces(self) -> Pieces {
+        match self.kind {
+            Kind::Once(pieces) => pieces.unwrap_or_default(),
+            Kind::Events(_) | Kind::Feed(_) => Pieces::default(),
+        }
+    }
+
     /// Keeps the connection counted as busy for as long as a stream is open. A message that is there at once needs no
     /// keeping: what is not written yet is watched as such.
     pub(crate) fn hold(&mut self, busy: Busy) {
@@ -89,7 +102,7 @@ impl hyper::body::Body for Body {
 }
 
 /// Bytes in a few pieces, written with one gathering call.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Pieces {
     parts: [Bytes; 3],
 }

@@ -1,7 +1,7 @@
 //! The checks of the front door, each a function that passes or refuses. Their order is in `front::answer`. None of
 //! them reads the body.
 
-use hyper::{Uri, Version, body::Body, header};
+use hyper::{Version, body::Body, header};
 
 use crate::{
     front::{headers::Headers, limits::Config, reply::Refused},
@@ -11,9 +11,8 @@ use crate::{
 /// The longest request target that has any use here.
 const TARGET_BYTES_MAX: usize = 8192;
 
-/// Size of the request line and headers. hyper has its own, larger bounds, which it answers without a body.
-pub(crate) fn head_size(uri: &Uri, headers: &Headers<'_>, limits: &Config) -> Result<(), Refusal> {
-    let target = uri.path_and_query().map_or(0, |p| p.as_str().len());
+/// Size of the request's target and headers. hyper has its own, larger bounds, which it answers without a body.
+pub(crate) fn head_size(target: usize, headers: &Headers<'_>, limits: &Config) -> Result<(), Refusal> {
     if target > TARGET_BYTES_MAX {
         let message = format!("the request target is {target} bytes; at most {TARGET_BYTES_MAX} are read");
         return Err(Refusal { status: 414, ..Refusal::invalid_request(message) });
@@ -29,10 +28,10 @@ pub(crate) fn head_size(uri: &Uri, headers: &Headers<'_>, limits: &Config) -> Re
 /// Headers on which a decision rests stand once: of two, a proxy might have read the other.
 pub(crate) fn said_once(headers: &Headers<'_>) -> Result<(), Refusal> {
     let once = [
-        ("Host", headers.host),
-        ("Content-Type", headers.content_type),
-        ("Content-Length", headers.content_length),
-        ("Authorization", headers.authorization),
+        ("Host", headers.host()),
+        ("Content-Type", headers.content_type()),
+        ("Content-Length", headers.content_length()),
+        ("Authorization", headers.authorization()),
         ("Mcp-Session-Id", headers.session_id()),
     ];
     match once.iter().find(|(_, field)| *field == Field::Repeated) {
@@ -55,14 +54,20 @@ impl Hosts {
         Self(names)
     }
 
-    pub(crate) fn check(&self, uri: &Uri, version: Version, headers: &Headers<'_>) -> Result<(), Refusal> {
-        let Field::Is(host) = headers.host else {
-            return match (headers.host, version) {
+    /// `authority` is that of the request's target, where it has one.
+    pub(crate) fn check(
+        &self,
+        authority: Option<&str>,
+        version: Version,
+        headers: &Headers<'_>,
+    ) -> Result<(), Refusal> {
+        let Field::Is(host) = headers.host() else {
+            return match (headers.host(), version) {
                 (Field::Absent, Version::HTTP_10) => Ok(()),
                 _ => Err(Refusal::invalid_request("the header Host is missing")),
             };
         };
-        if uri.authority().is_some_and(|a| !a.as_str().as_bytes().eq_ignore_ascii_case(host)) {
+        if authority.is_some_and(|authority| !authority.as_bytes().eq_ignore_ascii_case(host)) {
             return Err(Refusal::invalid_request("the request target and the header Host name different hosts"));
         }
         if self.know(host) {
@@ -100,10 +105,10 @@ impl Origins {
     }
 
     pub(crate) fn check(&self, headers: &Headers<'_>, hosts: &Hosts) -> Result<(), Refusal> {
-        let allowed = match headers.origin {
+        let allowed = match headers.origin() {
             Field::Absent => true, // not a browser
             Field::Repeated => false,
-            Field::Is(origin) => self.lists(origin) || self.is_own(origin, headers.host, hosts),
+            Field::Is(origin) => self.lists(origin) || self.is_own(origin, headers.host(), hosts),
         };
         if allowed {
             return Ok(());
@@ -114,7 +119,7 @@ impl Origins {
 
     /// The origin to name in CORS headers: one from the settings, as it came.
     pub(crate) fn cors(&self, headers: &Headers<'_>) -> Option<header::HeaderValue> {
-        match headers.origin {
+        match headers.origin() {
             Field::Is(origin) if self.lists(origin) => header::HeaderValue::from_bytes(origin).ok(),
             _ => None,
         }
@@ -143,7 +148,7 @@ pub(crate) fn may_have_session(headers: &Headers<'_>) -> bool {
 
 /// The body is JSON as it is. Anything a browser can send without asking first is not.
 pub(crate) fn content(headers: &Headers<'_>) -> Result<(), Refused> {
-    let media = match headers.content_type {
+    let media = match headers.content_type() {
         Field::Is(value @ b"application/json") => value,
         Field::Is(value) => value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii(),
         _ => b"",
@@ -152,7 +157,7 @@ pub(crate) fn content(headers: &Headers<'_>) -> Result<(), Refused> {
         let message = "the header Content-Type must be application/json";
         return Err(Refusal { status: 415, ..Refusal::invalid_request(message) }.into());
     }
-    match headers.content_encoding {
+    match headers.content_encoding() {
         Field::Absent => Ok(()),
         Field::Is(coding) if coding.eq_ignore_ascii_case(b"identity") => Ok(()),
         _ => {
@@ -180,7 +185,7 @@ pub(crate) fn accept_events(headers: &Headers<'_>) -> Result<(), Refusal> {
     Err(Refusal { status: 406, ..Refusal::invalid_request(message) })
 }
 
-/// The body's length, when it is said (hyper has read it), is within the limit. Decided before a byte of it is read, and
+/// The body's length, when it is said, is within the limit. Decided before a byte of it is read, and
 /// before `100 Continue` asks for it.
 pub(crate) fn length(body: &impl Body, limits: &Config) -> Result<Option<usize>, Refusal> {
     let Some(length) = body.size_hint().exact() else { return Ok(None) };

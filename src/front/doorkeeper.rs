@@ -147,7 +147,7 @@ impl Doorkeeper {
         headers: &Headers<'_>,
         certified: Option<&Arc<Identity>>,
     ) -> Result<Arc<Identity>, reply::Refused> {
-        if let (Field::Absent, Some(identity)) = (headers.authorization, certified) {
+        if let (Field::Absent, Some(identity)) = (headers.authorization(), certified) {
             let has = |scope: &&String| identity.has_scope(scope);
             let missing: Vec<String> = self.required_scopes.iter().filter(|scope| !has(scope)).cloned().collect();
             if !missing.is_empty() {
@@ -155,7 +155,7 @@ impl Doorkeeper {
             }
             return by_certificate(identity);
         }
-        let authorization = match headers.authorization {
+        let authorization = match headers.authorization() {
             Field::Is(value) => Some(value),
             Field::Absent | Field::Repeated => None, // of two, none is believed
         };
@@ -285,7 +285,7 @@ pub(super) fn until_turned_away(conn: &Arc<Connection>, headers: &Headers<'_>, s
         let conn = Arc::clone(conn);
         async move { conn.disowned().await }
     };
-    let (Some(_), Field::Is(authorization)) = (&conn.front.doorkeeper, headers.authorization) else {
+    let (Some(_), Field::Is(authorization)) = (&conn.front.doorkeeper, headers.authorization()) else {
         let rest = identity.expires_at()?.duration_since(SystemTime::now()).unwrap_or_default();
         return Some(Box::pin(async move {
             tokio::select! {

@@ -2,6 +2,7 @@
 //! holds a place for long.
 
 use std::{
+    fmt::Display,
     future::poll_fn,
     pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::{
@@ -60,12 +61,15 @@ impl Drop for Held<'_> {
 }
 
 /// The whole body. `length` is what Content-Length said, checked before.
-pub(crate) async fn read(
-    incoming: &mut Incoming,
+pub(crate) async fn read<B>(
+    incoming: &mut B,
     length: Option<usize>,
     limits: &Config,
     bodies: &Bodies,
-) -> Result<Bytes, Refusal> {
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes, Error: Display> + Unpin,
+{
     let mut whole = BytesMut::new();
     let mut held = Held { bodies, bytes: 0 };
     let mut began: Option<Instant> = None;
@@ -90,7 +94,7 @@ pub(crate) async fn read(
         });
         match frame.await? {
             None => return Ok(whole.freeze()),
-            // The connection broke or the framing is wrong; hyper closes it, and this answer goes nowhere or says so.
+            // The connection broke or the framing is wrong; it is closed, and this answer goes nowhere or says so.
             Some(Err(error)) => {
                 tracing::debug!(%error, "a body broke off");
                 return Err(Refusal::invalid_request("the body broke off or its framing is wrong"));

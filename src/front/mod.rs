@@ -1,13 +1,16 @@
-//! The front door: HTTP. hyper stays here. Read `Front::answer` for the order in which a request is looked at; each
-//! check is a function in `checks`, and what any of them refuses leaves through `reply`.
+//! The front door: HTTP. Plain requests over HTTP/1.1 are read here (`http1`); whatever else HTTP has is hyper's, which
+//! stays here. Read `Front::answer` for the order in which a request is looked at; each check is a function in `checks`,
+//! and what any of them refuses leaves through `reply`.
 //!
 //! What a message means is `mcp`'s business; connections as such (timeouts, drain) are `connection`'s.
 
 pub(crate) mod admin;
 mod body;
+mod came;
 pub(crate) mod checks;
 pub(crate) mod connection;
 pub(crate) mod doorkeeper;
+pub(crate) mod driven;
 mod feed;
 pub mod gate;
 pub(crate) mod headers;
@@ -25,10 +28,8 @@ mod watched;
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
 use hyper::{
-    Method, Request, Response, Version,
-    body::Incoming,
+    Method, Response, Version,
     header::{self, HeaderValue},
-    http::request::Parts,
 };
 
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
     cluster::Cluster,
     front::{
         body::Body,
+        came::{Came, Inflow},
         checks::{Hosts, Origins},
         connection::Connection,
         doorkeeper::{Doorkeeper, until_turned_away},
@@ -90,19 +92,18 @@ pub(crate) struct Front {
 }
 
 /// Answers one request of a connection.
-pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn serve(conn: Arc<Connection>, came: Came, mut inflow: Inflow) -> Response<Body> {
     let busy = conn.begin();
-    let (head, mut incoming) = request.into_parts();
-    let headers = Headers::scan(&head.headers);
+    let headers = came.headers();
     let front = &conn.front;
     let (cors, takes) = (front.origins.cors(&headers), headers.takes);
-    let mut sender = Sender::of(&conn, &head.headers);
+    let mut sender = Sender::of(&conn, &headers);
     let mut rate = Decision::Free;
-    let mut response = match front.answer(&conn, &head, &headers, &mut sender, &mut rate, &mut incoming).await {
+    let mut response = match front.answer(&conn, &came, &headers, &mut sender, &mut rate, &mut inflow).await {
         Ok(Answered::Now(response)) => response,
         Ok(Answered::ByCall(mut call, place)) => {
             if call.wants_parts() {
-                let mut head = head;
+                let mut head = came.into_parts();
                 if front.doorkeeper.is_some() {
                     head.headers.remove(header::AUTHORIZATION); // it was for us, and is passed on to nobody
                 }
@@ -114,7 +115,7 @@ pub(crate) async fn serve(conn: Arc<Connection>, request: Request<Incoming>) -> 
         Err(refused) => {
             front.refusals.count(refused.reason());
             front.router.note_unread(&headers.head(&sender, None), headers.about(), refused.reason(), refused.detail());
-            if head.version == Version::HTTP_2 {
+            if let (Version::HTTP_2, Inflow::ByHyper(incoming)) = (came.version(), inflow) {
                 Box::pin(http2::take_rest(incoming)).await;
             }
             refused.into_response()
@@ -247,19 +248,19 @@ impl Front {
     async fn answer(
         &self,
         conn: &Arc<Connection>,
-        head: &Parts,
+        came: &Came,
         headers: &Headers<'_>,
         sender: &mut Sender,
         rate: &mut Decision,
-        incoming: &mut Incoming,
+        inflow: &mut Inflow,
     ) -> Result<Answered, Refused> {
         // who may speak at all
-        checks::head_size(&head.uri, headers, &self.limits)?; //                  414, 431
+        checks::head_size(came.target_bytes(), headers, &self.limits)?; //        414, 431
         checks::said_once(headers)?; //                                           400
-        self.hosts.check(&head.uri, head.version, headers)?; //                   400, 403
+        self.hosts.check(came.authority(), came.version(), headers)?; //          400, 403
         self.origins.check(headers, &self.hosts)?; //                             403
         // what for
-        match (&head.method, head.uri.path()) {
+        match (came.method(), came.path()) {
             (_, path) if path == self.path => {}
             (&Method::GET | &Method::HEAD, "/health") => return Ok(Answered::Now(reply::alive())),
             (&Method::GET | &Method::HEAD, "/ready") => {
@@ -276,7 +277,7 @@ impl Front {
             }
             _ => return Err(reply::no_such_path(&self.path)), //                  404
         }
-        if head.method == Method::OPTIONS {
+        if *came.method() == Method::OPTIONS {
             return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
         }
         // who it is
@@ -299,7 +300,7 @@ impl Front {
                 Named::Unknown(id) => Box::pin(shared.bring(id, sender.caller(), sender.address)).await?, // 429, 503
             },
         };
-        match head.method {
+        match *came.method() {
             Method::POST => {}
             Method::GET if checks::may_have_session(headers) => {
                 checks::accept_events(headers)?; //                               406
@@ -324,17 +325,24 @@ impl Front {
         // in which form, and how much of it
         checks::content(headers)?; //                                             415
         checks::accept(headers)?; //                                              406
-        let length = checks::length(&incoming, &self.limits)?; //                 413
+        let length = checks::length(inflow, &self.limits)?; //                    413
         self.gate.check(conn, sender)?; //                                        503
         // only now is the body read, and only when it is here does a call that waits take a place
-        let body = intake::read(incoming, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503
+        let read;
+        let body = match came.body() {
+            Some(whole) => whole,
+            None => {
+                read = intake::read(inflow, length, &self.limits, &self.bodies).await?; // 400, 408, 413, 503
+                &*read
+            }
+        };
         let ahead = match &self.cluster {
             None => None,
-            Some(_) => Box::pin(self.ahead(headers, sender, &body)).await,
+            Some(_) => Box::pin(self.ahead(headers, sender, body)).await,
         };
         self.gate.check(conn, sender)?; //                                        503
         let now = Instant::now(); // deadlines count from here
-        let mut step = self.message(headers, sender, (rate, ahead), &body, now);
+        let mut step = self.message(headers, sender, (rate, ahead), body, now);
         if let Some(shared) = &self.sessions
             && Shared::is_unsettled(&step, session.as_ref())
         {
@@ -342,7 +350,7 @@ impl Front {
             step = Box::pin(shared.settle(step, named.text().zip(session.as_ref()))).await;
         }
         if let (Step::Call(call), true) = (&mut step, self.sessions.is_some()) {
-            call.may_run_again(&body);
+            call.may_run_again(body);
         }
         Ok(match step {
             // What is answered at once takes no place: no more of it can run at once than there are threads here.

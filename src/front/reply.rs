@@ -208,7 +208,7 @@ pub(crate) fn no_such_method() -> Refused {
 
 /// What a browser asks before it lets a page call. `cors` headers are added for pages that may.
 pub(crate) fn preflight(headers: &Headers<'_>, origins: &Origins) -> Result<Response<Body>, Refused> {
-    if headers.origin == Field::Absent || origins.cors(headers).is_none() {
+    if headers.origin() == Field::Absent || origins.cors(headers).is_none() {
         return Err(no_such_method());
     }
     let mut response = Response::new(Body::from(Payload::default()));

@@ -3,16 +3,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use hyper::{HeaderMap, header::HeaderName};
-
 use crate::{
     call::{Caller, Share},
-    front::{connection::Connection, gate::Visit},
+    front::{connection::Connection, gate::Visit, headers::Headers},
     identity::Identity,
     rate::{Who, real_ip},
 };
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Who sent a request.
 #[derive(Debug)]
@@ -26,12 +22,12 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    pub(crate) fn of(conn: &Connection, headers: &HeaderMap) -> Self {
+    pub(crate) fn of(conn: &Connection, headers: &Headers<'_>) -> Self {
         let peer = Self { address: conn.peer, share: conn.visit.share(), identity: None, visit: None };
         if conn.front.trusted.is_empty() {
             return peer;
         }
-        let lines = headers.get_all(X_FORWARDED_FOR).iter().map(|line| line.as_bytes());
+        let lines = headers.forwarded_for().into_iter();
         let address = real_ip::client_ip(conn.peer, lines, &conn.front.trusted);
         if address == conn.peer.to_canonical() {
             return peer;

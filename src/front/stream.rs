@@ -45,6 +45,9 @@ const SILENT_MAX: Duration = Duration::from_secs(1);
 /// How long a client waits for its first event until other instances find the stream, should Redis be slow.
 const SHARED_MAX: Duration = Duration::from_millis(500);
 
+/// So many bytes of events a call says before the first of them is sent.
+const UNSENT_MAX: usize = 64 * 1024;
+
 /// Runs a call and answers in the form that it needs.
 pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes, place: Place) -> Response<Body> {
     let Some(voice) = call.voice() else {
@@ -86,7 +89,12 @@ pub(super) async fn run(conn: &Arc<Connection>, call: PendingCall, takes: Takes,
             (stream.first, shared) = stream.open(spoken);
             // An id to come back with is worth nothing before it is found wherever the client comes back to.
             if let Some(shared) = shared {
-                let _ = timeout(SHARED_MAX, shared).await;
+                let mut shared = pin!(timeout(SHARED_MAX, shared));
+                poll_fn(|cx| {
+                    stream.go_on_unsent(cx);
+                    shared.as_mut().poll(cx).map(drop)
+                })
+                .await;
             }
             reply::events(Body::events(stream))
         }
@@ -150,6 +158,20 @@ impl CallStream {
             return (None, shared);
         }
         ((!bytes.is_empty()).then(|| bytes.into()), shared)
+    }
+
+    /// Runs the call on while nothing of it is sent yet. What it says goes out with the first events, up to so much.
+    fn go_on_unsent(&mut self, cx: &mut Context<'_>) {
+        while !self.speaking.is_over() && self.first.as_ref().is_none_or(|first| first.len() < UNSENT_MAX) {
+            let Poll::Ready(spoken) = self.speaking.poll(cx) else { return };
+            let more = self.write_events(spoken);
+            if let Some((last, _)) = &mut self.last {
+                *last = more.into();
+            } else if !more.is_empty() {
+                let first = self.first.take().unwrap_or_default();
+                self.first = Some([first.as_ref(), more.as_slice()].concat().into());
+            }
+        }
     }
 
     /// The next bytes of the stream; `None` at its end.

@@ -5,55 +5,76 @@ use std::{
     cell::RefCell,
     io,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::front::{
-    connection::{Connection, NEVER},
-    http2::meter::Meter,
-};
+use crate::front::{connection::Connection, http2::meter::Meter};
 
 /// Pieces of an answer up to this size are copied together: the kernel takes one piece (`send`) in less time than several
 /// (`writev`), and the difference is more than the copy.
-const TOGETHER_BYTES_MAX: usize = 1024;
+pub(super) const TOGETHER_BYTES_MAX: usize = 2048;
 /// What is read at once where it is looked at.
-const READ_BYTES: usize = 16 * 1024;
+pub(super) const READ_BYTES: usize = 16 * 1024;
 
 thread_local! {
     /// What was read and is looked at. One for each thread, as nothing stays in it.
     static SEEN: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
 
+/// Reads at most `limit` bytes and shows them to `look`. None is the end.
+pub(super) fn poll_look<S: AsyncRead + Unpin, T>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    limit: usize,
+    look: impl FnOnce(&[u8]) -> io::Result<T>,
+) -> Poll<io::Result<T>> {
+    SEEN.with_borrow_mut(|seen| {
+        let room = limit.min(READ_BYTES);
+        let mut own = ReadBuf::new(&mut seen[..room]);
+        ready!(Pin::new(stream).poll_read(cx, &mut own))?;
+        Poll::Ready(look(own.filled()))
+    })
+}
+
 /// A socket that notes when a request begins to arrive and when a write does not get on.
 pub(super) struct Watched<S> {
     stream: TokioIo<S>,
     conn: Arc<Connection>,
+    /// What was read before, and comes first.
+    ahead: Bytes,
 }
 
 impl<S> Watched<S> {
     pub(super) fn new(stream: S, conn: Arc<Connection>) -> Self {
-        Self { stream: TokioIo::new(stream), conn }
+        Self { stream: TokioIo::new(stream), conn, ahead: Bytes::new() }
+    }
+
+    /// The same with what was read of it before.
+    pub(super) fn after(mut self, ahead: Bytes) -> Self {
+        self.ahead = ahead;
+        self
     }
 }
 
 /// Notes that a write waits, or that it does not any more.
-fn note<T>(conn: &Connection, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-    let stalled = &conn.write_stalled;
-    match (&written, stalled.load(Relaxed)) {
-        (Poll::Pending, NEVER) => stalled.store(conn.note(), Relaxed),
-        (Poll::Ready(_), since) if since != NEVER => stalled.store(NEVER, Relaxed),
-        _ => {}
-    }
+pub(super) fn note_write<T>(conn: &Connection, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    conn.note_stalled(written.is_pending());
     written
 }
 
 impl<S: AsyncRead + Unpin> Read for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.conn.note_read(read.is_ready());
         read
@@ -63,7 +84,7 @@ impl<S: AsyncRead + Unpin> Read for Watched<S> {
 impl<S: AsyncWrite + Unpin> Write for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        note(&self.conn, written)
+        note_write(&self.conn, written)
     }
 
     fn poll_write_vectored(
@@ -84,7 +105,7 @@ impl<S: AsyncWrite + Unpin> Write for Watched<S> {
         } else {
             Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
         };
-        note(&self.conn, written)
+        note_write(&self.conn, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -94,7 +115,7 @@ impl<S: AsyncWrite + Unpin> Write for Watched<S> {
     /// A secure connection takes what is written into a buffer of its own, and waits for the client here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        note(&self.conn, flushed)
+        note_write(&self.conn, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -117,13 +138,11 @@ impl<S> Metered<S> {
 impl<S: AsyncRead + Unpin> Read for Metered<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let Self { watched, meter } = &mut *self;
-        SEEN.with_borrow_mut(|seen| {
-            let room = buf.remaining().min(READ_BYTES);
-            let mut own = ReadBuf::new(&mut seen[..room]);
-            ready!(Pin::new(watched.stream.inner_mut()).poll_read(cx, &mut own))?;
-            meter.read(own.filled()).map_err(|flood| watched.conn.front.http2.flooded(watched.conn.peer, flood))?;
-            buf.put_slice(own.filled());
-            Poll::Ready(Ok(()))
+        let Watched { stream, conn, .. } = watched;
+        poll_look(stream.inner_mut(), cx, buf.remaining(), |seen| {
+            meter.read(seen).map_err(|flood| conn.front.http2.flooded(conn.peer, flood))?;
+            buf.put_slice(seen);
+            Ok(())
         })
     }
 }

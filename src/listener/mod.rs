@@ -7,9 +7,12 @@ mod secure;
 
 use std::{
     collections::HashMap,
+    future::Future,
     io,
     net::{SocketAddr, TcpListener as StdListener},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -22,6 +25,7 @@ use tokio::{
     time::timeout,
 };
 
+use self::opening::{Opened, Opening};
 pub(crate) use self::secure::Secure;
 use crate::front::{Front, connection::Connection};
 
@@ -178,14 +182,36 @@ fn take(
     prepare(&stream, front);
     let connection = Arc::new(Connection::new(Arc::clone(front), peer.ip(), Instant::now()));
     let listed = connections.list(&connection, permit);
-    let secure = secure.map(Arc::clone);
-    tokio::spawn(async move {
-        match secure {
-            None => opening::plain(connection, stream).await,
-            Some(secure) => Box::pin(opening::secure(connection, stream, &secure)).await,
+    let opening = opening::opening(connection, stream, secure.map(Arc::clone));
+    tokio::spawn(Task { stage: Stage::Opening(opening), _listed: listed });
+}
+
+/// A connection's task.
+struct Task {
+    stage: Stage,
+    /// Until everything else of it is gone.
+    _listed: Listed,
+}
+
+enum Stage {
+    Opening(Opening),
+    Opened(Opened),
+}
+
+impl Future for Task {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut self.stage {
+                Stage::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
+                    Some(opened) => self.stage = Stage::Opened(opened),
+                    None => return Poll::Ready(()),
+                },
+                Stage::Opened(opened) => return Pin::new(opened).poll(cx),
+            }
         }
-        drop(listed);
-    });
+    }
 }
 
 async fn next(

@@ -2,7 +2,10 @@
 //! end, so that no request pays for the choice.
 
 use std::{
+    future::Future,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -11,35 +14,62 @@ use tokio::{net::TcpStream, time::sleep};
 use super::secure::Secure;
 use crate::front::{
     connection::Connection,
-    http1,
+    driven::Driven,
+    http1::{self, Http1},
     http2::{self, PREFACE},
 };
 
 /// Between two looks at a preface that is not whole. Clients send it whole.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Serves a connection without TLS until it ends.
-pub(super) async fn plain(conn: Arc<Connection>, stream: TcpStream) {
-    let limits = &conn.front.limits;
+/// What a connection turned out to be, which serves it until it ends.
+pub(super) enum Opened {
+    /// Mostly; not boxed, so that a request finds all that is kept of its connection in one place.
+    Cleartext(Driven<Http1<TcpStream>>),
+    Other(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl Future for Opened {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.get_mut() {
+            Self::Cleartext(driven) => Pin::new(driven).poll(cx),
+            Self::Other(other) => other.as_mut().poll(cx),
+        }
+    }
+}
+
+/// Finds out what is spoken on a connection. None when it has ended. Each way is boxed by itself: a connection keeps this
+/// until its first bytes come, and the longer way needs much more room.
+pub(super) type Opening = Pin<Box<dyn Future<Output = Option<Opened>> + Send>>;
+
+pub(super) fn opening(conn: Arc<Connection>, stream: TcpStream, secure: Option<Arc<Secure>>) -> Opening {
+    match secure {
+        None => Box::pin(cleartext(conn, stream)),
+        Some(secure) => Box::pin(encrypted(conn, stream, secure)),
+    }
+}
+
+async fn cleartext(conn: Arc<Connection>, stream: TcpStream) -> Option<Opened> {
     let http2 = &conn.front.http2.config;
     if http2.enabled && http2.prior_knowledge {
-        let looking = begins_with_preface(&conn, &stream);
-        match conn.opening(looking, limits.idle_timeout()).await {
-            Ok(true) => return Box::pin(http2::run(conn, stream)).await,
+        let looking = Box::pin(begins_with_preface(&conn, &stream));
+        match conn.opening(looking, conn.front.limits.idle_timeout()).await {
+            Ok(true) => return Some(Opened::Other(Box::pin(http2::serving(conn, stream)))),
             Ok(false) => {}
             Err(reason) => return ended(&conn, reason),
         }
     }
-    http1::run(conn, stream).await;
+    Some(Opened::Cleartext(http1::serving(conn, stream)))
 }
 
-/// Serves a connection with TLS until it ends.
-pub(super) async fn secure(conn: Arc<Connection>, stream: TcpStream, secure: &Secure) {
+async fn encrypted(conn: Arc<Connection>, stream: TcpStream, secure: Arc<Secure>) -> Option<Opened> {
     // The handshake has a time of its own, which is shorter.
     let limit = conn.front.limits.idle_timeout();
-    let accepted = match conn.opening(secure.accept(stream, conn.peer), limit).await {
-        Ok(Some(accepted)) => accepted,
-        Ok(None) => return, // it was said why
+    let accepting = Box::pin(secure.accept(stream, conn.peer));
+    let accepted = match conn.opening(accepting, limit).await {
+        Ok(accepted) => accepted?, // when it is not, it was said why
         Err(reason) => return ended(&conn, reason),
     };
     if let Some(peer) = &accepted.peer {
@@ -49,15 +79,15 @@ pub(super) async fn secure(conn: Arc<Connection>, stream: TcpStream, secure: &Se
             conn.disown();
         }
     }
-    if accepted.alpn() == Some(b"h2") {
-        http2::run(conn, accepted.stream).await;
-    } else {
-        http1::run(conn, accepted.stream).await;
-    }
+    Some(Opened::Other(match accepted.alpn() == Some(b"h2") {
+        true => Box::pin(http2::serving(conn, accepted.stream)),
+        false => Box::pin(http1::serving(conn, accepted.stream)),
+    }))
 }
 
-fn ended(conn: &Connection, reason: &str) {
+fn ended(conn: &Connection, reason: &str) -> Option<Opened> {
     tracing::debug!(peer = %conn.peer, reason, "a connection ended before its first request");
+    None
 }
 
 /// Whether the client speaks HTTP/2 without having been asked. Looks at what has come and leaves it there.

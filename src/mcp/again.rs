@@ -43,6 +43,10 @@ impl Asker {
         }
     }
 
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
     /// What stands around the request when it is read again.
     fn head(&self) -> Head<'_> {
         Head {
@@ -90,7 +94,8 @@ impl Told {
     }
 }
 
-/// Runs a call again, to its end; what it says is kept in `log`. It has no place among the requests that are served: its
+/// Runs a call again, to its end; what it says is kept in `log`. Whether its client has taken it back is asked once it can
+/// be taken back here, so that no cancel falls in between. It has no place among the requests that are served: its
 /// client holds one for a stream, and its tool's limits count it.
 ///
 /// # Errors
@@ -101,6 +106,7 @@ pub(super) async fn run(
     asker: &Asker,
     request: &[u8],
     told: Told,
+    is_cancelled: impl Future<Output = bool>,
 ) -> Result<(), String> {
     let call = match router.message(&asker.head(), None, request, Instant::now()) {
         Step::Call(call) => call,
@@ -108,6 +114,10 @@ pub(super) async fn run(
         Step::Feed(_) | Step::Batch(_) => return Err("it is no call".into()),
     };
     let Some(voice) = call.voice() else { return Err("it has no stream".into()) };
+    if is_cancelled.await {
+        log.finish(None).await;
+        return Ok(());
+    }
     voice.outbox.go_on_after(told.progress, told.missing);
     let runs = Arc::clone(router);
     let mut speaking = Speaking::new(voice, Box::pin(async move { call.run(&runs).await }));

@@ -122,7 +122,7 @@ impl Voice {
         let session = self.session.as_ref()?;
         let log = session.live().open_stream(false, Instant::now())?;
         if let Some(tool) = &self.tool {
-            log.note_tool(tool.tool.name());
+            log.note_tool(tool.of());
         }
         let again = self.again.as_deref().cloned();
         let about = || elsewhere::about(self.request.as_ref(), log.tool(), again.is_some());
@@ -483,7 +483,7 @@ impl PendingCall {
 
     /// Keeps the request for another instance to run it again, should this one die: of a tool with which that may be
     /// done, in a session that others know, when its client can come back for the rest.
-    pub(crate) fn may_run_again(&mut self, body: &Bytes) {
+    pub(crate) fn may_run_again(&mut self, body: &[u8]) {
         if let Some(deferral) = self.deferral.as_ref().filter(|_| body.len() <= AGAIN_BYTES_MAX) {
             deferral.may_run_again(body);
         }
@@ -493,7 +493,7 @@ impl PendingCall {
             && session.is_shared()
             && body.len() <= AGAIN_BYTES_MAX
         {
-            self.again = Some(Box::new(body.clone()));
+            self.again = Some(Box::new(Bytes::copy_from_slice(body)));
         }
     }
 

@@ -13,13 +13,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::{
     changes::{Change, Lists},
     cluster::{
         leases::{Claim, Taken},
+        presence::Stake,
         sessions::Hash,
         streams::{Entry, Found, Streams},
     },
@@ -32,6 +33,7 @@ use crate::{
         router::Router,
         session::Session,
     },
+    tool::registry::Of,
 };
 
 /// Between two looks for what is said next.
@@ -40,21 +42,19 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LOOKS: usize = 10;
 /// Looks without news between two questions whether the writer is there.
 const LOOKS_PER_ASKING: u32 = 4;
-/// A writer that so many questions in a row found absent has gone. Where a mistake costs no more than a second run, fewer
-/// are enough: the first run is stopped then, should it still be there.
-const ABSENT_MAX: u32 = 5;
-const ABSENT_MAX_AGAIN: u32 = 2;
 /// How long a stream is followed that nobody reads.
 const UNREAD_MAX: Duration = Duration::from_secs(10);
 
-/// What a reader elsewhere needs to know of a stream: which request it answers, whose tool it is, and whether its call
-/// may be run again. A session's own stream answers none.
-pub(super) fn about(request: Option<&OwnedId>, tool: Option<&str>, again: bool) -> Value {
-    let mut about = json!({ "request": request.map(OwnedId::to_value), "tool": tool });
-    if again {
-        about["again"] = true.into();
-    }
-    about
+/// What a reader elsewhere needs to know of a stream: which request it answers, whose tool it is and whether that is for
+/// all, and whether its call may be run again. A session's own stream answers none.
+pub(super) fn about(request: Option<&OwnedId>, tool: Option<&Of>, again: bool) -> Value {
+    let members = [
+        ("request", request.map(OwnedId::to_value)),
+        ("tool", tool.map(|tool| tool.name.as_ref().into())),
+        ("guarded", tool.filter(|tool| tool.is_guarded).map(|_| true.into())),
+        ("again", again.then(|| true.into())),
+    ];
+    members.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 /// Takes in the stream that an event id names, where another instance began it, and follows it.
@@ -87,6 +87,10 @@ pub(super) async fn bring(
     let Some(about) = found.about.as_deref().and_then(|about| serde_json::from_str::<Value>(about).ok()) else {
         return Ok(());
     };
+    let tool = about["tool"].as_str().map(|name| Of { name: name.into(), is_guarded: about["guarded"] == true });
+    if tool.as_ref().is_some_and(|tool| router.dispatch.tools().is_hidden(tool, asker.identity())) {
+        return Ok(());
+    }
     let request = match &about["request"] {
         Value::Number(number) => number.as_i64().map(OwnedId::Number),
         text @ Value::String(_) => Some(OwnedId::Text(text.to_string().into())),
@@ -96,7 +100,7 @@ pub(super) async fn bring(
         status: 409,
         ..Refusal::invalid_request("this session has as many open streams as one may have")
     })?;
-    if let Some(tool) = about["tool"].as_str() {
+    if let Some(tool) = tool {
         log.note_tool(tool);
     }
     let follower = Follower {
@@ -108,7 +112,7 @@ pub(super) async fn bring(
         about: found.about.clone().unwrap_or_default(),
         last: id.event,
         writer: found.writer,
-        absent_max: if about["again"] == true { ABSENT_MAX_AGAIN } else { ABSENT_MAX },
+        stake: if about["again"] == true { Stake::SecondRun } else { Stake::End },
         request,
         log,
     };
@@ -132,7 +136,8 @@ struct Follower {
     last: u64,
     /// The process that runs the call, and with what it writes.
     writer: Option<(u32, u64)>,
-    absent_max: u32,
+    /// What it costs to take a writer for gone that lives.
+    stake: Stake,
     request: Option<OwnedId>,
     log: Arc<EventLog>,
 }
@@ -170,7 +175,7 @@ impl Follower {
 
     /// A call's stream, until it is over, nobody reads it, or the session ends.
     async fn follow(mut self, mut found: Found) {
-        let (mut silent, mut absent, mut unread_since) = (0, 0, None);
+        let (mut silent, mut unread_since) = (0, None);
         loop {
             // Who took it over stands there at each look, until something is said.
             let before = (self.last, self.writer);
@@ -190,19 +195,11 @@ impl Follower {
                 return self.let_go();
             }
             silent = if has_news { 0 } else { silent + 1 };
-            if has_news {
-                absent = 0;
-            } else {
+            if !has_news {
                 sleep(PAUSE).await;
             }
-            if silent % LOOKS_PER_ASKING == 1 {
-                absent = if self.is_writer_gone().await { absent + 1 } else { 0 };
-            }
-            if absent >= self.absent_max {
-                if self.take_over().await {
-                    return;
-                }
-                absent = 0;
+            if silent % LOOKS_PER_ASKING == 1 && self.is_writer_gone().await && self.take_over().await {
+                return;
             }
             found = match self.streams.read(self.hash, self.log.name(), self.last).await {
                 Ok(Some(found)) => found,
@@ -214,10 +211,8 @@ impl Follower {
     }
 
     async fn is_writer_gone(&self) -> bool {
-        match self.writer {
-            Some((writer, _)) => self.streams.lives(writer).await == Some(false),
-            None => false,
-        }
+        let Some((writer, _)) = self.writer else { return false };
+        self.streams.presence().absent(writer).await.is_some_and(|absent| absent.is_enough_for(self.stake))
     }
 
     /// The instance that ran the call has gone: here it is run again, or ended, where all read it, so that there is one
@@ -227,9 +222,17 @@ impl Follower {
         if router.drain.is_started() {
             return false; // its client comes back to another
         }
-        let claim = Claim { hash: self.hash, name: self.log.name(), about: &self.about, writer, seen: self.last };
-        let (writer, missing, call) = match self.streams.take_over(&claim).await {
-            Ok(Taken::Ours { writer, missing, call }) => (writer, missing, call),
+        let request = self.request.as_ref().map(OwnedId::to_value).unwrap_or_default();
+        let claim = Claim {
+            hash: self.hash,
+            name: self.log.name(),
+            about: &self.about,
+            writer,
+            seen: self.last,
+            request: &request,
+        };
+        let (writer, missing, call, is_cancelled) = match self.streams.take_over(&claim).await {
+            Ok(Taken::Ours { writer, missing, call, is_cancelled }) => (writer, missing, call, is_cancelled),
             Ok(Taken::Others) => return false,
             Ok(Taken::Gone) => {
                 self.give_up("the instance that ran this call has ended; the call may have run");
@@ -241,7 +244,12 @@ impl Follower {
             }
         };
         self.log.write_with(writer);
-        let tool = self.log.tool();
+        let tool = self.log.tool().map(|tool| &*tool.name);
+        if is_cancelled {
+            tracing::info!(tool, "a call ends whose instance has gone, and whose client has taken it back");
+            self.log.finish(None).await;
+            return true;
+        }
         let Some(call) = call else {
             tracing::warn!(tool, "a call ends whose instance has gone; it may have run");
             self.streams.counts().given_up.fetch_add(1, Relaxed);
@@ -251,7 +259,9 @@ impl Follower {
         let told = self.streams.newest(self.hash, self.log.name()).await.unwrap_or_default();
         tracing::info!(tool, "a call whose instance has gone is run again");
         self.streams.counts().again.fetch_add(1, Relaxed);
-        if let Err(why) = again::run(&router, &self.log, &self.asker, &call, Told::of(&told, missing)).await {
+        let is_cancelled = async { self.streams.is_cancelled(self.hash, &request).await.unwrap_or(false) };
+        let told = Told::of(&told, missing);
+        if let Err(why) = again::run(&router, &self.log, &self.asker, &call, told, is_cancelled).await {
             let message = "the instance that ran this call has ended; the call may have run, and is not run again";
             self.give_up(&format!("{message}: {why}"));
         }
@@ -287,7 +297,7 @@ impl Follower {
             let read = self.streams.read(self.hash, self.log.name(), self.last).await;
             found = read.ok().flatten().unwrap_or_default();
         }
-        drop(self.log.keep_in(&self.streams, self.hash, self.about.clone(), Bytes::new()));
+        self.log.keep_own_in(&self.streams, self.hash, self.about.clone());
         let lists = [("tools", Lists::TOOLS), ("prompts", Lists::PROMPTS), ("resources", Lists::RESOURCES)];
         let lists =
             lists.into_iter().filter(|(family, _)| capabilities.has(family)).map(|(_, list)| Change::List(list));

@@ -16,7 +16,10 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::cluster::{sessions::Hash, streams::Streams, writing::Writer};
+use crate::{
+    cluster::{sessions::Hash, streams::Streams, writing::Writer},
+    tool::registry::Of,
+};
 
 /// The size of a message that is kept whatever else is.
 const SPARED_BYTES_MAX: usize = 4096;
@@ -67,7 +70,7 @@ pub(crate) struct EventLog {
     /// Nothing but its reader makes it of use: it is not a call's.
     is_standalone: bool,
     /// The tool whose call it is, where it is a tool's.
-    tool: OnceLock<Box<str>>,
+    tool: OnceLock<Of>,
     /// Where it is kept for other instances too.
     writer: OnceLock<Writer>,
     state: Mutex<State>,
@@ -111,6 +114,11 @@ impl EventLog {
         let (writer, opened) = streams.open(hash, self.name.clone(), about, call);
         let _ = self.writer.set(writer);
         opened
+    }
+
+    /// The same for a session's own stream, of which others find what is said.
+    pub(crate) fn keep_own_in(&self, streams: &Streams, hash: Hash, about: String) {
+        let _ = self.writer.set(streams.open_silent(hash, self.name.clone(), about));
     }
 
     /// The same for a stream that was taken over from another instance.
@@ -169,13 +177,13 @@ impl EventLog {
     }
 
     /// Says whose call it is.
-    pub(crate) fn note_tool(&self, name: &str) {
-        let _ = self.tool.set(name.into());
+    pub(crate) fn note_tool(&self, tool: Of) {
+        let _ = self.tool.set(tool);
     }
 
     /// The tool whose call it is, where it is a tool's: who may not call it any more does not read it either.
-    pub(crate) fn tool(&self) -> Option<&str> {
-        self.tool.get().map(Box::as_ref)
+    pub(crate) fn tool(&self) -> Option<&Of> {
+        self.tool.get()
     }
 
     /// The id of an event.

@@ -379,7 +379,7 @@ impl Router {
                     status: 409,
                     ..Refusal::invalid_request("this session has as many open streams as one may have")
                 })?;
-                let _ = session.share_stream(&log, || elsewhere::about(None, None, false), Bytes::new());
+                session.share_own_stream(&log, &elsewhere::about(None, None, false));
                 (log, 0)
             }
             // An id of another session, or of a stream that is not kept any more: its rest is nothing. Not 404, which
@@ -388,10 +388,7 @@ impl Router {
                 let found = field.text().and_then(|id| session.live_if_any()?.find_stream(id, now));
                 let Some(found) = found else { return Ok(Feed::Nothing) };
                 let tools = self.dispatch.tools();
-                // A tool that is not here has no rule here: its call runs at another instance.
-                let is_denied =
-                    |tool: &str| tools.get(tool).is_some() && tools.for_caller(tool, head.identity).is_none();
-                if found.0.tool().is_some_and(is_denied) {
+                if found.0.tool().is_some_and(|tool| tools.is_hidden(tool, head.identity)) {
                     return Ok(Feed::Nothing);
                 }
                 found

@@ -176,6 +176,13 @@ impl Session {
         (about.len() <= ABOUT_BYTES_MAX).then(|| log.keep_in(streams, hash, about, call))
     }
 
+    /// The same for the session's own stream.
+    pub(crate) fn share_own_stream(&self, log: &EventLog, about: &Value) {
+        if let (Some(streams), Some(hash)) = (&self.settings.streams, *self.hash.lock()) {
+            log.keep_own_in(streams, hash, about.to_string());
+        }
+    }
+
     /// Whether other instances know it.
     pub(crate) fn is_shared(&self) -> bool {
         self.settings.streams.is_some()

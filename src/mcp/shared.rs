@@ -203,10 +203,10 @@ impl Shared {
         let done = async {
             self.look_at_all(false).await;
             let Some(streams) = self.router.sessions.streams() else { return };
-            while streams.waiting() > 0 {
+            while !streams.is_idle() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            streams.leave().await;
+            streams.presence().leave().await;
         };
         let _ = tokio::time::timeout(LAST_WORDS, done).await;
     }
@@ -230,7 +230,7 @@ impl Shared {
         }
         let elsewhere = answer.elsewhere.take();
         match (elsewhere, session) {
-            (Some(elsewhere), Some((id, _))) => Step::Done(match self.pass_on(*elsewhere, id).await {
+            (Some(elsewhere), Some((id, session))) => Step::Done(match self.pass_on(*elsewhere, id, session).await {
                 Ok(()) => answer,
                 Err(refusal) => Answer::refused(None, &refusal),
             }),
@@ -375,17 +375,18 @@ impl Shared {
     }
 
     /// Has the right instance know what a client sent to this one.
-    async fn pass_on(&self, elsewhere: Elsewhere, id: &str) -> Result<(), Refusal> {
+    async fn pass_on(&self, elsewhere: Elsewhere, id: &str, session: &Session) -> Result<(), Refusal> {
         let away = |error| {
             tracing::debug!(%error, "a message was not passed on");
             Refusal::overloaded(RETRY_S, "this is for another instance, which cannot be reached now")
         };
         let Some(hash) = self.records.hash(id) else { return Ok(()) };
         match elsewhere {
-            Elsewhere::Cancel(call) => {
-                let call = call.to_value();
+            Elsewhere::Cancel(id) => {
+                let call = id.to_value();
                 if call.to_string().len() <= PASSED_BYTES_MAX {
                     self.records.tell_cancelled(hash, &call).await.map_err(away)?;
+                    session.cancel(&id); // it may have been taken over here meanwhile
                 }
                 Ok(())
             }
@@ -481,7 +482,7 @@ impl Shared {
             News::Gap => {
                 self.records.note_return();
                 if let Some(streams) = self.router.sessions.streams() {
-                    streams.note_gap();
+                    streams.presence().note_gap();
                 }
                 self.look_at_all(true).await;
             }

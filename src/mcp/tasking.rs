@@ -67,9 +67,9 @@ impl Deferral {
     }
 
     /// Keeps the request with the task that this may become, for another instance to run it again.
-    pub(super) fn may_run_again(&self, body: &Bytes) {
+    pub(super) fn may_run_again(&self, body: &[u8]) {
         if self.tool.runs_again && self.tasks.is_shared() {
-            let _ = self.request.set(body.clone());
+            let _ = self.request.set(Bytes::copy_from_slice(body));
         }
     }
 
@@ -113,19 +113,20 @@ impl Deferral {
 /// asked is its owner, and may call its tool today.
 pub(super) fn look_after(router: &Arc<Router>, asker: Asker, params: &Value) {
     if let (Some(tasks), Some(id)) = (&router.tasks, params.get("taskId").and_then(Value::as_str))
-        && tasks.take_orphan(id)
+        && !router.drain.is_started() // who stops leaves it to another
+        && let Some(gone) = tasks.take_orphan(id)
     {
         // A task of its own, which nobody's leaving ends.
-        tokio::spawn(run_again(Arc::clone(router), Arc::clone(tasks), asker, id.to_owned()));
+        tokio::spawn(run_again(Arc::clone(router), Arc::clone(tasks), asker, id.to_owned(), gone));
     }
 }
 
-async fn run_again(router: Arc<Router>, tasks: Arc<Tasks>, asker: Asker, id: String) {
+async fn run_again(router: Arc<Router>, tasks: Arc<Tasks>, asker: Asker, id: String, gone: String) {
     // A hosted handler may have tasks of its own under any id, and answers for them: ours are their owner's alone.
     if !matches!(tasks.get(asker.caller.subject(), &id).await, Ok(Some(_))) {
         return;
     }
-    let (record, handle, request) = match tasks.adopt(&id).await {
+    let (record, handle, request) = match tasks.adopt(&id, &gone).await {
         Ok(Some(adopted)) => adopted,
         Ok(None) => return,
         Err(error) => return tracing::debug!(%error, task = id, "a task is not taken over yet"),

@@ -8,7 +8,10 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use crate::runtime::Flavor;
+use crate::{
+    runtime::Flavor,
+    server::parts::{READY_AT_ONCE, TURNS},
+};
 
 /// How a listener is told to stop, and tells that it has.
 #[derive(Debug, Default)]
@@ -52,7 +55,8 @@ async fn watched(accepting: impl Future<Output = io::Result<()>>, door: Arc<Door
 
 /// A thread with a runtime of its own, for as long as what is returned lives.
 fn own_thread(number: usize, accepting: impl Future<Output = ()> + Send + 'static) -> io::Result<Life> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.event_interval(TURNS).max_io_events_per_tick(READY_AT_ONCE).enable_all().build()?;
     let (life, ended) = oneshot::channel();
     thread::Builder::new().name(format!("io-{number}")).spawn(move || {
         runtime.block_on(async {

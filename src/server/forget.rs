@@ -1,4 +1,7 @@
-//! An operator's wish that kept results be forgotten: whether there is what it names, and the lines that say so.
+//! An operator's wish that kept results be forgotten: whether there is what it names, whether the other instances know of
+//! it, and the lines that say so.
+
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -7,14 +10,15 @@ use crate::{
     call::Caller,
     config::nearest,
     dispatch::Dispatch,
-    front::admin::{Invalidation, Wishing},
+    front::admin::{Invalidation, Reach, Told, Wishing},
     identity::is_principal,
     mcp::{code::Refusal, router::Router},
 };
 
 /// Has the cache forget what is named. The cache does not go through its results for that, so nobody knows how many.
-/// `is_asked`: whether everybody who calls is asked who he is.
-pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_asked: bool) -> Result<(), Refusal> {
+/// `is_asked`: whether everybody who calls is asked who he is. What is returned resolves as soon as the others know it too,
+/// or cannot be told now.
+pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_asked: bool) -> Result<Told, Refusal> {
     let dispatch = &router.dispatch;
     if let Some(caller) = wish.caller.as_deref().filter(|caller| is_asked && !is_principal(caller)) {
         return Err(Refusal::invalid_request(format!(
@@ -56,10 +60,17 @@ pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_as
         address = %who.address,
         "an operator had kept results forgotten"
     );
-    if dispatch.shared_results().is_some_and(|results| results.is_away()) {
-        tracing::warn!("Redis is away: the other instances forget these results as soon as it is back");
-    }
-    Ok(())
+    let shared = dispatch.shared_results().map(Arc::clone);
+    Ok(Box::pin(async move {
+        let Some(shared) = shared else { return Reach::All };
+        if shared.forgot().await {
+            return Reach::All;
+        }
+        tracing::warn!(
+            "Redis is away or takes no writes: the other instances forget these results as soon as it is back and does"
+        );
+        Reach::Here
+    }))
 }
 
 fn keeps_results(dispatch: &Dispatch, name: &str) -> Result<(), Refusal> {

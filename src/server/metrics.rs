@@ -147,7 +147,8 @@ fn forwards(out: &mut Exposition, forwarder: &Forwarder, listener: &Listener) {
     out.gauge("bigiron_forwarded_calls_in_flight", "Calls under way at other instances").only(forwarder.in_flight());
     let help = "Calls that other instances wanted to hand over, by what came of it. run: it ran here. not_here: this \
                 instance has not the tool. stopping: it takes nothing new. full: there was no room. forged: no proof that \
-                it comes from an instance of the deployment. broken: it was no call";
+                it comes from an instance of the deployment. other_form: a connection that began as those of another \
+                version do. broken: it was no call";
     out.counter("bigiron_forwards_total", help);
     each(
         out,
@@ -158,6 +159,7 @@ fn forwards(out: &mut Exposition, forwarder: &Forwarder, listener: &Listener) {
             ("stopping", &taken.stopping),
             ("full", &taken.full),
             ("forged", &taken.forged),
+            ("other_form", &taken.other_form),
             ("broken", &taken.broken),
         ],
     );

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use super::{StartError, place, share};
 use crate::{
-    cluster::{About, Cluster, JoinError, Status},
+    cluster::{About, Cluster, JoinError, Own, Status},
     config::{Loaded, Tuning},
     front::{Front, doorkeeper::Doorkeeper},
     identity::Fetcher,
@@ -20,6 +20,9 @@ use crate::{
     runtime::{self, Flavor},
     tool::{Tool, handler::Hosted},
 };
+
+/// How long a start waits to see the other instances, to say how many there are.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 /// How often callers may call, when that is limited.
 pub(super) fn limiter(tuning: &Tuning) -> Option<Limiter> {
@@ -46,7 +49,9 @@ pub(super) fn connect(
         advertise => advertise.to_owned(),
     };
     let address = format!("{base}{}", tuning.server.path);
-    let connected = runtime.block_on(Cluster::connect(&tuning.cluster, &runtime::host_name(), &address));
+    let own =
+        Own { host: runtime::host_name(), address, kept_for: share::kept_for(tuning), placed: place::wishes(tuning) };
+    let connected = runtime.block_on(Cluster::connect(&tuning.cluster, own));
     connected.map(Some).map_err(|error| match error {
         JoinError::Setting(path, message) => StartError::config(loaded.fault(path, message)),
         JoinError::Away(why) => StartError::host("Redis is away, and cluster.start = \"refuse\"", why),
@@ -61,8 +66,7 @@ pub(super) fn share_sessions(
     idle_timeout_s: u64,
     runtime: &Runtime,
 ) -> Arc<SharedSessions> {
-    let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 10));
-    let expiry = Duration::from_secs(idle_timeout_s) + 2 * pause;
+    let (pause, expiry) = share::session_times(idle_timeout_s);
     let _inside = runtime.enter();
     SharedSessions::start(cluster.records(expiry), Arc::clone(router), pause)
 }
@@ -78,6 +82,9 @@ pub(super) async fn join(cluster: &Arc<Cluster>, front: &Arc<Front>, max_load: u
     }));
     place::follow(cluster, &front.router);
     cluster.status(Status::Running).await;
+    if cluster.word() != "away" {
+        cluster.first_look(FIRST_LOOK).await;
+    }
 }
 
 /// What gets the issuer's keys, where they are fetched.
@@ -132,7 +139,14 @@ pub(super) async fn keep_tools(
     }
 }
 
-/// Turns of an I/O thread between two looks at what waits for any thread.
+/// Turns of an I/O thread between two looks at what is ready in the kernel: tokio's own number.
+pub(super) const TURNS: u32 = 61;
+/// Connections that an I/O thread is told of at one look. As many as have their turn until the next: more would pile up, in
+/// an order that lets some wait for seconds where thousands are busy, and what was touched to wake one would be far away
+/// again when it is served. In the kernel they wait in the order of their coming.
+pub(super) const READY_AT_ONCE: usize = TURNS as usize;
+/// Turns of an I/O thread between two looks at what was woken from other threads, such as those of the pool. tokio's own
+/// number is so high that with many busy connections such a call waits for a hundred times as long as others.
 const GLOBAL_QUEUE_INTERVAL: u32 = 4;
 
 /// Threads of the runtime that all share. Where each I/O thread has its own, one is left for what is no connection's.
@@ -147,9 +161,9 @@ pub(super) fn io_runtime(threads: usize) -> Result<Runtime, StartError> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("io")
-        // With many busy connections most wait in the runtime's shared queue, which it looks at every so many turns: by
-        // its own default so seldom that some connections starve for a hundred times as long as others wait.
         .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
+        .event_interval(TURNS)
+        .max_io_events_per_tick(READY_AT_ONCE)
         .enable_all()
         .build()
         .map_err(|e| StartError::host("cannot start the I/O threads", e))

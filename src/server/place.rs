@@ -2,7 +2,7 @@
 //! tools are here, hands calls of the others over, and runs what others hand over to it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpListener},
     sync::{Arc, Weak},
     time::Duration,
@@ -15,9 +15,9 @@ use super::StartError;
 use crate::{
     call::Ctx,
     cluster::{
-        Cluster, View,
+        Cluster, Status, View,
         forward::{self, Forwarder, Hears, Limits, Listener, Outcome, Places, Runs, Turned},
-        placement,
+        placement, unlike,
     },
     config::{Loaded, Tuning, listener_address},
     error::CallError,
@@ -35,6 +35,8 @@ const CALL_EXTRA_BYTES: usize = 1 << 20;
 const CALLS_BYTES_MIN: usize = 16 << 20;
 /// The most.
 const CALLS_BYTES_MAX: u64 = 1 << 30;
+/// From a connection of another instance to its proof that it is one.
+const PROOF_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether some tool is not everywhere, and there is an elsewhere.
 pub(super) fn is_on(tuning: &Tuning) -> bool {
@@ -44,6 +46,12 @@ pub(super) fn is_on(tuning: &Tuning) -> bool {
 /// The tools of which only so many instances have each.
 pub(crate) fn spreads(tuning: &Tuning) -> BTreeMap<String, usize> {
     tuning.tools.iter().filter_map(|(name, tool)| Some((name.clone(), tool.spread?))).collect()
+}
+
+/// Where tools are to be, for the others to compare.
+pub(super) fn wishes(tuning: &Tuning) -> Vec<String> {
+    let placed = tuning.tools.iter().filter(|(_, tool)| tool.is_placed());
+    placed.map(|(name, tool)| unlike::place(name, tool.roles.as_deref().unwrap_or_default(), tool.spread)).collect()
 }
 
 /// Binds, so that a port in use is found before anything runs.
@@ -82,21 +90,22 @@ pub(super) fn begin(
             runtime.block_on(cluster.node_key(&own)).unwrap_or(own)
         }
     };
-    let result_bytes_max = tuning.limits.result_bytes_max.as_usize();
+    let call_bytes_max = tuning.limits.request_bytes_max.as_usize().saturating_add(CALL_EXTRA_BYTES);
     let config = forward::Config {
         connect_timeout: tuning.cluster.connect_timeout(),
-        result_bytes_max,
+        call_bytes_max,
+        result_bytes_max: tuning.limits.result_bytes_max.as_usize(),
         in_flight_max: tuning.cluster.forwards_max,
     };
     let forwarder = Arc::new(Forwarder::new(cluster.id(), &key, config, runtime.handle().clone()));
     router.dispatch.hand_over(&forwarder);
     see(&View { nodes: Vec::new(), at: tokio::time::Instant::now() }, cluster, router, &forwarder);
-    let call_bytes_max = tuning.limits.request_bytes_max.as_usize().saturating_add(CALL_EXTRA_BYTES);
     let share = (loaded.host.memory_usable_bytes() / 16).min(CALLS_BYTES_MAX) as usize;
     let limits = Limits {
         calls_max: tuning.cluster.forwards_max,
         call_bytes_max,
         bytes_max: share.max(CALLS_BYTES_MIN).max(2 * call_bytes_max),
+        proof_within: PROOF_WITHIN,
     };
     let _inside = runtime.enter();
     let runs = Box::new(Here(Arc::downgrade(front)));
@@ -112,9 +121,22 @@ pub(super) fn begin(
     tracing::info!(
         at,
         roles = tuning.cluster.roles.join(" "),
+        placed = placed_names(tuning),
         "tools are placed: calls of other instances are taken here"
     );
     Ok(at)
+}
+
+/// The tools that are not everywhere, each with its roles.
+fn placed_names(tuning: &Tuning) -> String {
+    let placed = tuning.tools.iter().filter(|(_, tool)| tool.is_placed());
+    let named = placed.map(|(name, tool)| match (&tool.roles, tool.spread) {
+        (Some(roles), None) => format!("{name} ({})", roles.join(" ")),
+        (Some(roles), Some(count)) => format!("{name} ({}, {count} of them)", roles.join(" ")),
+        (None, Some(count)) => format!("{name} (any {count})"),
+        (None, None) => name.clone(),
+    });
+    named.collect::<Vec<_>>().join(", ")
 }
 
 /// Follows who is there, in a task of the runtime that this is called in. To be called once the instance has joined.
@@ -123,11 +145,13 @@ pub(super) fn follow(cluster: &Arc<Cluster>, router: &Arc<Router>) {
     let (mut views, forwarder) = (registry.watch(), Arc::clone(forwarder));
     let (cluster, router) = (Arc::clone(cluster), Arc::downgrade(router));
     tokio::spawn(async move {
+        let mut lacking = Lacking::default();
         loop {
             {
                 let Some(router) = router.upgrade() else { return };
                 let view = views.borrow_and_update().clone();
                 see(&view, &cluster, &router, &forwarder);
+                say_who_lacks(&view, cluster.id(), &router, &mut lacking);
             }
             if views.changed().await.is_err() {
                 return;
@@ -173,6 +197,57 @@ fn see(view: &View, cluster: &Cluster, router: &Router, forwarder: &Forwarder) {
         table.push(Places { tool: name.to_owned(), placed, spare });
     }
     forwarder.see(&view.nodes, table);
+}
+
+/// Tools that nobody can run, as far as that was said, and tools that somebody could.
+#[derive(Default)]
+struct Lacking {
+    said: BTreeSet<String>,
+    had: BTreeSet<String>,
+}
+
+/// Says which tools nobody can run, when that changes.
+fn say_who_lacks(view: &View, own: &str, router: &Router, lacking: &mut Lacking) {
+    // Who does not serve yet, or any more, does not count itself in.
+    if !view.nodes.iter().any(|node| node.id == own && node.status == Status::Running) {
+        return;
+    }
+    let tools = router.dispatch.tools();
+    for served in tools.ordered() {
+        let (Some(place), tool) = (&served.placement, served.tool.name()) else { continue };
+        let roles = place.roles().join(" ");
+        match placement::placed(tool, None, &view.nodes).is_empty() {
+            true if lacking.said.insert(tool.to_owned()) => {
+                let mut there: Vec<_> =
+                    view.nodes.iter().flat_map(|node| node.roles.iter().map(String::as_str)).collect();
+                there.sort_unstable();
+                there.dedup();
+                // Who has it may just restart: then no name is wrong.
+                let is_right =
+                    lacking.had.contains(tool) || place.roles().iter().any(|role| there.contains(&role.as_str()));
+                let advice = if is_right {
+                    " until one does".to_owned()
+                } else {
+                    format!("; set cluster.roles of one to a role of tools.{tool}.roles, or mend the name of either")
+                };
+                tracing::warn!(
+                    tool,
+                    roles,
+                    there = there.join(" "),
+                    "no instance that runs has a role of this tool: its calls are refused with 503{advice}"
+                );
+            }
+            false => {
+                if lacking.said.remove(tool) {
+                    tracing::info!(tool, roles, "an instance has a role of this tool again");
+                }
+                if !lacking.had.contains(tool) {
+                    lacking.had.insert(tool.to_owned());
+                }
+            }
+            true => {}
+        }
+    }
 }
 
 /// Has the key that the others have.

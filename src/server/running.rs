@@ -223,6 +223,16 @@ impl Running {
             let at = |path: &str| format!("http://{addr}{path}");
             tracing::info!(health = at("/health"), ready = at("/ready"), metrics = at("/metrics"), "admin");
         }
+        if let Some(cluster) = &self.front.cluster {
+            tracing::info!(
+                node = cluster.id(),
+                cluster = cluster.config.id,
+                redis = cluster.link.address(),
+                state = cluster.word(),
+                others = cluster.others(),
+                "one of several instances"
+            );
+        }
         announce_settings(loaded, &self.front.router);
         let resolved = &loaded.resolved;
         tracing::info!(

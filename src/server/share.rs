@@ -10,7 +10,7 @@ use crate::{
     changes::{Changes, Lists, Told},
     cluster::{
         Cluster,
-        changes::{Forget, News},
+        changes::{Forget, GENERATION as INVALIDATED, News},
     },
     config::Tuning,
     mcp::{router::Router, seal::Sealer},
@@ -26,6 +26,30 @@ const SEAL_PAUSE: Duration = Duration::from_secs(30);
 pub(super) fn ttl_max(tuning: &Tuning) -> Duration {
     let ttls = tuning.tools.values().flat_map(|tool| [tool.cache_ttl_s, tool.cache_error_ttl_s]).flatten();
     Duration::from_secs(ttls.max().unwrap_or(0))
+}
+
+/// Between two moments when uses of sessions are noted in Redis, and how long it keeps a session after that.
+pub(super) fn session_times(idle_timeout_s: u64) -> (Duration, Duration) {
+    let pause = Duration::from_secs((idle_timeout_s / 8).clamp(1, 10));
+    (pause, Duration::from_secs(idle_timeout_s) + 2 * pause)
+}
+
+/// The longest that Redis keeps anything of clients after the last instance has written it.
+pub(super) fn kept_for(tuning: &Tuning) -> Duration {
+    let (_, session) = session_times(tuning.sessions.idle_timeout_s);
+    let of_tools = tuning.tools.values().flat_map(|tool| [tool.rate, tool.rate_per_caller]).flatten();
+    let rates = of_tools.chain([tuning.rate_limit.per_caller, tuning.rate_limit.per_ip]).filter(|rule| !rule.is_off());
+    let rates = rates.map(|rule| u64::from(rule.burst()) * rule.per_s() / u64::from(rule.requests()) + rule.block_s());
+    [
+        2 * session, // the key of their hash, for as long as a session may still be touched
+        Duration::from_secs(tuning.sessions.resume_s),
+        Duration::from_millis(tuning.tasks.ttl_ms),
+        INVALIDATED + ttl_max(tuning),
+        Duration::from_secs(rates.max().unwrap_or(0) + 2),
+    ]
+    .into_iter()
+    .max()
+    .unwrap_or_default()
 }
 
 /// Takes the key over that the others seal by, unless the settings have keys. Without Redis, the next look does.

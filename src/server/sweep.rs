@@ -52,9 +52,6 @@ pub(super) async fn tasks(tasks: Arc<Tasks>) {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
-    use parking_lot::Mutex;
     use tokio::sync::Notify;
 
     use crate::{
@@ -62,6 +59,7 @@ mod tests {
         runtime::Host,
         server::{Server, parts::io_runtime},
         tasks::{After, Change, Record, Store, StoreFuture},
+        telemetry::heard::Heard,
     };
 
     use super::*;
@@ -89,28 +87,10 @@ mod tests {
         }
     }
 
-    /// What is logged while it lives, by the thread that made it.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[tokio::test]
     async fn that_all_may_call_is_said_again_and_again() {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        let _logged = tracing::subscriber::set_default(subscriber);
-        let said = || String::from_utf8_lossy(&log.0.lock()).matches("no authentication").count();
+        let heard = Heard::from_now_on();
+        let said = || heard.text().matches("no authentication").count();
         let thrice = async {
             while said() < 3 {
                 sleep(Duration::from_millis(1)).await;

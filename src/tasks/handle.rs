@@ -15,8 +15,8 @@ use super::{
     record::{Change, Failure},
 };
 
-/// The task has ended while its work goes on: it was cancelled, took too long, or cannot be kept. Nobody waits for
-/// the work any more.
+/// The task has ended while its work goes on: it was cancelled, took too long, cannot be kept, or another process runs
+/// it by now. Nobody waits for the work any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled;
 
@@ -42,6 +42,10 @@ impl Handle {
     /// The task was never made, so that nobody is owed an end.
     pub(super) fn discard(self) {
         self.link.live.settle();
+    }
+
+    pub(super) fn live(&self) -> &Live {
+        &self.link.live
     }
 
     /// The task's id.
@@ -139,14 +143,17 @@ impl Link {
         let open = names.iter().cloned().zip(requests.into_iter().map(|(_, request)| request)).collect();
         let mut signal = self.live.subscribe();
         let questions = Questions { link: self, names, are_open: true };
-        if let Err(error) = self.tasks.change(self.id(), Change::Ask(open)).await {
-            return Err(self.give_up(format!("the task could not ask its client: {error}")).await);
+        match self.tasks.change_by(&self.live, Change::Ask(open)).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(Cancelled),
+            Err(error) => return Err(self.give_up(format!("the task could not ask its client: {error}")).await),
         }
         let answers = questions.answers(&mut signal).await?;
         Ok(keys.into_iter().zip(answers).collect())
     }
 
-    /// Returns when the task is cancelled, or has ended otherwise: its time may be over.
+    /// Returns when the task is cancelled, or has ended otherwise: its time may be over, or this process seemed to be gone
+    /// and another runs it by now.
     pub async fn cancelled(&self) {
         let mut signal = self.live.subscribe();
         while !signal.borrow_and_update().is_over {
@@ -165,7 +172,7 @@ impl Link {
     /// A line about how it goes, for people.
     pub async fn say(&self, message: &str) {
         let change = Change::Working { message: Some(message.to_owned()) };
-        if let Err(error) = self.tasks.change(self.id(), change).await {
+        if let Err(error) = self.tasks.change_by(&self.live, change).await {
             tracing::warn!(%error, task = self.id(), "a task's message was not kept");
         }
     }
@@ -183,8 +190,7 @@ impl Link {
     }
 
     async fn is_gone(&self) -> bool {
-        let record = self.tasks.load(self.id()).await;
-        record.is_ok_and(|record| record.is_none_or(|record| record.status.is_final()))
+        self.tasks.store.running(self.id()).await.is_ok_and(|record| record.is_none())
     }
 
     async fn give_up(&self, why: String) -> Cancelled {
@@ -213,18 +219,18 @@ impl Questions<'_> {
                 return Err(Cancelled);
             }
             let mut look_soon = false;
-            match tasks.load(live.id()).await {
-                Ok(Some(record)) if !record.status.is_final() => {
+            match tasks.store.running(live.id()).await {
+                Ok(Some(record)) => {
                     let mut inputs = record.inputs;
                     if self.names.iter().all(|name| inputs.contains_key(name)) {
                         let answers = self.names.iter().filter_map(|name| inputs.remove(name)).collect();
-                        if tasks.change(live.id(), Change::Forget(self.names.clone())).await.is_ok() {
+                        if tasks.change_by(live, Change::Forget(self.names.clone())).await.is_ok() {
                             self.are_open = false;
                         }
                         return Ok(answers);
                     }
                 }
-                Ok(_) => live.wake(true),
+                Ok(None) => live.wake(true),
                 Err(error) => {
                     tracing::warn!(%error, task = live.id(), "a waiting task could not look for its answers");
                     look_soon = true;
@@ -245,7 +251,7 @@ impl Drop for Questions<'_> {
         if let Some(runtime) = self.link.live.runtime() {
             let (link, names) = (self.link.clone(), std::mem::take(&mut self.names));
             runtime.spawn(async move {
-                if let Err(error) = link.tasks.change(link.id(), Change::Forget(names)).await {
+                if let Err(error) = link.tasks.change_by(&link.live, Change::Forget(names)).await {
                     tracing::warn!(%error, task = link.id(), "questions that nobody waits for stay open");
                 }
             });

@@ -177,23 +177,31 @@ impl Tasks {
         match self.store.insert(record.clone()).await {
             Ok(()) => Ok((record, handle)),
             Err(error) => {
-                self.remove_live(handle.id());
+                self.remove_live(handle.live());
                 handle.discard();
                 Err(error)
             }
         }
     }
 
-    /// Whether a task was found without a process, so that it is to be taken over, since this was asked last.
-    pub(crate) fn take_orphan(&self, id: &str) -> bool {
+    /// The run of a task that was found to be gone, so that it is to be taken over, since this was asked last.
+    pub(crate) fn take_orphan(&self, id: &str) -> Option<String> {
         self.store.take_orphan(id)
     }
 
-    /// Takes over a task that was found without a process. What is returned is for who runs it again: the record, the
-    /// handle, and the request that made it. Not to be given up halfway: the task would be nobody's.
-    pub(crate) async fn adopt(self: &Arc<Self>, id: &str) -> Result<Option<(Record, Handle, Bytes)>, StoreError> {
+    /// Takes over a task whose run was found to be gone, unless it has another by now. What is returned is for who runs
+    /// it again: the record, the handle, and the request that made it. Not to be given up halfway: the task would be
+    /// nobody's.
+    pub(crate) async fn adopt(
+        self: &Arc<Self>,
+        id: &str,
+        gone: &str,
+    ) -> Result<Option<(Record, Handle, Bytes)>, StoreError> {
+        if self.live_count.load(Ordering::Acquire) >= self.config.tasks_max {
+            return Ok(None); // who looks again finds it again, or another instance does
+        }
         let now = SystemTime::now();
-        let Some((record, request)) = self.store.adopt(id, now).await? else { return Ok(None) };
+        let Some((record, request)) = self.store.adopt(id, gone, now).await? else { return Ok(None) };
         let expires_at_ms = record.created_at_ms.saturating_add(record.ttl_ms);
         let ends_at_ms = record::millis(now).saturating_add(self.config.timeout_ms).min(expires_at_ms);
         match self.run(Live::again(id, ends_at_ms, record.version)) {
@@ -289,6 +297,18 @@ impl Tasks {
         Ok(after.map(|after| self.changed(live.as_deref(), after)))
     }
 
+    /// A change that a run makes. `None` when the task is gone or another's, and so the run over.
+    async fn change_by(&self, live: &Live, change: Change) -> Result<Option<Record>, StoreError> {
+        if live.is_over() {
+            return Ok(None);
+        }
+        let after = self.store.change(live.id(), change, SystemTime::now()).await?;
+        if after.is_none() {
+            live.wake(true);
+        }
+        Ok(after.map(|after| self.changed(Some(live), after)))
+    }
+
     fn changed(&self, live: Option<&Live>, After { record, effect }: After) -> Record {
         if effect == Effect::Visible {
             match (&self.on_change, live) {
@@ -313,7 +333,7 @@ impl Tasks {
         match self.store.change(live.id(), end, SystemTime::now()).await {
             Ok(after) => {
                 after.map(|after| self.changed(Some(live), after));
-                self.remove_live(live.id());
+                self.remove_live(live);
                 live.settle();
                 true
             }
@@ -329,13 +349,20 @@ impl Tasks {
         let below = |n: usize| (n < self.config.tasks_max).then_some(n + 1);
         self.live_count.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).map_err(|_| StoreError::Full)?;
         let live = Arc::new(live);
-        self.live.part(live.id()).insert(live.id().into(), Arc::clone(&live));
+        let before = self.live.part(live.id()).insert(live.id().into(), Arc::clone(&live));
+        if let Some(before) = before {
+            // It ran here before another process took it over, which has gone too.
+            before.settle();
+            self.live_count.fetch_sub(1, Ordering::AcqRel);
+        }
         Ok(Handle::new(Arc::clone(self), live))
     }
 
-    fn remove_live(&self, id: &str) {
-        let removed = self.live.part(id).remove(id);
-        if removed.is_some() {
+    /// Notes that a run is over; another run of the same task stays.
+    fn remove_live(&self, live: &Live) {
+        let mut part = self.live.part(live.id());
+        if part.get(live.id()).is_some_and(|there| std::ptr::eq(Arc::as_ptr(there), live)) {
+            part.remove(live.id());
             self.live_count.fetch_sub(1, Ordering::AcqRel);
         }
     }

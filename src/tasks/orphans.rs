@@ -2,11 +2,7 @@
 //! instance that was asked. Of several one succeeds, since it is noted in the record who runs it; what the run before
 //! writes, should it still be there, is refused from then on.
 
-use std::{
-    collections::HashSet,
-    sync::{LazyLock, atomic::Ordering::Relaxed},
-    time::SystemTime,
-};
+use std::{collections::HashMap, sync::LazyLock, time::SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -40,46 +36,42 @@ return now[3]",
     )
 });
 
-/// Tasks that were found without a process.
+/// Tasks that were found without a process, and the run of each that was judged to be gone.
 #[derive(Debug, Default)]
-pub(super) struct Found(Mutex<HashSet<String>>);
+pub(super) struct Found(Mutex<HashMap<String, String>>);
 
 impl Found {
-    pub(super) fn note(&self, id: &str) {
+    pub(super) fn note(&self, id: &str, run: &str) {
         let mut found = self.0.lock();
         if found.len() >= FOUND_MAX {
             found.clear(); // who asks again finds them again
         }
-        found.insert(id.to_owned());
+        found.insert(id.to_owned(), run.to_owned());
     }
 
-    /// Whether it was, since the last time that this was asked.
-    pub(super) fn take(&self, id: &str) -> bool {
+    /// The run that was, since the last time that this was asked.
+    pub(super) fn take(&self, id: &str) -> Option<String> {
         self.0.lock().remove(id)
     }
 }
 
 impl Shared {
-    /// Whether a process listens no more.
-    pub(super) async fn is_silent(&self, run: &str) -> Result<bool, LinkError> {
-        let Ok(tag) = u32::from_str_radix(run.get(..8).unwrap_or_default(), 16) else { return Ok(false) };
-        let counted: Vec<(String, u64)> = self.link.query(cmd("PUBSUB").arg("NUMSUB").arg(self.keys.mail(tag))).await?;
-        Ok(counted.first().is_some_and(|(_, listeners)| *listeners == 0))
-    }
-
     /// Whether the request of a task is kept.
     pub(super) async fn may_run_again(&self, id: &str) -> Result<bool, LinkError> {
         let there: u64 = self.link.query(cmd("HEXISTS").arg(self.keys.task(id)).arg("request")).await?;
         Ok(there > 0)
     }
 
-    pub(super) async fn adopt_now(&self, id: &str, now: SystemTime) -> Result<Option<(Record, Bytes)>, StoreError> {
+    /// From the run that was judged to be gone, and from no other: who has the task by now may live.
+    pub(super) async fn adopt_now(
+        &self,
+        id: &str,
+        gone: &str,
+        now: SystemTime,
+    ) -> Result<Option<(Record, Bytes)>, StoreError> {
         let Some((mut record, run)) = self.read(id).await? else { return Ok(None) };
-        if record.status.is_final() || run == self.run {
+        if record.status.is_final() || run != gone {
             return Ok(None);
-        }
-        if !self.has_run.swap(true, Relaxed) {
-            self.live().await.map_err(said)?;
         }
         let before = record.version;
         record.begin_again(now);

@@ -1,21 +1,19 @@
 //! The store for several instances: records in Redis, each with an expiry, changed only against the version that the
 //! change was made of. Whoever makes a change that a client can see says so to all instances in the same step.
 //!
-//! A process that runs tasks says all the time that it lives. A task whose process has not for long is run again where
-//! that may be (`orphans`); else it has failed: whoever looks at it says so, and its run, should there still be one, ends
-//! in vain.
+//! A task whose process is gone (`cluster::presence`) is run again where that may be (`orphans`); else it has failed:
+//! whoever looks at it says so, and its run, should there still be one, ends in vain.
 
 use std::{
-    collections::HashMap,
+    future::ready,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant, SystemTime},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -28,21 +26,15 @@ use crate::cluster::{
     Cluster, Keys,
     changes::Bus,
     keys::hex,
-    link::{Link, LinkError, Refused, Script, cmd, pipe},
+    link::{Link, LinkError, Refused, Script, pipe},
+    presence::{Presence, Stake},
+    tag_of,
 };
 
 /// Instances that change one record at once try again so often.
 const TRIES_MAX: usize = 32;
 /// No record is larger, whatever the settings say.
 const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// For so long a process lives that says so: three times the pause between two sweeps.
-const ALIVE: Duration = Duration::from_secs(15);
-/// And for so long one that did not is waited for: Redis may just be back, and the process has not noticed yet.
-const GRACE: Duration = Duration::from_secs(10);
-/// The same for one that does not listen either, as one that was killed.
-const SILENT: Duration = Duration::from_secs(5);
-/// Processes that are waited for.
-const MISSED_MAX: usize = 1024;
 
 /// Counts a task for all and for its caller, by the clock of Redis, when there is room: 0; else 1 or 2, by what is full.
 static ADMIT: LazyLock<Script> = LazyLock::new(|| {
@@ -90,15 +82,6 @@ return 1",
     )
 });
 
-/// What is known of a process that runs a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seems {
-    There,
-    /// It may be gone.
-    Silent,
-    Gone,
-}
-
 /// Records in Redis.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -112,12 +95,10 @@ pub(crate) struct Shared {
     corrupt: AtomicU64,
     /// This process.
     pub(super) run: String,
-    /// Whether it has made a task.
-    pub(super) has_run: AtomicBool,
+    presence: Arc<Presence>,
     found: Found,
-    grace: Duration,
-    /// Processes that do not say that they live: since when, and how often Redis was away by then.
-    missed: Mutex<HashMap<String, (Instant, u64)>>,
+    /// How sure it is to be that a process is gone whose tasks have failed.
+    stake: Stake,
 }
 
 impl Shared {
@@ -132,46 +113,16 @@ impl Shared {
             bytes_max: config.bytes_max.as_usize().min(RECORD_BYTES_MAX),
             corrupt: AtomicU64::new(0),
             run: cluster.run().to_owned(),
-            has_run: AtomicBool::new(false),
+            presence: Arc::clone(&cluster.presence),
             found: Found::default(),
-            grace: GRACE,
-            missed: Mutex::default(),
+            stake: Stake::ForEver,
         }
     }
 
-    /// One that does not wait for who may come back.
+    /// One that waits for nobody for longer than it must.
     #[cfg(test)]
     pub(crate) fn without_grace(self) -> Self {
-        Self { grace: Duration::ZERO, ..self }
-    }
-
-    /// Says that this process lives.
-    pub(super) async fn live(&self) -> Result<(), LinkError> {
-        let ms = ALIVE.as_millis() as u64;
-        self.link.query(cmd("SET").arg(self.keys.alive(&self.run)).arg(1).arg("PX").arg(ms)).await
-    }
-
-    /// What is known of a process: it listens as long as it is there, and says all the time that it lives.
-    async fn look_for(&self, run: &str) -> Result<Seems, LinkError> {
-        let is_silent = self.is_silent(run).await?;
-        let lives: u64 = self.link.query(cmd("EXISTS").arg(self.keys.alive(run))).await?;
-        let mut missed = self.missed.lock();
-        if lives > 0 && !is_silent {
-            missed.remove(run);
-            return Ok(Seems::There);
-        }
-        let (now, times_away) = (Instant::now(), self.link.times_away());
-        if missed.len() >= MISSED_MAX && !missed.contains_key(run) {
-            missed.clear();
-        }
-        let known = missed.get(run).filter(|(_, times)| *times == times_away).copied();
-        let (since, _) = *known.as_ref().unwrap_or(&(now, times_away));
-        if known.is_none() {
-            missed.insert(run.to_owned(), (now, times_away));
-        }
-        let grace = if is_silent { self.grace.min(SILENT) } else { self.grace };
-        let is_gone = known.is_some() && now.saturating_duration_since(since) >= grace;
-        Ok(if is_gone { Seems::Gone } else { Seems::Silent })
+        Self { stake: Stake::SecondRun, ..self }
     }
 
     async fn insert_now(&self, record: Record) -> Result<(), StoreError> {
@@ -184,9 +135,6 @@ impl Shared {
             0 => {}
             1 => return Err(StoreError::Full),
             _ => return Err(StoreError::CallerFull),
-        }
-        if !self.has_run.swap(true, Relaxed) {
-            self.live().await.map_err(said)?; // from here on the sweeps say it
         }
         let mut write = STORE.prepare_invoke();
         write.key(self.keys.task(&record.id)).arg(left_ms).arg(record.version).arg(written(&record)?).arg(&self.run);
@@ -209,12 +157,13 @@ impl Shared {
         if record.status.is_final() || run == self.run || run.is_empty() {
             return Ok(Some(record));
         }
-        let seems = self.look_for(&run).await.map_err(said)?;
-        if seems != Seems::There && self.may_run_again(id).await.map_err(said)? {
-            self.found.note(id); // a mistake costs no more than a second run
+        let Some(tag) = tag_of(&run) else { return Ok(Some(record)) };
+        let Some(absent) = self.presence.absent(tag).await else { return Ok(Some(record)) };
+        if absent.is_enough_for(Stake::SecondRun) && self.may_run_again(id).await.map_err(said)? {
+            self.found.note(id, &run);
             return Ok(Some(record));
         }
-        if seems != Seems::Gone {
+        if !absent.is_enough_for(self.stake) {
             return Ok(Some(record));
         }
         let why = "the instance that ran the task is gone; the task may have had effects";
@@ -308,21 +257,23 @@ impl Store for Shared {
         Box::pin(self.change_now(id, change, now))
     }
 
-    /// They expire by themselves; this only says that their process lives.
-    fn sweep(&self, _: SystemTime) -> StoreFuture<'_, usize> {
+    fn running<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<Record>> {
         Box::pin(async {
-            if self.has_run.load(Relaxed) {
-                self.live().await.map_err(said)?;
-            }
-            Ok(0)
+            let found = self.read(id).await?;
+            Ok(found.filter(|(record, run)| !record.status.is_final() && *run == self.run).map(|(record, _)| record))
         })
     }
 
-    fn adopt<'a>(&'a self, id: &'a str, now: SystemTime) -> StoreFuture<'a, Option<(Record, Bytes)>> {
-        Box::pin(self.adopt_now(id, now))
+    /// They expire by themselves.
+    fn sweep(&self, _: SystemTime) -> StoreFuture<'_, usize> {
+        Box::pin(ready(Ok(0)))
     }
 
-    fn take_orphan(&self, id: &str) -> bool {
+    fn adopt<'a>(&'a self, id: &'a str, gone: &'a str, now: SystemTime) -> StoreFuture<'a, Option<(Record, Bytes)>> {
+        Box::pin(self.adopt_now(id, gone, now))
+    }
+
+    fn take_orphan(&self, id: &str) -> Option<String> {
         self.found.take(id)
     }
 

@@ -22,19 +22,24 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// the same time. `None` when there is no such record.
     fn change<'a>(&'a self, id: &'a str, change: Change, now: SystemTime) -> StoreFuture<'a, Option<After>>;
 
+    /// The record for who runs the task: `None` when it has ended, is gone, or another process runs it by now.
+    fn running<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<Record>> {
+        Box::pin(async move { Ok(self.load(id).await?.filter(|record| !record.status.is_final())) })
+    }
+
     /// Removes what has expired and says how many those were.
     fn sweep(&self, now: SystemTime) -> StoreFuture<'_, usize>;
 
-    /// Takes over a task that was found without a process, to be run again here: the record as it is then, and its
-    /// request. `None` when another has taken it over, or it has ended.
-    fn adopt<'a>(&'a self, _id: &'a str, _now: SystemTime) -> StoreFuture<'a, Option<(Record, Bytes)>> {
+    /// Takes over a task whose run was found to be gone, to be run again here: the record as it is then, and its
+    /// request. `None` when it is no longer that run's, or has ended.
+    fn adopt<'a>(&'a self, _id: &'a str, _gone: &'a str, _now: SystemTime) -> StoreFuture<'a, Option<(Record, Bytes)>> {
         Box::pin(ready(Ok(None)))
     }
 
-    /// Whether a task was found without a process, so that it is to be taken over, since the last time that this was
+    /// The run of a task that was found to be gone, so that it is to be taken over, since the last time that this was
     /// asked.
-    fn take_orphan(&self, _id: &str) -> bool {
-        false
+    fn take_orphan(&self, _id: &str) -> Option<String> {
+        None
     }
 
     /// Whether others than this process write to it, or a change may be given up halfway: then whoever waits for an

@@ -2,6 +2,8 @@
 
 pub(crate) mod calls;
 pub(crate) mod exposition;
+#[cfg(test)]
+pub(crate) mod heard;
 pub mod log;
 pub(crate) mod meter;
 pub(crate) mod rarely;

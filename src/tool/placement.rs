@@ -36,6 +36,11 @@ impl Placement {
         self.is_fit.load(Relaxed)
     }
 
+    /// Those that run it; none where any does.
+    pub(crate) fn roles(&self) -> &[String] {
+        &self.roles
+    }
+
     pub(crate) fn spread(&self) -> Option<usize> {
         self.spread
     }

@@ -42,7 +42,20 @@ pub(crate) struct ServedTool {
     rule: Rule,
 }
 
+/// Whose call it is, of what is kept for longer than its tool may be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Of {
+    pub(crate) name: Box<str>,
+    /// Not everybody may call it.
+    pub(crate) is_guarded: bool,
+}
+
 impl ServedTool {
+    /// What is noted of it with what its calls say.
+    pub(crate) fn of(&self) -> Of {
+        Of { name: self.tool.name().into(), is_guarded: !self.rule.is_open() }
+    }
+
     /// Whether a call of it is over when its function returns: in the lane `Inline`, with results that are not kept, any
     /// number of calls at once, and here.
     pub(crate) fn needs_no_waiting(&self) -> bool {
@@ -94,6 +107,15 @@ impl Snapshot {
         let Some(who) = who.filter(|_| !self.rights.is_open()) else { return Some(tool) };
         let place = self.ordered.binary_search_by(|other| other.tool.name().cmp(name)).ok()?;
         self.rights.may(who, place).then_some(tool)
+    }
+
+    /// Whether `who` may not read what a call of this tool said. One that is not here has no rule here: it counts what it
+    /// had where it was called, and whether there are any.
+    pub(crate) fn is_hidden(&self, tool: &Of, who: Option<&Identity>) -> bool {
+        match self.get(&tool.name) {
+            Some(_) => self.for_caller(&tool.name, who).is_none(),
+            None => who.is_some() && (tool.is_guarded || !self.rights.is_open()),
+        }
     }
 
     /// Who may call which, by the place in [`Snapshot::ordered`].

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     identity::Issuer,
+    redis::Redis,
     support::{Client, Response, Stream, eventually, meta, metric, modern, modern_headers, post_bytes, start},
 };
 
@@ -167,12 +168,8 @@ fn with_scopes(issuer: &Issuer, tune: impl FnOnce(&mut Tuning)) -> Running {
             ctx.ask("sure", Input::elicit("Sure?", json!({ "type": "object", "properties": {} }))).await?;
             Ok::<_, CallError>("the secret")
         })
-        .async_tool("aloud", "Speaks, lets the connection go, and speaks on", |(): (), ctx: Ctx| async move {
-            ctx.progress(1.0, None, "first");
-            ctx.release_connection();
-            ctx.progress(2.0, None, "the secret");
-            "the secret"
-        });
+        .async_tool("aloud", "Speaks, lets the connection go, and speaks on", |(): (), ctx: Ctx| speaks(ctx))
+        .async_tool("gossip", "The same for all", |(): (), ctx: Ctx| speaks(ctx));
     start(server, |tuning| {
         issuer.tune(tuning);
         for tool in ["later", "aloud"] {
@@ -181,6 +178,13 @@ fn with_scopes(issuer: &Issuer, tune: impl FnOnce(&mut Tuning)) -> Running {
         }
         tune(tuning);
     })
+}
+
+async fn speaks(ctx: Ctx) -> &'static str {
+    ctx.progress(1.0, None, "first");
+    ctx.release_connection();
+    ctx.progress(2.0, None, "the secret");
+    "the secret"
 }
 
 #[test]
@@ -244,29 +248,71 @@ fn open_session(running: &Running, token: &str, version: &str) -> String {
     id
 }
 
+/// Calls a tool that speaks, and the id of its first event.
+fn first_event(running: &Running, token: &str, session: &str, tool: &str) -> String {
+    let params = json!({ "name": tool, "_meta": { "progressToken": 1 } });
+    let call = json!({ "jsonrpc": "2.0", "id": tool, "method": "tools/call", "params": params });
+    let mut stream = Client::connect(running.addr()).open(&session_bytes(token, session, "", &call));
+    let mut ids = Vec::new();
+    while let Some(event) = stream.next() {
+        ids.extend(event.id);
+    }
+    ids.first().unwrap_or_else(|| panic!("an event had an id")).clone()
+}
+
+/// What is told after an event.
+fn rest(running: &Running, token: &str, session: &str, event_id: &str) -> String {
+    let head = format!("Last-Event-ID: {event_id}\r\n");
+    let mut stream = Client::connect(running.addr()).open(&session_bytes(token, session, &head, &Value::Null));
+    let mut said = String::new();
+    while let Some(event) = stream.next() {
+        said.extend(event.message.map(|message| message.to_string()));
+    }
+    said
+}
+
+/// While instances are renewed one after the other, one may have tools that another has not.
+#[test]
+fn what_a_tool_said_that_is_not_here_is_told_to_those_who_might_have_called_it_everywhere() {
+    let (issuer, redis) = (Issuer::new(), Redis::start());
+    let cluster = |id: &'static str| {
+        let url = redis.url();
+        move |tuning: &mut Tuning| {
+            (tuning.cluster.redis, tuning.cluster.node_id, tuning.cluster.command_timeout_ms) = (url, id.into(), 2000);
+        }
+    };
+    let a = with_scopes(&issuer, cluster("a"));
+    let b = start(Server::builder().tool("open", "Is for all", Lane::Inline, |(): (), _| "open to all"), |tuning| {
+        issuer.tune(tuning);
+        cluster("b")(tuning);
+    });
+    let c = start(Server::builder().tool("other", "Is for some", Lane::Inline, |(): (), _| "other"), |tuning| {
+        issuer.tune(tuning);
+        let config = Config { scopes_any: Some(vec!["secrets".into()]), ..Config::default() };
+        tuning.tools.insert("other".into(), config);
+        cluster("c")(tuning);
+    });
+    let (more, less) = (issuer.token_with("ann", "secrets"), issuer.token_with("ann", "read"));
+    let session = open_session(&a, &more, "2025-11-25");
+    let [aloud, gossip] = ["aloud", "gossip"].map(|tool| first_event(&a, &more, &session, tool));
+    for token in [&less, &more] {
+        let said = [&b, &c].map(|server| rest(server, token, &session, &aloud));
+        assert_eq!(said, ["", ""], "nobody knows here who may call it");
+        assert_eq!(rest(&c, token, &session, &gossip), "", "nor where some tools are for some");
+        assert!(rest(&b, token, &session, &gossip).contains("the secret"));
+    }
+    assert_eq!(rest(&a, &less, &session, &aloud), "");
+    assert!(rest(&a, &more, &session, &aloud).contains("the secret"));
+}
+
 #[test]
 fn what_one_may_not_call_any_more_is_not_told_again() {
     let issuer = Issuer::new();
     let running = with_scopes(&issuer, |_| {});
     let (more, less) = (issuer.token_with("ann", "secrets"), issuer.token_with("ann", "read"));
     let session = open_session(&running, &more, "2025-11-25");
-    let params = json!({ "name": "aloud", "_meta": { "progressToken": 1 } });
-    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
-    let mut stream = Client::connect(running.addr()).open(&session_bytes(&more, &session, "", &call));
-    let mut ids = Vec::new();
-    while let Some(event) = stream.next() {
-        ids.extend(event.id);
-    }
-    let first = ids.first().unwrap_or_else(|| panic!("an event had an id")).clone();
-    let again = |token: &str| {
-        let head = format!("Last-Event-ID: {first}\r\n");
-        let mut stream = Client::connect(running.addr()).open(&session_bytes(token, &session, &head, &Value::Null));
-        let mut said = String::new();
-        while let Some(event) = stream.next() {
-            said.extend(event.message.map(|message| message.to_string()));
-        }
-        said
-    };
+    let first = first_event(&running, &more, &session, "aloud");
+    let again = |token: &str| rest(&running, token, &session, &first);
     // The session is the same caller's, and what was said in it is not for fewer rights than it was said to.
     assert_eq!(again(&less), "");
     assert!(again(&more).contains("the secret"));

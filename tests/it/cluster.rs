@@ -72,10 +72,107 @@ fn two_processes_see_each_other_and_nothing_is_left_of_them() {
     assert_eq!(metric(&a, "bigiron_cluster_reaped_total"), 1.0);
     a.signal("TERM");
     assert_eq!(a.wait().code(), Some(0));
-    // But for the lease of who was killed, which runs out.
-    let (leases, left): (Vec<_>, Vec<_>) = redis.keys("mcp:").into_iter().partition(|key| key.contains(":lives:"));
-    assert_eq!(left, [""; 0], "nothing is left");
-    assert!(leases.iter().all(|key| redis.cli(&["PTTL", key]) != "-1"), "{leases:?}");
+    // But for the lease of who was killed, and for whose the keys of clients are, which both run out.
+    let keys = redis.keys("mcp:");
+    assert!(keys.iter().all(|key| redis.cli(&["PTTL", key]) != "-1"), "{keys:?}");
+    let left: Vec<_> = keys.into_iter().filter(|key| !key.contains(":lives:")).collect();
+    assert_eq!(left, ["mcp:cluster"], "nothing else is left");
+    let other = bigiron("serve", &redis, &["--listen", "127.0.0.1:0", "--set", "cluster.id=other"]);
+    let err = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert_eq!(other.status.code(), Some(78), "{err}");
+    assert!(err.contains("DEL mcp:cluster") && err.contains(" h, unless an instance of \"bigiron\" runs"), "{err}");
+    let other = bigiron("nodes", &redis, &["--set", "cluster.id=other"]);
+    let err = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert_eq!((other.status.code(), &*other.stdout), (Some(78), &b""[..]), "{err}");
+    assert!(err.contains("cluster.id") && err.contains("\"bigiron\""), "{err}");
+    let nobody = bigiron("nodes", &redis, &[]);
+    let text = String::from_utf8(nobody.stdout).expect("text");
+    assert!(nobody.status.success() && text.starts_with("no instance of \"bigiron\""), "{text}");
+    assert!(text.contains(&redis.url()) && text.contains("mcp:*"), "{text}");
+}
+
+#[test]
+fn a_start_says_which_redis_it_has_and_why_it_is_away_is_said_when_it_changes() {
+    let mut redis = Redis::start();
+    let (a, b) = (start(&redis, "a", &[]), start(&redis, "b", &[]));
+    let said = |server: &Process, text: &str| -> Value {
+        serde_json::from_str(&server.log_line_with(text)).expect("a log line is JSON")
+    };
+    for (server, id, others) in [(&a, "a", 0), (&b, "b", 1)] {
+        let line = said(server, "one of several instances");
+        let told = [&line["node"], &line["redis"], &line["state"], &line["others"]];
+        assert_eq!(told, [&json!(id), &json!(redis.url()), &json!("up"), &json!(others)], "{line}");
+    }
+    redis.kill();
+    let line = said(&a, "Redis is away;");
+    assert_eq!((&line["level"], &line["redis"]), (&json!("WARN"), &json!(redis.url())), "{line}");
+    // It comes back and wants a password: that is no outage any more.
+    redis.restart_with_password("right");
+    let line = said(&a, "Redis is away for as long as");
+    assert_eq!((&line["level"], &line["redis"]), (&json!("ERROR"), &json!(redis.url())), "{line}");
+    assert!(line["why"].as_str().is_some_and(|why| why.contains("cluster.password_file")), "{line}");
+    let c = start(&redis, "c", &[]);
+    let line = said(&c, "one of several instances");
+    assert_eq!([&line["state"], &line["others"]], [&json!("away"), &json!(0)], "{line}");
+}
+
+#[test]
+fn who_comes_and_is_set_otherwise_than_the_others_says_so() {
+    let redis = Redis::start();
+    let placed = ["--set", "tools.read_file.roles=[\"files\"]", "--set", "tools.echo.spread=2"];
+    let same = [&placed[..], &["--set", "cluster.roles=[\"files\"]"]].concat();
+    let (a, b) = (start(&redis, "a", &same), start(&redis, "b", &same));
+    let told = |server: &Process| -> Vec<String> {
+        let line = |text: &String| serde_json::from_str::<Value>(text).expect("a log line is JSON");
+        let is_told = |line: &Value| line["level"] == "WARN" && line["node"].is_string();
+        let lines = server.began.iter().map(line).filter(is_told);
+        lines.map(|line| line["message"].as_str().expect("text").to_owned()).collect()
+    };
+    assert_eq!([told(&a), told(&b)], [const { Vec::<String>::new() }; 2]);
+    let other = ["--set", "cluster.heartbeat_s=30", "--set", "tools.read_file.roles=[\"web\"]"];
+    let c = start(&redis, "c", &[&other[..], &["--set", "tools.echo.spread=2"]].concat());
+    let found = told(&c);
+    assert_eq!(found.len(), 2, "{found:?}");
+    for (told, part) in found.iter().zip([
+        "cluster.heartbeat_s is 30 here, and 1 at \"a\", \"b\"",
+        "tools.read_file.roles is [\"web\"] here, and [\"files\"] at \"a\", \"b\"",
+    ]) {
+        assert!(told.contains(part), "{told}");
+    }
+    // Another process under the name of one that lives: both say so, and the first one when it is back.
+    let twin = start(&redis, "b", &same);
+    let found = told(&twin);
+    assert!(found[0].contains("cluster.node_id"), "{found:?}");
+    assert!(b.log_line_with("not in the registry").contains("ERROR"));
+    twin.signal("TERM");
+    b.log_line_with("in the registry again");
+    let table = String::from_utf8(bigiron("nodes", &redis, &[]).stdout).expect("text");
+    assert!(table.lines().any(|line| line.starts_with("a ") && line.ends_with(" files")), "roles are shown: {table}");
+}
+
+#[test]
+fn a_tool_whose_role_nobody_has_is_told_in_the_log_and_to_who_calls_it() {
+    let redis = Redis::start();
+    let placed = ["--set", "tools.echo.roles=[\"voice\"]"];
+    let a = start(&redis, "a", &[&placed[..], &["--set", "cluster.roles=[\"vioce\"]"]].concat());
+    let warning = "has a role of this tool: its calls";
+    let said = a.began.iter().find(|line| line.contains(warning)).cloned();
+    let line: Value = serde_json::from_str(&said.unwrap_or_else(|| a.log_line_with(warning))).expect("JSON");
+    let told = [&line["level"], &line["tool"], &line["roles"], &line["there"]];
+    assert_eq!(told, [&json!("WARN"), &json!("echo"), &json!("voice"), &json!("vioce")], "{line}");
+    let advice = "a role of tools.echo.roles, or mend the name";
+    assert!(line["message"].as_str().is_some_and(|text| text.contains(advice)), "{line}");
+    let refused = call(a.addr, "echo", json!({ "message": "x" }));
+    assert_eq!(refused.status, 503);
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("echo") && !message.contains("voice"), "how tools are placed is no client's: {message}");
+    let b = start(&redis, "b", &[&placed[..], &["--set", "cluster.roles=[\"voice\"]"]].concat());
+    a.log_line_with("has a role of this tool again");
+    assert_eq!(call(a.addr, "echo", json!({ "message": "x" })).text(), "x");
+    assert!(!b.began.iter().any(|line| line.contains(warning)), "{:?}", b.began);
+    b.signal("KILL");
+    let gone = a.log_line_with(warning);
+    assert!(gone.contains("until one does") && !gone.contains("mend"), "the names are right, as was seen: {gone}");
 }
 
 #[test]
@@ -111,6 +208,81 @@ fn without_redis_calls_are_served_and_it_is_said() {
         is_told("away");
     }
     assert_eq!(metric(&server, "bigiron_cluster_up"), 0.0);
+}
+
+/// Neither waits for the next heartbeat, which may be minutes away.
+#[test]
+fn a_redis_is_back_as_soon_as_it_says_that_it_is_ours() {
+    type Step<'a> = &'a [&'a str];
+    let cases: [(Step<'_>, Step<'_>, &str); 2] = [
+        (&["CLIENT", "PAUSE", "600000", "WRITE"], &["CLIENT", "UNPAUSE"], "a heartbeat was not taken"),
+        (&["SET", "mcp:cluster", "other"], &["DEL", "mcp:cluster"], "not in the registry"),
+    ];
+    for (begin, end, said) in cases {
+        let redis = Redis::start();
+        assert_eq!(redis.cli(begin), "OK");
+        redis.hang();
+        // In the times that there are by default, but for the heartbeat.
+        let sets = [format!("cluster.redis={}", redis.url()), "cluster.heartbeat_s=300".into()];
+        let args: Vec<_> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let server = Process::start(&args);
+        let cluster = || get(server.addr, "/ready").json()["cluster"].clone();
+        assert_eq!(cluster(), "away");
+        redis.wake();
+        server.log_line_with(said);
+        let missed = || metric(&server, "bigiron_cluster_heartbeats_missed_total");
+        let before = missed();
+        eventually("it asks again", || missed() >= before + 2.0);
+        assert_eq!(cluster(), "away");
+        let lines: Vec<_> = server.began.iter().cloned().chain(server.log_lines()).collect();
+        assert!(!lines.iter().any(|line| line.contains("Redis is back")), "it is of no use yet: {lines:#?}");
+        assert!(lines.iter().filter(|line| line.contains(said)).count() <= 1, "{lines:#?}");
+        redis.cli(end);
+        eventually("it is used", || cluster() == "up");
+        server.log_line_with("Redis is back");
+    }
+}
+
+/// Calls are served that need no other instance, so that it stays in service; but it says at once that it is alone, and
+/// which setting is wrong, and says so once.
+#[test]
+fn settings_that_redis_refuses_are_told_and_are_no_redis_that_is_up() {
+    let redis = Redis::with_password("right");
+    redis.cli(&["ACL", "SETUSER", "reader", "on", ">right", "~mcp:*", "&mcp:*", "+@all", "-@write"]);
+    for (password, user, parts) in [
+        ("hunter2", "", ["password is wrong", "cluster.password_file"]),
+        ("right", "reader", ["NOPERM", "cluster.user"]),
+    ] {
+        let args = [node(&redis, "a"), vec!["--set".into(), format!("cluster.user={user}")]].concat();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let password = [("BIGIRON_CLUSTER__PASSWORD", password)];
+        let server = Process::start_example_at("everything", 0, &password, &args);
+        for addr in [server.addr, server.admin_addr] {
+            let ready = get(addr, "/ready");
+            assert_eq!((ready.status, &ready.json()), (200, &json!({ "status": "ready", "cluster": "away" })));
+        }
+        assert_eq!(metric(&server, "bigiron_cluster_up"), 0.0);
+        assert_eq!(call(server.addr, "test_simple_text", json!({})).status, 200);
+        eventually("it tries again", || metric(&server, "bigiron_cluster_connects_total") >= 4.0);
+        let said: Vec<_> = server.began.iter().cloned().chain(server.log_lines()).collect();
+        let said: Vec<_> =
+            said.iter().filter(|line| line.contains("Redis is ") || line.contains("heartbeat")).collect();
+        assert!(said.len() == 1 && said[0].contains("ERROR"), "{user:?}: {said:#?}");
+        assert!(parts.iter().all(|part| said[0].contains(part)) && !said[0].contains("hunter2"), "{said:?}");
+    }
+}
+
+#[test]
+fn who_may_not_listen_is_told_so() {
+    let redis = Redis::start();
+    redis.cli(&["ACL", "SETUSER", "default", "-subscribe"]);
+    let server = start(&redis, "a", &[]);
+    let mut began = server.began.iter();
+    let is_told = |line: &String| line.contains("may not SUBSCRIBE") && line.contains("'subscribe' command");
+    if !began.any(is_told) {
+        let line = server.log_line_with("may not SUBSCRIBE");
+        assert!(line.contains("ERROR") && is_told(&line), "{line}");
+    }
 }
 
 #[test]

@@ -9,8 +9,10 @@
 //! | full | nothing is written, the rest goes on; /ready tells; written when there is room | `a_redis_that_is_full`, `link::a_full_redis_and_a_replica_refuse_and_are_not_away` |
 //! | wrong password, NOPERM, TLS error, plain answer to TLS | said, at most once a second, without the secret | `link::a_wrong_password_is_told_and_not_tried_in_a_storm`, `shared::a_connection_by_tls_is_to_whom_its_certificates_name` |
 //! | on another host without TLS or password | refused, or said when it is meant | `cluster::another_deployment_is_not_let_in_and_secrets_stay_secret`, `a_redis_that_could_be_overheard_is_said` |
-//! | OOM, READONLY, LOADING, MASTERDOWN, BUSY | told apart, never a success | `link::error`, `link::a_full_redis_and_a_replica_refuse_and_are_not_away` |
+//! | OOM, READONLY, MISCONF, LOADING, MASTERDOWN, BUSY | told apart, never a success | `link::error`, `link::a_full_redis_and_a_replica_refuse_and_are_not_away` |
 //! | MOVED, ASK, TRYAGAIN, CLUSTERDOWN, CROSSSLOT | followed; the last never occurs | `failover::while_slots_of_sessions_move_nobody_notices`, `link::redirect` |
+//! | a sentinel hangs | the others are heard, whichever is listed first | `link::a_sentinel_that_hangs_keeps_no_other_from_being_heard` |
+//! | a Redis that was away does not say whose it is | asked each second; "back" is said once it is ours | `cluster::a_redis_is_back_as_soon_as_it_says_that_it_is_ours` |
 //! | a primary dies | calls go on, nothing is lost silently | `failover::when_the_primary_dies_calls_go_on_and_nothing_is_lost_silently` |
 //! | FLUSHALL, expiry, loss of the last writes | written again by who knows it, else unknown | `after_a_flush_sessions_are_written_again`, `cluster_sessions::a_session_that_nobody_uses_ends_everywhere`, `failover::what_redis_forgot_is_told_again_and_what_was_not_heard_is_looked_up` |
 //! | a value corrupt, of another type, of a later version, of 100 MiB | missing, counted, left there | `sessions_that_cannot_be_read_are_unknown_and_stay`, `cluster_shared::values_that_cannot_be_read_are_missing_and_counted`, `tasks::what_is_no_record_is_missing_and_stays`, `shared::what_others_left_there_is_neither_believed_nor_removed` |

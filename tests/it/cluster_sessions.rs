@@ -2,10 +2,14 @@
 //! had from Redis.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -130,7 +134,7 @@ fn a_session_is_used_on_any_process_and_ends_on_all() {
         assert_eq!(server.wait().code(), Some(0));
     }
     for key in redis.keys("mcp:") {
-        assert!(key.starts_with("mcp:session"), "{key} is left");
+        assert!(key.starts_with("mcp:session") || key == "mcp:cluster", "{key} is left");
         assert_ne!(redis.cli(&["PTTL", &key]), "-1", "{key} expires by itself");
     }
     let c = start(&redis, "c", &[]);
@@ -373,14 +377,23 @@ fn a_call_whose_process_dies_ends_once_and_says_so() {
 
 /// A stream of the tool that takes steps, read until the first few are known to others.
 fn some_steps(redis: &Redis, session: &Session, server: &Process, args: Value) -> Vec<(String, Value)> {
-    let mut stream = tool(session, server, 1, "steps", args);
+    some_steps_of("steps", redis, session, server, args)
+}
+
+fn some_steps_of(name: &str, redis: &Redis, session: &Session, server: &Process, args: Value) -> Vec<(String, Value)> {
+    let mut stream = tool(session, server, 1, name, args);
     let said: Vec<_> = std::iter::from_fn(|| stream.next()).filter(|event| event.message.is_some()).take(3).collect();
     let said: Vec<_> = said.into_iter().filter_map(|event| Some((event.id?, event.message?))).collect();
+    are_kept(redis, said.len());
+    said
+}
+
+/// Waits until so many messages of the one stream that there is are known to others.
+fn are_kept(redis: &Redis, count: usize) {
     let kept = || redis.keys("mcp:session:").into_iter().find(|key| key.contains(":s:"));
     eventually("all of it is kept", || {
-        kept().is_some_and(|key| redis.cli(&["XLEN", &key]).parse().unwrap_or(0) > said.len())
+        kept().is_some_and(|key| redis.cli(&["XLEN", &key]).parse().unwrap_or(0) > count)
     });
-    said
 }
 
 /// What was written last to the one stream that there is.
@@ -435,12 +448,87 @@ fn a_call_that_may_be_run_twice_is_run_again_where_its_client_comes_back() {
     }
 }
 
+/// Connections that listen, by their ids in Redis.
+fn listening(redis: &Redis) -> BTreeSet<String> {
+    let list = redis.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+    list.lines().filter_map(|line| Some(line.split(' ').next()?.strip_prefix("id=")?.to_owned())).collect()
+}
+
+/// Its subscriptions break as soon as they are made, as where Redis has no room for new connections; its lease is renewed.
+#[test]
+fn a_call_whose_process_is_not_heard_for_a_while_goes_on() {
+    for name in ["steps_once", "steps"] {
+        let redis = Redis::start();
+        let b = everything(&redis, "b", &[]);
+        let of_b = Session::open(b.addr, "2025-11-25");
+        assert_eq!(ping(&b, &of_b.id).status, 200);
+        let spared = listening(&redis);
+        let a = everything(&redis, "a", &[]);
+        let session = Session::open(a.addr, "2025-11-25");
+        let is_over = AtomicBool::new(false);
+        let (said, cut) = thread::scope(|scope| {
+            let cutting = scope.spawn(|| {
+                let mut cut = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    for id in listening(&redis).difference(&spared) {
+                        redis.cli(&["CLIENT", "KILL", "ID", id]);
+                        cut += 1;
+                    }
+                }
+                cut
+            });
+            let args = json!({ "label": "x", "steps": 25, "pause_ms": 100 });
+            let mut said = some_steps_of(name, &redis, &session, &a, args);
+            let last = said.last().expect("one").0.clone();
+            said.extend(rest(&mut session.listen(b.addr, Some(&last))));
+            is_over.store(true, Ordering::SeqCst);
+            (said, cutting.join().expect("no panic"))
+        });
+        assert!(cut >= 4, "it was not heard: {cut}");
+        let end = whole(&said);
+        assert_eq!(end["result"]["content"][0]["text"], "x took 25 steps", "{name}: {end}");
+        for what in ["again", "error"] {
+            let series = format!("bigiron_cluster_calls_taken_over_total{{what=\"{what}\"}}");
+            assert_eq!(metric(&b, &series), 0.0, "{name}: {what}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_taken_back_after_its_process_died_is_not_run_again() {
+    let redis = Redis::start();
+    let [a, b] = ["a", "b"].map(|id| everything(&redis, id, &[]));
+    let session = Session::open(a.addr, "2025-11-25");
+    let said = some_steps(&redis, &session, &a, json!({ "label": "x", "steps": 20, "pause_ms": 100 }));
+    let cancel = |id: Value| {
+        let cancel = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": id } });
+        assert_eq!(notify(b.addr, &session.id, &cancel).status, 202);
+    };
+    a.signal("KILL");
+    cancel(json!("1")); // another
+    cancel(json!(1));
+    (100..110).for_each(|id| cancel(json!(id)));
+    let runs = |message: &Value| message["params"]["message"].as_str().map(str::to_owned); // it says which process it is
+    let first = runs(&said[0].1).expect("a step");
+    for (_, message) in rest(&mut session.listen(b.addr, Some(&said.last().expect("one").0))) {
+        assert_eq!(runs(&message), Some(first.clone()), "no answer, and no work: {message}");
+    }
+    assert_eq!(metric(&b, "bigiron_cluster_calls_taken_over_total{what=\"again\"}"), 0.0);
+    assert_eq!(newest(&redis).lines().next().map(|id| id.ends_with("-9")), Some(true), "it has ended for all");
+    (0..100).for_each(|id| cancel(json!(format!("{id}").repeat(1000))));
+    let marks = redis.keys("mcp:session:").into_iter().find(|key| key.ends_with(":x")).expect("what was taken back");
+    assert_eq!(redis.cli(&["LLEN", &marks]), "16", "of so many only");
+    assert_ne!(redis.cli(&["PTTL", &marks]), "-1", "it expires by itself");
+    assert_eq!(end(&b, &session.id), 204);
+    assert_eq!(redis.cli(&["EXISTS", &marks]), "0");
+}
+
 #[test]
 fn who_takes_a_call_over_and_dies_before_a_word_is_followed_by_the_next() {
     let redis = Redis::start();
     let [a, b] = ["a", "b"].map(|id| everything(&redis, id, &[]));
     let session = Session::open(a.addr, "2025-11-25");
-    let mut said = some_steps(&redis, &session, &a, json!({ "label": "x", "steps": 6, "pause_ms": 100 }));
+    let mut said = some_steps(&redis, &session, &a, json!({ "label": "x", "steps": 20, "pause_ms": 100 }));
     a.signal("KILL");
     let is_kept = |key: &String| key.contains(":s:");
     let key = redis.keys("mcp:session:").into_iter().find(is_kept).expect("a stream");
@@ -451,7 +539,7 @@ fn who_takes_a_call_over_and_dies_before_a_word_is_followed_by_the_next() {
     // As one writes that takes it over; a process that is not there any more.
     redis.cli(&["XADD", &key, &taken, "n", "0000dead", "f", "1", "a", of("a"), "x", "0000dead00000000", "s", "0"]);
     said.extend(rest(&mut session.listen(b.addr, Some(&said.last().expect("one").0.clone()))));
-    assert_eq!(whole(&said)["result"]["content"][0]["text"], "x took 6 steps");
+    assert_eq!(whole(&said)["result"]["content"][0]["text"], "x took 20 steps");
     assert_eq!(metric(&b, "bigiron_cluster_calls_taken_over_total{what=\"again\"}"), 1.0);
 }
 
@@ -470,6 +558,7 @@ fn who_was_only_slow_writes_no_more_and_is_read_no_more() {
     let mut stream = tool(&session, &a, 1, "steps", args);
     let first = stream.next().expect("an event to come back to").id.expect("an id");
     let said: Vec<_> = std::iter::from_fn(|| stream.next()).take(2).collect();
+    are_kept(&redis, said.len());
     a.signal("STOP");
     assert_ne!(redis.cli(&["PTTL", &lease]), "-1", "what hangs loses it");
     redis.cli(&["DEL", &lease]);

@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use bigiron::{
@@ -24,7 +25,9 @@ use tokio::sync::Semaphore;
 use crate::{
     cluster::{metric, start as start_process},
     redis::Redis,
-    support::{Client, Response, call, eventually, get, listen, metrics, modern, modern_headers, start},
+    support::{
+        Client, Response, Session, call, eventually, get, listen, metrics, modern, modern_headers, post_bytes, start,
+    },
     tasks,
 };
 
@@ -123,12 +126,14 @@ fn series(server: &Running, series: &str) -> f64 {
     line.unwrap_or_else(|| panic!("no {series} in {text}")).parse().expect("a number")
 }
 
-fn invalidate(server: &Running, body: &Value) {
+fn invalidate(server: &Running, body: &Value) -> Value {
     let mut client = Client::connect(server.admin_addr().expect("an admin listener"));
     let (body, head) = (body.to_string(), "POST /cache/invalidate HTTP/1.1\r\nHost: 127.0.0.1");
     let headers = format!("Content-Type: application/json\r\nContent-Length: {}", body.len());
     client.send(format!("{head}\r\n{headers}\r\n\r\n{body}").as_bytes());
-    assert_eq!(client.receive().expect("an answer").status, 200);
+    let answer = client.receive().expect("an answer");
+    assert_eq!(answer.status, 200);
+    answer.json()
 }
 
 /// The one key that there is of a kind, once it is there.
@@ -203,10 +208,42 @@ fn what_was_invalidated_without_redis_is_as_soon_as_it_is_back() {
     let old = shared(&a, &b, 1);
     redis.hang();
     eventually("it is missed", || series(&a, "bigiron_cluster_up") == 0.0);
-    invalidate(&a, &json!({ "all": true }));
+    let told = invalidate(&a, &json!({ "all": true }));
+    let others = told["others"].as_str().unwrap_or_default();
+    assert!(told["forgotten"]["all"] == true && others.contains("not told yet"), "{told}");
     assert_ne!(count(&a, 1), old, "here at once");
+    let admin = a.admin_addr().expect("an admin listener").to_string();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bigiron"));
+    let ran = command.args(["cache", "invalidate", "--all", "--admin", &admin]).output().expect("it runs");
+    let err = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert_eq!((ran.status.code(), &*ran.stdout), (Some(1), &b""[..]), "{err}");
+    assert!(err.contains("this instance only") && err.contains("Redis is away"), "{err}");
     redis.wake();
     eventually("there too", || count(&b, 1) != old);
+    eventually("it is there", || series(&a, "bigiron_cluster_up") == 1.0);
+    eventually("at once", || invalidate(&a, &json!({ "all": true })) == json!({ "forgotten": { "all": true } }));
+}
+
+#[test]
+fn what_was_invalidated_while_redis_takes_no_writes_is_as_soon_as_it_does() {
+    let redis = Redis::start();
+    let runs = Runs::default();
+    let [a, b] = keeping(&redis, &runs, &Config::default());
+    for (begin, end) in [
+        (&["CONFIG", "SET", "maxmemory", "1"][..], &["CONFIG", "SET", "maxmemory", "0"][..]),
+        (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
+    ] {
+        let old = shared(&a, &b, 1);
+        assert_eq!(redis.cli(begin), "OK");
+        // At once: that writes are refused was not met yet by any heartbeat.
+        let told = invalidate(&a, &json!({ "all": true }));
+        let others = told["others"].as_str().unwrap_or_default();
+        assert!(others.contains("not told yet") && others.contains("takes no writes"), "{begin:?}: {told}");
+        assert_eq!(count(&b, 1), old, "what the answer says");
+        assert_eq!(redis.cli(end), "OK");
+        eventually("there too", || count(&b, 1) != old);
+        eventually("at once", || invalidate(&a, &json!({ "all": true })) == json!({ "forgotten": { "all": true } }));
+    }
 }
 
 #[test]
@@ -508,7 +545,38 @@ fn a_state_that_one_instance_sealed_another_one_opens() {
     assert_eq!(call(&b, Some(state))["result"]["content"][0]["text"], "Hello, \"Ann\", Some(String(\"remembered\"))!");
     a.stop();
     b.stop();
-    assert_eq!(redis.keys("mcp:"), [""; 0], "the key goes with the last one");
+    assert_eq!(redis.keys("mcp:"), ["mcp:cluster"], "the key goes with the last one");
+}
+
+#[test]
+fn a_call_goes_on_while_others_are_told_of_its_stream() {
+    let redis = Redis::start();
+    let has_gone_on = Arc::new(AtomicUsize::new(0));
+    let gone_on = Arc::clone(&has_gone_on);
+    let server = Server::builder().async_tool("work", "Says so and works on", move |(): (), ctx: Ctx| {
+        let gone_on = Arc::clone(&gone_on);
+        async move {
+            ctx.progress(1.0, Some(2.0), "begun");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            gone_on.fetch_add(1, Ordering::SeqCst);
+            ctx.progress(2.0, Some(2.0), "half");
+            "done"
+        }
+    });
+    let a = instance(&redis, "a", server, |_| {});
+    let session = Session::open(a.addr(), "2025-11-25");
+    redis.hang();
+    let params = json!({ "name": "work", "arguments": {}, "_meta": { "progressToken": 1 } });
+    let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params }).to_string();
+    let mut client = Client::connect(a.addr());
+    client.send(&post_bytes(&[("Mcp-Session-Id", &session.id)], request.as_bytes()));
+    eventually("it goes on", || has_gone_on.load(Ordering::SeqCst) > 0);
+    assert!(client.has_nothing_yet(), "the client has no id to come back with before others know it");
+    let said = client.receive().expect("an answer").events();
+    redis.wake();
+    let progress: Vec<_> = said.iter().filter_map(|message| message["params"]["progress"].as_f64()).collect();
+    assert_eq!(progress, [1.0, 2.0], "{said:?}");
+    assert_eq!(said.last().expect("an end")["result"]["content"][0]["text"], "done");
 }
 
 #[test]

@@ -30,6 +30,7 @@ mod identity; // who calls, and what they may
 mod isolation; // a hundred callers at once, each with a name that no other sees
 mod issuer; // a real issuer, and the official clients that log in there
 mod placement; // tools that are not on every instance
+mod plain; // requests over HTTP/1.1, in the two ways in which they are read
 mod pool; // full, hung, abandoned
 mod rates; // how often callers may call, and which address counts
 mod readers; // slow, silent and many readers of streams

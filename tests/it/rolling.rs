@@ -243,6 +243,8 @@ fn a_call_whose_instance_dies_is_not_sent_to_another() {
     runs.process.signal("KILL");
     let answer = answer.join().expect("no panic");
     assert!(answer.starts_with("HTTP/1.1 502"), "only its client knows whether it may run again: {answer}");
+    // A process that ends may close its listener last.
+    eventually("nobody listens there", || TcpStream::connect(runs.addr).is_err());
     // What comes now is served by the other, at once: nothing was sent to who is gone.
     for n in 0..10 {
         let text = n.to_string();

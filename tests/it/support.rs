@@ -29,6 +29,8 @@ pub(crate) struct Process {
     child: Child,
     pub(crate) addr: SocketAddr,
     pub(crate) admin_addr: SocketAddr,
+    /// The log until it said that it serves.
+    pub(crate) began: Vec<String>,
     log: mpsc::Receiver<String>,
 }
 
@@ -87,10 +89,11 @@ impl Process {
                 }
             }
         });
-        let (mut addr, mut admin_addr) = (None, None);
+        let (mut addr, mut admin_addr, mut began) = (None, None, Vec::new());
         while addr.is_none() || admin_addr.is_none() {
-            let line = log.recv_timeout(PATIENCE).expect("the start says where it serves");
-            let line: Value = serde_json::from_str(&line).expect("a log line is JSON");
+            let text = log.recv_timeout(PATIENCE).expect("the start says where it serves");
+            let line: Value = serde_json::from_str(&text).expect("a log line is JSON");
+            began.push(text);
             let host = |key: &str| {
                 let (_, rest) = line[key].as_str()?.split_once("://")?;
                 rest.split('/').next()?.parse().ok()
@@ -99,7 +102,7 @@ impl Process {
             admin_addr = admin_addr.or_else(|| host("health"));
         }
         let (addr, admin_addr) = (addr.expect("found"), admin_addr.expect("found"));
-        Self { child, addr, admin_addr, log }
+        Self { child, addr, admin_addr, began, log }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -375,6 +378,16 @@ impl Client {
         self.stream.get_mut().write_all(bytes).expect("sends");
     }
 
+    /// Reads some bytes, at most so many; none at the end.
+    pub(crate) fn read_some(&mut self, max: usize) -> usize {
+        self.stream.read(&mut vec![0; max]).unwrap_or(0)
+    }
+
+    /// Another hand on its sending side.
+    pub(crate) fn writer(&self) -> TcpStream {
+        self.stream.get_ref().try_clone().expect("a descriptor")
+    }
+
     /// Ends the sending side only.
     pub(crate) fn half_close(&mut self) {
         self.stream.get_mut().shutdown(Shutdown::Write).expect("shuts down");
@@ -449,6 +462,15 @@ impl Client {
             Ok(n) => n == 0,
             Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
         }
+    }
+
+    /// Whether nothing has come that was not read.
+    pub(crate) fn has_nothing_yet(&self) -> bool {
+        let stream = self.stream.get_ref();
+        stream.set_nonblocking(true).expect("a socket");
+        let peeked = stream.peek(&mut [0]);
+        stream.set_nonblocking(false).expect("a socket");
+        self.stream.buffer().is_empty() && peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
     /// Waits for no longer than this, for bytes in either direction.

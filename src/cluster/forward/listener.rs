@@ -1,16 +1,18 @@
-//! The listener that other instances hand calls over to. Who connects says who it is and proves with each request that it
-//! has the key of the deployment; what does not is refused, and counted. What is taken over runs in a task of its own,
-//! which ends when the other instance takes the call back or is gone.
+//! The listener that other instances hand calls over to. Who connects says who it is (a hello of 4 KiB at most, one at a
+//! time) and proves in the head of each request that it has the key of the deployment. Without that proof nothing of a
+//! request's body is read and no memory is set aside for it: it is refused, and counted; who has shown none a few seconds
+//! after connecting is closed. What is taken over runs in a task of its own, which ends when the other instance takes the
+//! call back or is gone.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     future::Future,
     net::TcpListener as StdListener,
     pin::{Pin, pin},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -28,17 +30,17 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
 
 use super::{
-    ANSWER, CALL, HELLO, IS_STOPPING, PROOF,
+    ANSWER, CALL, FORM, HELLO, IS_STOPPING, KNOWN, PROOF,
     back::{Back, Client, Deferred},
     body::Body,
     peer::collect,
-    proof::{self, Code, Hello, Used},
+    proof::{self, Code, Form, Hello, Proven, Used},
     wire::{self, Call, Hears},
 };
 use crate::{
@@ -52,10 +54,11 @@ use crate::{
 
 /// Connections at once: one of each instance, and those of who does not belong here, which are soon closed.
 const CONNECTIONS_MAX: usize = 1024;
+/// Of these, those of who has not shown the proof yet: for one more the oldest is closed, so that strangers who come
+/// faster than their time is over do not hold the places of those who belong here.
+const UNPROVEN_MAX: usize = 64;
 /// So long a call may be on its way here; what is not there by then holds memory for nothing.
 const BODY_WITHIN: Duration = Duration::from_secs(5);
-/// From the connection to the first words.
-const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const HELLO_BYTES_MAX: usize = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For the last frames to be taken.
@@ -102,6 +105,8 @@ pub(crate) struct Limits {
     pub(crate) call_bytes_max: usize,
     /// Size of all together.
     pub(crate) bytes_max: usize,
+    /// From the connection to the first request with a proof.
+    pub(crate) proof_within: Duration,
 }
 
 /// What is counted.
@@ -114,6 +119,8 @@ pub(crate) struct Taken {
     pub(crate) full: AtomicU64,
     /// Without the proof that it comes from an instance of the deployment.
     pub(crate) forged: AtomicU64,
+    /// A hello in another form, as one of another version says it. That it is one is not proven.
+    pub(crate) other_form: AtomicU64,
     /// What is no call.
     pub(crate) broken: AtomicU64,
 }
@@ -127,6 +134,37 @@ struct Shared {
     memory: Arc<Semaphore>,
     taken: Arc<Taken>,
     said: Rarely,
+    unproven: Unproven,
+}
+
+/// The connections without a proof, from the oldest on: each can be closed here.
+#[derive(Debug, Default)]
+struct Unproven(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    last: u64,
+    all: BTreeMap<u64, oneshot::Sender<Infallible>>,
+}
+
+impl Unproven {
+    /// Another one: its number, and what comes to an error when it is to be closed (or has left).
+    fn enter(&self) -> (u64, oneshot::Receiver<Infallible>) {
+        let (close, closed) = oneshot::channel();
+        let mut waiting = self.0.lock();
+        if waiting.all.len() >= UNPROVEN_MAX {
+            waiting.all.pop_first();
+        }
+        waiting.last += 1;
+        let number = waiting.last;
+        waiting.all.insert(number, close);
+        (number, closed)
+    }
+
+    /// It has shown the proof, or is gone.
+    fn leave(&self, number: u64) {
+        self.0.lock().all.remove(&number);
+    }
 }
 
 /// A listener that runs. Its drop ends it at once.
@@ -149,8 +187,16 @@ impl Listener {
         let socket = TcpListener::from_std(socket)?;
         let taken = Arc::<Taken>::default();
         let memory = Arc::new(Semaphore::new((limits.bytes_max / KIB).clamp(1, Semaphore::MAX_PERMITS)));
-        let shared =
-            Shared { id: id.to_owned(), key, runs, limits, memory, taken: Arc::clone(&taken), said: Rarely::new() };
+        let shared = Shared {
+            id: id.to_owned(),
+            key,
+            runs,
+            limits,
+            memory,
+            taken: Arc::clone(&taken),
+            said: Rarely::new(),
+            unproven: Unproven::default(),
+        };
         let (stop, stopped) = watch::channel(false);
         let accepting = tokio::spawn(accept(socket, Arc::new(shared), stopped));
         Ok(Self { stop, taken, accepting: Mutex::new(Some(accepting)) })
@@ -185,7 +231,9 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopped: watch::Re
             Some(_) = connections.join_next() => continue,
             next = next(&socket, &places) => next,
         };
-        connections.spawn(serve(stream, Arc::clone(&shared), stopped.clone(), place));
+        // Here and not in the task: tasks begin in no order, and the oldest is to be the one that came first.
+        let waiting = shared.unproven.enter();
+        connections.spawn(serve(stream, Arc::clone(&shared), waiting, stopped.clone(), place));
     }
     drop(socket);
     let _ = timeout(LAST_WORDS, async { while connections.join_next().await.is_some() {} }).await;
@@ -210,6 +258,12 @@ struct Session {
     shared: Arc<Shared>,
     /// Who connected, and the key of the connection.
     known: OnceLock<(String, Code)>,
+    /// Its number among those without a proof.
+    number: u64,
+    /// A request had the proof that it has the key of the deployment.
+    is_proven: AtomicBool,
+    /// Held while a hello is read: strangers have one at a time.
+    greeting: Semaphore,
     used: Used,
     /// The calls that run, by their numbers.
     backs: Mutex<HashMap<u64, Arc<Back>>>,
@@ -218,12 +272,21 @@ struct Session {
 async fn serve(
     stream: TcpStream,
     shared: Arc<Shared>,
+    (number, mut crowded): (u64, oneshot::Receiver<Infallible>),
     mut stopped: watch::Receiver<bool>,
     _place: Option<OwnedSemaphorePermit>,
 ) {
     let _ = stream.set_nodelay(true); // it works without
     let limits = shared.limits;
-    let session = Arc::new(Session { shared, known: OnceLock::new(), used: Used::default(), backs: Mutex::default() });
+    let session = Arc::new(Session {
+        shared,
+        number,
+        known: OnceLock::new(),
+        is_proven: AtomicBool::new(false),
+        greeting: Semaphore::new(1),
+        used: Used::default(),
+        backs: Mutex::default(),
+    });
     let served = Arc::clone(&session);
     let service = service_fn(move |request| {
         let session = Arc::clone(&served);
@@ -241,8 +304,8 @@ async fn serve(
         .max_pending_accept_reset_streams(limits.calls_max)
         .max_local_error_reset_streams(limits.calls_max);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut hello = pin!(sleep(HELLO_WITHIN));
-    let mut is_waiting = true;
+    let mut proof = pin!(sleep(limits.proof_within));
+    let (mut is_waiting, mut may_be_crowded) = (true, true);
     loop {
         tokio::select! {
             served = connection.as_mut() => {
@@ -256,15 +319,23 @@ async fn serve(
                 let _ = timeout(LAST_WORDS, connection.as_mut()).await;
                 break;
             }
-            () = hello.as_mut(), if is_waiting => {
+            () = proof.as_mut(), if is_waiting => {
                 is_waiting = false;
-                if session.known.get().is_none() {
-                    session.shared.forged("nothing was said in time");
+                if !session.is_proven.load(Relaxed) {
+                    session.shared.forged("there was no proof in time");
+                    break;
+                }
+            }
+            _ = &mut crowded, if may_be_crowded => {
+                may_be_crowded = false; // also when it is proven
+                if !session.is_proven.load(Relaxed) {
+                    session.shared.forged("there was no proof before many others came");
                     break;
                 }
             }
         }
     }
+    session.shared.unproven.leave(number);
     session.backs.lock().drain().for_each(|(_, back)| back.end());
 }
 
@@ -272,18 +343,30 @@ async fn serve(
 #[derive(Clone, Copy, Debug)]
 enum Refused {
     Status(StatusCode),
+    /// It speaks another form of what instances say to each other.
+    Form,
     Stopping,
 }
 
 fn refusal(refused: Refused) -> Response<Body> {
-    let mut response = Response::new(Body::default());
     match refused {
-        Refused::Status(status) => *response.status_mut() = status,
+        Refused::Status(code) => status(code),
+        Refused::Form => {
+            let mut response = status(StatusCode::UPGRADE_REQUIRED);
+            response.headers_mut().insert(FORM, HeaderValue::from(proof::FORM));
+            response
+        }
         Refused::Stopping => {
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            let mut response = status(StatusCode::SERVICE_UNAVAILABLE);
             response.headers_mut().insert(IS_STOPPING, HeaderValue::from_static("1"));
+            response
         }
     }
+}
+
+fn status(code: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::default());
+    *response.status_mut() = code;
     response
 }
 
@@ -318,15 +401,22 @@ impl Session {
         let proof = head.headers.get(PROOF).and_then(|value| value.to_str().ok());
         match (&head.method, head.uri.path()) {
             (&Method::POST, HELLO) => self.hello(body).await,
-            (&Method::POST, path @ (CALL | ANSWER)) => {
+            (&Method::POST, path @ (KNOWN | CALL | ANSWER)) => {
                 let known = self.known.get().ok_or_else(|| self.shared.forged("no hello came first"))?;
                 let proof = proof.ok_or_else(|| self.shared.forged("there is no proof"))?;
-                let (body, memory) = self.read(body).await?;
-                let number = proof::verify(&known.1, path, proof, &body).filter(|number| self.used.take(*number));
-                let number = number.ok_or_else(|| self.shared.forged("the proof is wrong"))?;
+                let proven = proof::verify(&known.1, path, proof).filter(|proven| self.used.take(proven.number));
+                let proven = proven.ok_or_else(|| self.shared.forged("the proof is wrong"))?;
+                if !self.is_proven.swap(true, Relaxed) {
+                    self.shared.unproven.leave(self.number);
+                }
+                if path == KNOWN && proven.length == 0 {
+                    return Ok(status(StatusCode::NO_CONTENT)); // also while calls have all the memory
+                }
+                let (body, memory) = self.read(body, &proven).await?;
                 match path {
-                    CALL => self.call(number, body, memory),
-                    _ => self.take_answer(&body),
+                    CALL => self.call(proven.number, body, memory),
+                    ANSWER => self.take_answer(&body),
+                    _ => Ok(status(StatusCode::NO_CONTENT)),
                 }
             }
             _ => Err(self.shared.forged("nothing is there")),
@@ -335,7 +425,22 @@ impl Session {
 
     async fn hello(&self, body: Incoming) -> Result<Response<Body>, Refused> {
         let shared = &self.shared;
-        let body = collect(body, HELLO_BYTES_MAX).await;
+        let _turn = self.greeting.try_acquire().map_err(|_| shared.forged("it says hello twice at once"))?;
+        let body = timeout(BODY_WITHIN, collect(body, HELLO_BYTES_MAX)).await.ok().flatten();
+        let form = body.as_ref().and_then(|body| serde_json::from_slice::<Form>(body).ok());
+        if let Some(Form { form }) = form.filter(|form| form.form != proof::FORM) {
+            shared.taken.other_form.fetch_add(1, Relaxed);
+            if let Some(left_out) = shared.said.may(Instant::now()) {
+                let own = proof::FORM;
+                tracing::warn!(
+                    left_out,
+                    form,
+                    own,
+                    "what says hello in the form of another version hands no calls over here"
+                );
+            }
+            return Err(Refused::Form);
+        }
         let hello = body.and_then(|body| serde_json::from_slice::<Hello>(&body).ok());
         let hello = hello.filter(|hello| is_id(&hello.from) && proof::is_nonce(&hello.nonce));
         let hello = hello.ok_or_else(|| shared.forged("what was said is no hello"))?;
@@ -348,15 +453,23 @@ impl Session {
         Ok(Response::new(Body::whole(serde_json::to_vec(&welcome).unwrap_or_default().into())))
     }
 
-    /// Reads a body, for which there has to be memory.
-    async fn read(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
+    /// Reads a body of one of us, for which there has to be memory.
+    async fn read(&self, body: Incoming, proven: &Proven) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
         let shared = &self.shared;
-        let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        let length = length.filter(|length| *length <= shared.limits.call_bytes_max).ok_or_else(|| shared.broken())?;
+        let is_as_said = body.size_hint().exact() == Some(proven.length);
+        let length = usize::try_from(proven.length).ok().filter(|_| is_as_said);
+        let length = length.ok_or_else(|| shared.forged("the body is longer or shorter than its proof says"))?;
+        if length > shared.limits.call_bytes_max {
+            shared.broken();
+            return Err(Refused::Status(StatusCode::PAYLOAD_TOO_LARGE));
+        }
         let kib = u32::try_from(length / KIB + 1).unwrap_or(u32::MAX);
         let memory = Arc::clone(&shared.memory).try_acquire_many_owned(kib);
         let memory = memory.map_err(|_| shared.turned(Turned::Full))?;
         let body = timeout(BODY_WITHIN, collect(body, length)).await.ok().flatten().ok_or_else(|| shared.broken())?;
+        if !proven.is_of(&body) {
+            return Err(shared.forged("the body is not the one of its proof"));
+        }
         Ok((body, memory))
     }
 
@@ -391,9 +504,7 @@ impl Session {
         let back = self.backs.lock().get(&answer.call).map(Arc::clone);
         // Whoever asked may have gone.
         let is_taken = back.is_some_and(|back| back.answered(answer.question, answer.answer));
-        let mut response = Response::new(Body::default());
-        *response.status_mut() = if is_taken { StatusCode::NO_CONTENT } else { StatusCode::GONE };
-        Ok(response)
+        Ok(status(if is_taken { StatusCode::NO_CONTENT } else { StatusCode::GONE }))
     }
 }
 

@@ -48,12 +48,16 @@ use crate::{
 
 /// Where who connects says who it is.
 const HELLO: &str = "/hello";
+/// Where it proves, in a request without a body, that it has the key: until then it is a stranger.
+const KNOWN: &str = "/known";
 /// Where calls are handed over.
 const CALL: &str = "/call";
 /// Where what they ask is answered.
 const ANSWER: &str = "/answer";
 /// That a request comes from who said hello.
 const PROOF: &str = "bigiron-proof";
+/// The form of what instances say to each other, of who is told that it speaks another one.
+const FORM: &str = "bigiron-form";
 /// Of an instance that takes nothing new.
 const IS_STOPPING: &str = "bigiron-stopping";
 /// Instances that one call is handed over to: where it may run, and runs again where that does no harm.
@@ -69,6 +73,8 @@ const RETRY_AFTER_S: u32 = 1;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
+    /// Size of a call; instances take over no larger ones.
+    pub(crate) call_bytes_max: usize,
     /// Size of what comes back of a call.
     pub(crate) result_bytes_max: usize,
     /// Calls that one other instance is given at once.
@@ -98,6 +104,7 @@ pub(crate) struct Counts {
 pub(crate) struct Forwarder {
     own: Arc<Own>,
     key: Arc<ArcSwap<Vec<u8>>>,
+    call_bytes_max: usize,
     counts: Counts,
     peers: Mutex<BTreeMap<String, Arc<Peer>>>,
     /// The other instances of each tool that is placed.
@@ -131,6 +138,8 @@ pub(crate) struct Places {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
     pub(crate) tool: &'a str,
+    /// Those that run it, to be told when none does.
+    pub(crate) roles: &'a [String],
     /// Running it twice is as running it once.
     pub(crate) is_repeatable: bool,
     /// Nobody else is left when others do not take it.
@@ -154,6 +163,7 @@ impl Forwarder {
         Self {
             own: Arc::new(own),
             key,
+            call_bytes_max: config.call_bytes_max,
             counts: Counts::default(),
             peers: Mutex::default(),
             table: ArcSwap::default(),
@@ -201,7 +211,7 @@ impl Forwarder {
     }
 
     /// Has another instance run a call. `Err` when it is to be run by whoever else can: none did, for certain; or one
-    /// may have, and it may be repeated.
+    /// may have, and it may be repeated. A call that is too large for the others is an error of its client.
     pub(crate) async fn call(
         &self,
         wanted: Wanted<'_>,
@@ -209,21 +219,27 @@ impl Forwarder {
         ctx: &Ctx,
     ) -> Result<Result<Reply, CallError>, CallError> {
         let mut tried: Vec<Arc<Peer>> = Vec::new();
-        let (mut handed_over, mut may_have_run) = (0, false);
+        let (mut handed_over, mut may_have_run, mut too_large, mut strange) = (0, false, 0, 0);
         let mut news_until = None;
         while tried.len() < ASKED_MAX && handed_over < ATTEMPTS {
             let now = Instant::now();
             let Some(peer) = self.best(wanted.tool, &tried, now) else {
-                // Where nobody is known to have it, nobody is waited for.
+                // Where nobody is known to have it, nobody is waited for, nor where those that have it were strange
+                // before: then it is no moment in which one goes and another comes.
                 let until = *news_until.get_or_insert(now + NEWS_WITHIN);
-                if !wanted.is_last || tried.is_empty() || !self.has_news(wanted.tool, &tried, until).await {
+                if !wanted.is_last || tried.len() == strange || !self.has_news(wanted.tool, &tried, until).await {
                     break;
                 }
                 continue;
             };
             tried.push(Arc::clone(&peer));
             let body = Call::encode(wanted.tool, arguments, ctx, now);
+            if body.len() > self.call_bytes_max {
+                too_large = tried.len();
+                break;
+            }
             let counts = &self.counts;
+            let was_strange = peer.is_strange();
             let count = match peer.call(&body, ctx).await {
                 // Full, where it would have run: for one that may run twice, another may have room.
                 Sent::Outcome(Err(CallError::Overloaded { .. } | CallError::Draining)) if wanted.is_repeatable => {
@@ -241,7 +257,14 @@ impl Forwarder {
                         Why::NotHere => &counts.not_here,
                         Why::Stopping => &counts.stopping,
                         Why::Full => &counts.full,
-                        Why::Strange => &counts.strange,
+                        Why::TooLarge => {
+                            too_large += 1;
+                            &counts.full
+                        }
+                        Why::Strange => {
+                            strange += usize::from(was_strange);
+                            &counts.strange
+                        }
                     }
                 }
                 Sent::MayHaveRun if wanted.is_repeatable => {
@@ -256,12 +279,31 @@ impl Forwarder {
             };
             count.fetch_add(1, Relaxed);
         }
-        Err(if may_have_run { CallError::Lost } else { CallError::Nowhere { retry_after_s: RETRY_AFTER_S } })
+        Err(if may_have_run {
+            CallError::Lost
+        } else if too_large > 0 && too_large == tried.len() {
+            CallError::InvalidParams(format!(
+                "the arguments are too large: {:?} runs on another instance, and with them the call is more than the {} \
+                 bytes that instances hand over (limits.request_bytes_max and 1 MiB); send less at once",
+                wanted.tool, self.call_bytes_max
+            ))
+        } else {
+            CallError::Nowhere {
+                tool: wanted.tool.to_owned(),
+                roles: wanted.roles.to_vec(),
+                retry_after_s: RETRY_AFTER_S,
+            }
+        })
     }
 
-    /// Counts a call that nobody took, here neither.
-    pub(crate) fn note_nowhere(&self) {
-        self.counts.nowhere.fetch_add(1, Relaxed);
+    /// Counts a call that ends in this error, since it is not run here either.
+    pub(crate) fn note_end(&self, error: &CallError) {
+        let count = match error {
+            CallError::Nowhere { .. } => &self.counts.nowhere,
+            CallError::Lost => &self.counts.lost,
+            _ => return, // its client's
+        };
+        count.fetch_add(1, Relaxed);
     }
 
     /// Waits until somebody is there who was not tried; false when nobody comes in time.

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{
-    ANSWER, CALL, HELLO, PROOF,
+    ANSWER, CALL, FORM, HELLO, IS_STOPPING, KNOWN, PROOF,
     back::{self, Answering},
     proof::{self, Code, Hello, Welcome},
     wire::{self, Frame},
@@ -81,6 +81,8 @@ pub(super) enum Why {
     NotHere,
     Stopping,
     Full,
+    /// The call is larger than what it takes over.
+    TooLarge,
     /// It does not know us, or we do not know it.
     Strange,
 }
@@ -96,7 +98,11 @@ pub(super) struct Peer {
     max_load: AtomicU64,
     in_flight: AtomicUsize,
     failed: Mutex<Option<Instant>>,
+    /// Why nothing is handed over there, since it is none of us as it seems: said once, and so until it is one.
+    strange: Mutex<Option<String>>,
     state: Mutex<State>,
+    #[cfg(test)]
+    connections: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -108,7 +114,7 @@ enum State {
 
 /// A connection on which both have said who they are.
 #[derive(Debug)]
-struct Conn {
+pub(super) struct Conn {
     sender: SendRequest<Whole>,
     key: Code,
     next: AtomicU64,
@@ -185,7 +191,10 @@ impl Peer {
             max_load: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
             failed: Mutex::new(None),
+            strange: Mutex::new(None),
             state: Mutex::new(State::Down),
+            #[cfg(test)]
+            connections: AtomicU64::new(0),
         }
     }
 
@@ -200,6 +209,11 @@ impl Peer {
         self.failed.lock().is_some_and(|at| now.saturating_duration_since(at) < FAILING)
     }
 
+    /// Whether it was none of us as it seemed, when it was last asked.
+    pub(super) fn is_strange(&self) -> bool {
+        self.strange.lock().is_some()
+    }
+
     /// How much it has to do, in millionths of what it can.
     pub(super) fn load(&self) -> u64 {
         let load = self.load.load(Relaxed).saturating_add(self.in_flight.load(Relaxed) as u64);
@@ -208,6 +222,12 @@ impl Peer {
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
+    }
+
+    /// Connections that were begun.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
     }
 
     /// Has it run a call. Dropping the future takes the call back there.
@@ -233,7 +253,8 @@ impl Peer {
         match response.status() {
             StatusCode::OK => self.hear(&conn, number, response.into_body(), ctx).await,
             StatusCode::NOT_FOUND => Sent::NotRun(Why::NotHere),
-            StatusCode::SERVICE_UNAVAILABLE if response.headers().contains_key(super::IS_STOPPING) => {
+            StatusCode::PAYLOAD_TOO_LARGE => Sent::NotRun(Why::TooLarge),
+            StatusCode::SERVICE_UNAVAILABLE if response.headers().contains_key(IS_STOPPING) => {
                 self.fails(Why::Stopping)
             }
             StatusCode::SERVICE_UNAVAILABLE => Sent::NotRun(Why::Full),
@@ -330,17 +351,29 @@ impl Peer {
     async fn connect(&self) -> Result<Arc<Conn>, Why> {
         let made = timeout(self.own.connect_timeout, self.try_connect()).await;
         let made = made.unwrap_or_else(|_| Err((Why::Unreachable, "there was no connection in time".into())));
-        made.map_err(|(why, error)| {
-            match why {
-                Why::Strange => tracing::warn!(peer = self.id, at = self.at, error, "no calls are handed over there"),
-                _ => tracing::debug!(peer = self.id, at = self.at, error, "an instance cannot be reached"),
+        let (why, error) = match made {
+            Ok(conn) => {
+                *self.strange.lock() = None;
+                return Ok(conn);
             }
-            why
-        })
+            Err(failed) => failed,
+        };
+        if why != Why::Strange {
+            tracing::debug!(peer = self.id, at = self.at, error, "an instance cannot be reached");
+            return Err(why);
+        }
+        // Each call tries: it is one of us again as soon as it can be, and is not spoken of each time until then.
+        let before = self.strange.lock().replace(error.clone());
+        if before.as_ref() != Some(&error) {
+            tracing::warn!(peer = self.id, at = self.at, error, "no calls are handed over there");
+        }
+        Err(why)
     }
 
-    async fn try_connect(&self) -> Result<Arc<Conn>, (Why, String)> {
+    pub(super) async fn try_connect(&self) -> Result<Arc<Conn>, (Why, String)> {
         let unreachable = |error: &dyn std::fmt::Display| (Why::Unreachable, error.to_string());
+        #[cfg(test)]
+        self.connections.fetch_add(1, Relaxed);
         let stream = TcpStream::connect(&self.at).await.map_err(|error| unreachable(&error))?;
         let _ = stream.set_nodelay(true); // it works without
         let mut http = http2::Builder::new(TokioExecutor::new());
@@ -355,6 +388,7 @@ impl Peer {
         let (sender, connection) = handshake.map_err(|error| unreachable(&error))?;
         tokio::spawn(connection); // ends with the sender, or with the other side
         let hello = Hello {
+            form: proof::FORM,
             from: self.own.id.clone(),
             to: self.id.clone(),
             nonce: proof::nonce().map_err(|error| (Why::Unreachable, error))?,
@@ -365,6 +399,15 @@ impl Peer {
         let strange = |what: &str| (Why::Strange, what.to_owned());
         match response.status() {
             StatusCode::OK => {}
+            StatusCode::SERVICE_UNAVAILABLE => return Err(takes_none(&response)),
+            StatusCode::UPGRADE_REQUIRED => {
+                let theirs = response.headers().get(FORM).and_then(|form| form.to_str().ok()).unwrap_or("another one");
+                return Err(strange(&format!(
+                    "it is of another version, whose form of handing calls over is {theirs} and here {}: tools that only \
+                     it has are answered with 503 until both are of one",
+                    proof::FORM
+                )));
+            }
             StatusCode::MISDIRECTED_REQUEST => {
                 return Err(strange("another instance is there, which is what cluster.forward_advertise is for"));
             }
@@ -373,14 +416,25 @@ impl Peer {
         let welcome = collect(response.into_body(), WELCOME_BYTES_MAX).await;
         let welcome = welcome.and_then(|body| serde_json::from_slice::<Welcome>(&body).ok());
         let welcome = welcome.ok_or_else(|| strange("what is there is no instance"))?;
-        match proof::welcomed(&self.own.key.load(), &hello, &welcome) {
-            Some(key) => Ok(Arc::new(Conn { sender, key, next: AtomicU64::new(0) })),
-            None => {
-                self.own.key_differs.notify_one();
-                Err(strange("it has another key (cluster.node_key_file)"))
-            }
+        let Some(key) = proof::welcomed(&self.own.key.load(), &hello, &welcome) else {
+            self.own.key_differs.notify_one();
+            return Err(strange("it has another key (cluster.node_key_file)"));
+        };
+        let conn = Conn { sender, key, next: AtomicU64::new(1) };
+        // A call may follow late, or never, and there a stranger is soon closed.
+        match conn.send(KNOWN, 0, Bytes::new()).await {
+            Ok(response) if response.status().is_success() => Ok(Arc::new(conn)),
+            Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE => Err(takes_none(&response)),
+            Ok(response) => Err(strange(&format!("it answers a proof with {}", response.status()))),
+            Err(_) => Err((Why::Unreachable, "the connection broke".into())),
         }
     }
+}
+
+/// Why one of us that answers 503 takes nothing now.
+fn takes_none(response: &Response<Incoming>) -> (Why, String) {
+    let why = if response.headers().contains_key(IS_STOPPING) { Why::Stopping } else { Why::Full };
+    (why, format!("it takes no connection now: {}", response.status()))
 }
 
 fn request(path: &str) -> http::request::Builder {

@@ -1,10 +1,12 @@
 //! How two instances know each other: by a key that all of a deployment have. Who connects and who is connected to each
 //! give a number that was never used, and both make the key of the connection of them; what is asked then carries a proof
-//! made with that, and its own number, so that nothing can be sent again. The clocks of the hosts do not matter.
+//! made with that, and its own number, so that nothing can be sent again. The proof stands in the head of the request and
+//! says how long the body is and what is in it, so that nothing of the body is read before it is known who sends it. The
+//! clocks of the hosts do not matter.
 
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 
 use crate::cluster::keys::hex;
 
@@ -14,9 +16,21 @@ const NONCE_BYTES: usize = 32;
 /// A key, or what was made with one.
 pub(super) type Code = [u8; 32];
 
+/// The form of all that two instances say to each other: of the hello, the proofs, the calls and what comes back of them.
+/// A version that changes one of them so that the one before cannot do with it, counts on. Who has another one is told so.
+pub(super) const FORM: u32 = 1;
+
+/// The part of a hello that each form has. Without a number it is of before there were any.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Form {
+    #[serde(default)]
+    pub(super) form: u32,
+}
+
 /// What one side of a connection says of itself and of whom it means.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Hello {
+    pub(super) form: u32,
     /// Who connects.
     pub(super) from: String,
     /// Whom it means to reach.
@@ -75,18 +89,45 @@ pub(super) fn welcomed(key: &[u8], hello: &Hello, welcome: &Welcome) -> Option<C
     Some(of_hello(key, b"bigiron forward: connection", hello, &welcome.nonce).finalize().into_bytes().into())
 }
 
-/// The proof of one request on a connection, as a header's value.
-pub(super) fn sign(connection: &Code, path: &str, number: u64, body: &[u8]) -> String {
-    let code = mac(connection, &[path.as_bytes(), &number.to_le_bytes(), body]).finalize().into_bytes();
-    format!("{number}:{}", hex(&code))
+/// What the head of a request says of it, with the proof that an instance of the deployment says so.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Proven {
+    /// Its own among those of the connection.
+    pub(super) number: u64,
+    /// Bytes of its body.
+    pub(super) length: u64,
+    digest: Code,
 }
 
-/// The number of a request whose proof is right.
-pub(super) fn verify(connection: &Code, path: &str, proof: &str, body: &[u8]) -> Option<u64> {
-    let (number, code) = proof.split_once(':')?;
-    let (number, code) = (number.parse::<u64>().ok()?, unhex(code)?);
-    mac(connection, &[path.as_bytes(), &number.to_le_bytes(), body]).verify_slice(&code).ok()?;
-    Some(number)
+impl Proven {
+    /// Whether this is the body that was meant.
+    pub(super) fn is_of(&self, body: &[u8]) -> bool {
+        self.digest == digest(body)
+    }
+}
+
+fn digest(body: &[u8]) -> Code {
+    Sha256::digest(body).into()
+}
+
+fn of_request(connection: &Code, path: &str, proven: &Proven) -> Hmac<Sha256> {
+    mac(connection, &[path.as_bytes(), &proven.number.to_le_bytes(), &proven.length.to_le_bytes(), &proven.digest])
+}
+
+/// The proof of one request on a connection, as a header's value.
+pub(super) fn sign(connection: &Code, path: &str, number: u64, body: &[u8]) -> String {
+    let proven = Proven { number, length: body.len() as u64, digest: digest(body) };
+    let code = of_request(connection, path, &proven).finalize().into_bytes();
+    format!("{number}:{}:{}:{}", proven.length, hex(&proven.digest), hex(&code))
+}
+
+/// What a header says, when its proof is right. The body is compared when it is there.
+pub(super) fn verify(connection: &Code, path: &str, proof: &str) -> Option<Proven> {
+    let mut parts = proof.split(':');
+    let (number, length) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let proven = Proven { number, length, digest: unhex(parts.next()?)?.try_into().ok()? };
+    of_request(connection, path, &proven).verify_slice(&unhex(parts.next()?)?).ok()?;
+    parts.next().is_none().then_some(proven)
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -157,7 +198,7 @@ mod tests {
     use super::*;
 
     fn hello() -> Hello {
-        Hello { from: "a".into(), to: "b".into(), nonce: nonce().expect("random") }
+        Hello { form: FORM, from: "a".into(), to: "b".into(), nonce: nonce().expect("random") }
     }
 
     #[test]
@@ -182,13 +223,22 @@ mod tests {
     fn a_proof_is_of_one_request() {
         let (key, other) = ([1; 32], [2; 32]);
         let proof = sign(&key, "/call", 7, b"body");
-        assert_eq!(verify(&key, "/call", &proof, b"body"), Some(7));
-        assert_eq!(verify(&other, "/call", &proof, b"body"), None);
-        assert_eq!(verify(&key, "/answer", &proof, b"body"), None);
-        assert_eq!(verify(&key, "/call", &proof, b"bodies"), None);
-        assert_eq!(verify(&key, "/call", &proof.replacen('7', "8", 1), b"body"), None);
-        for odd in ["", ":", "7", "7:", "7:zz", "7:é", "-1:00", "7:0"] {
-            assert_eq!(verify(&key, "/call", odd, b"body"), None, "{odd:?}");
+        let proven = verify(&key, "/call", &proof).expect("the proof is right");
+        assert_eq!((proven.number, proven.length), (7, 4));
+        assert!(proven.is_of(b"body") && !proven.is_of(b"bodY") && !proven.is_of(b""));
+        assert_eq!(verify(&other, "/call", &proof), None);
+        assert_eq!(verify(&key, "/answer", &proof), None);
+        let part = |at: usize, with: &str| {
+            let mut parts: Vec<_> = proof.split(':').collect();
+            parts[at] = with;
+            parts.join(":")
+        };
+        let (zeros, more) = ("0".repeat(64), format!("{proof}:"));
+        for odd in [part(0, "8"), part(0, "-1"), part(1, "5"), part(2, &zeros), part(3, &zeros), part(3, "é"), more] {
+            assert_eq!(verify(&key, "/call", &odd), None, "{odd:?}");
+        }
+        for odd in ["", ":", "7", "7:4", "7:4:", "7:4:zz", ":::", "7:4:00:00"] {
+            assert_eq!(verify(&key, "/call", odd), None, "{odd:?}");
         }
     }
 

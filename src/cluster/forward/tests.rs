@@ -2,6 +2,7 @@
 
 use std::{net::TcpListener as StdListener, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Map, json};
 use tokio::{
@@ -17,11 +18,14 @@ use crate::{
     cluster::Status,
     input::{Answers, Exchange, Input, Memory, Rounds},
     outbox::{LogLevel, Message, Outbox},
+    telemetry::heard::Heard,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const KEY: &str = "a key that all instances here have, long enough";
 const RESULT_BYTES_MAX: usize = 1 << 20;
+/// Larger than what the instances here take over.
+const CALL_BYTES_MAX: usize = 2 << 20;
 
 /// What the instances that run calls do, as tools by their names.
 #[derive(Debug, Default)]
@@ -97,11 +101,15 @@ fn instance(name: &'static str, key: &str) -> Instance {
 }
 
 fn limited(name: &'static str, key: &str, calls_max: usize) -> Instance {
+    let limits = Limits { calls_max, call_bytes_max: 1 << 20, bytes_max: 16 << 20, proof_within: PATIENCE };
+    with_limits(name, key, limits)
+}
+
+fn with_limits(name: &'static str, key: &str, limits: Limits) -> Instance {
     let socket = StdListener::bind("127.0.0.1:0").expect("a port");
     socket.set_nonblocking(true).expect("set");
     let at = socket.local_addr().expect("an address").to_string();
     let tools = Arc::new(Tools { name, ..Tools::default() });
-    let limits = Limits { calls_max, call_bytes_max: 1 << 20, bytes_max: 16 << 20 };
     let key = Arc::new(ArcSwap::from_pointee(key.as_bytes().to_vec()));
     let listener = Listener::start(socket, name, key, limits, Box::new(Serves(Arc::clone(&tools)))).expect("it starts");
     Instance { listener, tools, node: node(name, &at) }
@@ -112,6 +120,7 @@ fn node(id: &str, at: &str) -> Node {
         id: id.into(),
         status: Status::Running,
         heartbeat_age_ms: 0,
+        heartbeat_s: 5,
         load: 0,
         max_load: 100,
         address: String::new(),
@@ -119,11 +128,17 @@ fn node(id: &str, at: &str) -> Node {
         version: String::new(),
         roles: Vec::new(),
         tools: Vec::new(),
+        placed: None,
     }
 }
 
 fn forwarder(nodes: &[&Node]) -> Forwarder {
-    let config = Config { connect_timeout: PATIENCE, result_bytes_max: RESULT_BYTES_MAX, in_flight_max: 100 };
+    let config = Config {
+        connect_timeout: PATIENCE,
+        call_bytes_max: CALL_BYTES_MAX,
+        result_bytes_max: RESULT_BYTES_MAX,
+        in_flight_max: 100,
+    };
     let forwarder = Forwarder::new("first", KEY, config, Handle::current());
     let nodes: Vec<Node> = nodes.iter().map(|node| (*node).clone()).collect();
     let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
@@ -138,8 +153,12 @@ fn ctx() -> Ctx {
 }
 
 async fn call(forwarder: &Forwarder, tool: &str, ctx: &Ctx) -> Result<Result<Reply, CallError>, CallError> {
-    let wanted = Wanted { tool, is_repeatable: false, is_last: false };
+    let wanted = Wanted { tool, roles: &[], is_repeatable: false, is_last: false };
     timeout(PATIENCE, forwarder.call(wanted, &json!({ "n": 1 }), ctx)).await.expect("in time")
+}
+
+fn nowhere(tool: &str) -> CallError {
+    CallError::Nowhere { tool: tool.into(), roles: Vec::new(), retry_after_s: 1 }
 }
 
 fn count(count: &AtomicU64) -> u64 {
@@ -251,8 +270,8 @@ async fn the_next_one_is_asked_when_nothing_ran() {
     }
     assert!(count(&forwarder.counts().unreachable) > 0);
     *c.tools.turned.lock() = Some(Turned::Full);
-    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(CallError::Nowhere { retry_after_s: 1 }));
-    assert_eq!(call(&forwarder, "nobody has it", &ctx()).await, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(nowhere("who")));
+    assert_eq!(call(&forwarder, "nobody has it", &ctx()).await, Err(nowhere("nobody has it")));
     assert_eq!(b.tools.runs.load(Relaxed), 0);
 }
 
@@ -287,7 +306,7 @@ async fn a_lost_call_is_repeated_only_where_that_does_no_harm() {
         let b = instance("b", KEY);
         let forwarder = forwarder(&[&b.node]);
         let ctx = ctx();
-        let wanted = Wanted { tool: "waits", is_repeatable, is_last: false };
+        let wanted = Wanted { tool: "waits", roles: &[], is_repeatable, is_last: false };
         let arguments = json!({});
         let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
         tokio::select! {
@@ -303,7 +322,7 @@ async fn a_lost_call_is_repeated_only_where_that_does_no_harm() {
     let (b, c) = (instance("b", KEY), instance("c", KEY));
     let forwarder = forwarder(&[&b.node, &c.node]);
     let (ctx, arguments) = (ctx(), json!({}));
-    let wanted = Wanted { tool: "waits", is_repeatable: true, is_last: false };
+    let wanted = Wanted { tool: "waits", roles: &[], is_repeatable: true, is_last: false };
     let mut called = Box::pin(forwarder.call(wanted, &arguments, &ctx));
     let first = tokio::select! {
         _ = &mut called => panic!("it waits"),
@@ -323,7 +342,7 @@ async fn strangers_are_known_on_both_sides() {
     let (stranger, b) = (instance("stranger", "another key, and long enough for one too"), instance("b", KEY));
     let wrong = node("x", &b.node.forwards); // what is there is not x
     let forwarder = forwarder(&[&stranger.node, &wrong]);
-    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(nowhere("who")));
     assert_eq!(count(&forwarder.counts().strange), 2);
     timeout(PATIENCE, forwarder.key_differs()).await.expect("it is told");
     assert_eq!(stranger.tools.runs.load(Relaxed) + b.tools.runs.load(Relaxed), 0, "nothing was handed to either");
@@ -359,9 +378,14 @@ async fn what_is_forged_is_refused_and_counted() {
     assert_eq!(status(post(CALL, None, &body)).await, 401, "without a hello");
     let key = [0; 32];
     assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 0, &body)), &body)).await, 401);
-    assert_eq!(status(post(HELLO, None, b"{}")).await, 401);
+    assert_eq!(status(post(HELLO, None, b"{\"form\":1}")).await, 401);
     assert_eq!(status(post("/", None, b"")).await, 401);
-    let hello = |to: &str| proof::Hello { from: "x".into(), to: to.into(), nonce: proof::nonce().expect("random") };
+    let hello = |to: &str| proof::Hello {
+        form: proof::FORM,
+        from: "x".into(),
+        to: to.into(),
+        nonce: proof::nonce().expect("random"),
+    };
     let hello_bytes = |hello: &proof::Hello| serde_json::to_vec(hello).expect("JSON");
     assert_eq!(status(post(HELLO, None, &hello_bytes(&hello("c")))).await, 421, "it is another");
     // A hello by itself gives nothing.
@@ -386,8 +410,10 @@ async fn what_is_forged_is_refused_and_counted() {
     assert_eq!(status(post(ANSWER, Some(&proof::sign(&key, CALL, 2, &body)), &body)).await, 401, "another path");
     assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 3, b"{}")), b"{}")).await, 400, "no call");
     let huge = vec![b' '; (1 << 20) + 1];
-    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 4, &huge)), &huge)).await, 400, "too long");
-    assert_eq!(count(&b.listener.taken().forged), 10);
+    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 4, &huge)), &huge)).await, 413, "too long");
+    assert_eq!(status(post(CALL, Some(&proof::sign(&key, CALL, 5, &body)), b"short")).await, 401, "another length");
+    assert_eq!(status(post(KNOWN, Some(&proof::sign(&key, KNOWN, 6, b"")), b"")).await, 204, "and it goes on");
+    assert_eq!(count(&b.listener.taken().forged), 11);
     assert_eq!(b.tools.runs.load(Relaxed), 1);
     // What is no HTTP/2 is closed.
     let mut stream = TcpStream::connect(&b.node.forwards).await.expect("connects");
@@ -395,6 +421,222 @@ async fn what_is_forged_is_refused_and_counted() {
     let mut answer = Vec::new();
     let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it is closed");
     assert!(!answer.starts_with(b"HTTP/1.1 2"));
+}
+
+/// A body that is said to be long, and never comes.
+struct Never(u64);
+
+impl hyper::body::Body for Never {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        hyper::body::SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_hold_neither_memory_nor_a_place() {
+    use http::Request;
+    use hyper::client::conn::http2;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let limits = Limits {
+        calls_max: 100,
+        call_bytes_max: 1 << 20,
+        bytes_max: 1 << 20,
+        proof_within: Duration::from_millis(500),
+    };
+    let b = with_limits("b", KEY, limits);
+    let stream = TcpStream::connect(&b.node.forwards).await.expect("connects");
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    // It goes on answering and asking for signs of life.
+    http.timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(Duration::from_millis(20));
+    let (mut sender, connection) = http.handshake::<_, Never>(TokioIo::new(stream)).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    // Its calls are refused by their heads, all of them, while none of the bodies has come.
+    let key = [0; 32];
+    for number in 0..8 {
+        let proof = proof::sign(&key, CALL, number, &vec![0; 1 << 20]);
+        let request = Request::post("http://b/call").header(PROOF, proof).body(Never(1 << 20)).expect("a request");
+        let answer = timeout(PATIENCE, sender.send_request(request)).await.expect("it is not waited for");
+        assert_eq!(answer.expect("an answer").status(), 401);
+    }
+    // One hello is read at a time.
+    let hello = || Request::post("http://b/hello").body(Never(100)).expect("a request");
+    let first = sender.send_request(hello());
+    let second = sender.send_request(hello());
+    let answer = tokio::select! { answer = first => answer, answer = second => answer };
+    assert_eq!(answer.expect("an answer").status(), 401);
+    // It is closed, whatever it says, and one of us finds all the memory there is.
+    let _ = timeout(PATIENCE, connection).await.expect("it is closed");
+    let forwarder = forwarder(&[&b.node]);
+    let arguments = json!({ "much": "x".repeat((1 << 20) - 10_000) });
+    let wanted = Wanted { tool: "who", roles: &[], is_repeatable: false, is_last: true };
+    let called = timeout(PATIENCE, forwarder.call(wanted, &arguments, &ctx())).await.expect("in time");
+    assert!(matches!(called, Ok(Ok(_))), "{called:?}");
+    // And its connection is there when the time for a proof is over.
+    tokio::time::sleep(2 * limits.proof_within).await;
+    let taken = count(&b.listener.taken().forged);
+    assert!(call(&forwarder, "who", &ctx()).await.is_ok());
+    assert_eq!((count(&b.listener.taken().forged), count(&forwarder.counts().unreachable)), (taken, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_who_come_faster_than_they_are_closed_hold_few_places() {
+    let limits = Limits { calls_max: 100, call_bytes_max: 1 << 20, bytes_max: 16 << 20, proof_within: 10 * PATIENCE };
+    let b = with_limits("b", KEY, limits);
+    let known = forwarder(&[&b.node]);
+    assert!(call(&known, "who", &ctx()).await.is_ok());
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(&b.node.forwards).await.expect("connects"));
+    }
+    // The oldest are closed for those that came later, and nobody waits for their time to be over.
+    let later = silent.split_off(200 - 64);
+    for mut one in silent {
+        let mut come = Vec::new();
+        let _ = timeout(PATIENCE, one.read_to_end(&mut come)).await.expect("it is closed");
+    }
+    assert_eq!(count(&b.listener.taken().forged), 200 - 64);
+    // Who has shown the proof keeps its place, and who has the key gets one.
+    assert!(call(&known, "who", &ctx()).await.is_ok() && call(&forwarder(&[&b.node]), "who", &ctx()).await.is_ok());
+    assert_eq!(known.peers.lock()["b"].connections(), 1);
+    drop(later);
+}
+
+/// Something that answers so to who says hello, and so to the first proof.
+async fn answers(at_hello: u16, at_proof: u16, header: (&'static str, &'static str)) -> Node {
+    use hyper::{server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = socket.local_addr().expect("an address").to_string();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = socket.accept().await.expect("accepts");
+            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| async move {
+                let is_hello = request.uri().path() == HELLO;
+                let body = peer::collect(request.into_body(), 4096).await.expect("a body");
+                let welcome = is_hello.then(|| {
+                    let hello = serde_json::from_slice(&body).expect("a hello");
+                    let (welcome, _) = proof::welcome(KEY.as_bytes(), &hello, proof::nonce().expect("random"));
+                    serde_json::to_vec(&welcome).expect("JSON")
+                });
+                let status = if is_hello { at_hello } else { at_proof };
+                let body = peer::Whole::new(welcome.unwrap_or_default().into());
+                Ok::<_, std::convert::Infallible>(
+                    http::Response::builder().status(status).header(header.0, header.1).body(body).expect("an answer"),
+                )
+            });
+            tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    node("x", &at)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_no_room_for_a_connection_is_no_stranger() {
+    for (at_hello, at_proof) in [(503, 204), (200, 503)] {
+        let stopping = forwarder(&[&answers(at_hello, at_proof, (IS_STOPPING, "1")).await]);
+        assert_eq!(call(&stopping, "who", &ctx()).await, Err(nowhere("who")));
+        let full = forwarder(&[&answers(at_hello, at_proof, ("x", "y")).await]);
+        assert_eq!(call(&full, "who", &ctx()).await, Err(nowhere("who")));
+        let counted = |of: &Forwarder| [&of.counts.full, &of.counts.stopping, &of.counts.strange].map(count);
+        assert_eq!((counted(&full), counted(&stopping)), ([1, 0, 0], [0, 1, 0]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_form_is_told_as_one_of_another_version() {
+    let later = forwarder(&[&answers(426, 204, (FORM, "7")).await]);
+    assert_eq!(call(&later, "who", &ctx()).await, Err(nowhere("who")));
+    assert_eq!(count(&later.counts.strange), 1);
+    let peer = Arc::clone(&later.peers.lock()["x"]);
+    let (why, told) = peer.try_connect().await.expect_err("it is refused");
+    assert_eq!(why, Why::Strange);
+    assert!(told.contains("another version") && told.contains("is 7 and here 1") && told.contains("503"), "{told}");
+
+    // And one of another form that comes here is told so, before anything else in its hello is looked at.
+    let b = instance("b", KEY);
+    let stream = TcpStream::connect(&b.node.forwards).await.expect("connects");
+    let (executor, io) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake::<_, _, peer::Whole>(executor, io).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    for hello in [&b"{\"form\":2,\"to\":[]}"[..], b"{}"] {
+        let request = http::Request::post("http://b/hello").body(peer::Whole::new(Bytes::from_static(hello)));
+        let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
+        assert_eq!((answer.status().as_u16(), answer.headers()[FORM].as_bytes()), (426, &b"1"[..]));
+    }
+    let taken = b.listener.taken();
+    assert_eq!((count(&taken.other_form), count(&taken.forged)), (2, 0), "it is no stranger");
+}
+
+#[tokio::test]
+async fn a_stranger_is_spoken_of_once_and_not_waited_for() {
+    let said = Heard::from_now_on();
+    let stranger = instance("stranger", "another key, and long enough for one too");
+    let forwarder = forwarder(&[&stranger.node, &answers(426, 204, (FORM, "7")).await]);
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(nowhere("who")));
+    let lines = || said.text().matches("no calls are handed over there").count();
+    assert_eq!(lines(), 2, "{}", said.text());
+    let wanted = Wanted { tool: "who", roles: &[], is_repeatable: false, is_last: true };
+    for _ in 0..5 {
+        let (arguments, ctx) = (json!({}), ctx());
+        let mut called = std::pin::pin!(forwarder.call(wanted, &arguments, &ctx));
+        let called = loop {
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep(Duration::from_millis(1)) => {
+                    assert_eq!(forwarder.news.receiver_count(), 0, "it waits for somebody to come");
+                }
+                called = &mut called => break called,
+            }
+        };
+        assert_eq!(called, Err(nowhere("who")));
+    }
+    assert_eq!((lines(), count(&forwarder.counts().strange)), (2, 12), "{}", said.text());
+    // Once it is one of us, what it is later is said again.
+    forwarder.take_over("another key, and long enough for one too");
+    assert!(call(&forwarder, "who", &ctx()).await.expect("it ran").is_ok());
+    assert!(!forwarder.peers.lock()["stranger"].is_strange());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_is_refused_and_costs_no_connection() {
+    let (b, c) = (instance("b", KEY), instance("c", KEY));
+    let forwarder = forwarder(&[&b.node, &c.node]);
+    assert!(call(&forwarder, "who", &ctx()).await.is_ok() && call(&forwarder, "who", &ctx()).await.is_ok());
+    let large = async |bytes: usize| {
+        let wanted = Wanted { tool: "who", roles: &[], is_repeatable: true, is_last: true };
+        // As JSON a number may be longer than its client wrote it.
+        let arguments = Value::from(vec![1e15; bytes / "1000000000000000.0,".len()]);
+        timeout(PATIENCE, forwarder.call(wanted, &arguments, &ctx())).await.expect("in time")
+    };
+    let refused = |called| match called {
+        Err(CallError::InvalidParams(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    // What nobody would take is not sent to anybody.
+    let why = refused(large(CALL_BYTES_MAX + 100).await);
+    assert!(why.contains("\"who\"") && why.contains("2097152 bytes"), "{why}");
+    let broken = || count(&b.listener.taken().broken) + count(&c.listener.taken().broken);
+    assert_eq!((broken(), count(&forwarder.counts().full)), (0, 0));
+    // What the others do not take, whatever they are set to, ends no connection.
+    refused(large(CALL_BYTES_MAX - 100_000).await);
+    assert_eq!((broken(), count(&forwarder.counts().full)), (2, 2));
+    assert!(matches!(large(900_000).await, Ok(Ok(_))));
+    let connections = forwarder.peers.lock().values().map(|peer| peer.connections()).sum::<u64>();
+    assert_eq!(connections, 2, "one to each, from first to last");
+    assert_eq!(count(&forwarder.counts().strange), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -407,7 +649,7 @@ async fn so_many_run_here_and_no_more() {
         _ = &mut waiting => panic!("it waits"),
         () = b.tools.began.notified() => {}
     }
-    assert_eq!(call(&forwarder, "who", &ctx).await, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!(call(&forwarder, "who", &ctx).await, Err(nowhere("who")));
     assert_eq!((count(&b.listener.taken().full), b.listener.inside()), (1, 1));
     drop(waiting);
     timeout(PATIENCE, b.tools.dropped.notified()).await.expect("it is stopped there");
@@ -464,7 +706,7 @@ async fn a_call_that_nobody_takes_waits_a_moment_for_who_comes() {
     *b.tools.turned.lock() = Some(Turned::Stopping);
     let forwarder = forwarder(&[&b.node]);
     let (ctx, arguments) = (ctx(), json!({}));
-    let wanted = Wanted { tool: "who", is_repeatable: false, is_last: true };
+    let wanted = Wanted { tool: "who", roles: &[], is_repeatable: false, is_last: true };
     let comes = async {
         while count(&forwarder.counts().stopping) == 0 {
             tokio::task::yield_now().await;
@@ -477,5 +719,5 @@ async fn a_call_that_nobody_takes_waits_a_moment_for_who_comes() {
     // Nobody comes.
     *c.tools.turned.lock() = Some(Turned::Stopping);
     let called = timeout(PATIENCE, forwarder.call(wanted, &arguments, &ctx)).await.expect("it does not wait for long");
-    assert_eq!(called, Err(CallError::Nowhere { retry_after_s: 1 }));
+    assert_eq!(called, Err(nowhere("who")));
 }

@@ -1,6 +1,7 @@
 //! What travels when one instance has another run a call: the call, in one body; and what comes back, as frames, each a
 //! letter, a length and that many bytes. Both ends are of one deployment, and perhaps of two versions: a member that is
-//! missing has its default, and a frame of a kind that is not known is passed over.
+//! missing has its default, and a frame of a kind that is not known is passed over, as is a log message of a level that is
+//! not known. What cannot be read at all breaks the call off.
 
 use std::{sync::Arc, time::Instant};
 
@@ -265,7 +266,7 @@ fn read(letter: u8, content: Bytes) -> Option<Frame> {
         }
         b'l' => {
             let (rank, data) = serde_json::from_slice(&content).ok()?;
-            Frame::Log(LogLevel::of_rank(rank)?, data)
+            LogLevel::of_rank(rank).map_or(Frame::Unknown, |level| Frame::Log(level, data))
         }
         b'r' => Frame::Ready(content),
         b'x' => Frame::Release,
@@ -311,7 +312,7 @@ pub(super) enum Wrong {
     CallerLimit { why: String, retry_after_s: u32 },
     DeadlineBeforeStart,
     TimedOut(u64),
-    Nowhere(u32),
+    Nowhere { tool: String, roles: Vec<String>, retry_after_s: u32 },
     Lost,
     Draining,
     Cancelled,
@@ -334,7 +335,7 @@ impl From<CallError> for Wrong {
             CallError::CallerLimit { why, retry_after_s } => Self::CallerLimit { why, retry_after_s },
             CallError::DeadlineBeforeStart => Self::DeadlineBeforeStart,
             CallError::TimedOut { limit_ms } => Self::TimedOut(limit_ms),
-            CallError::Nowhere { retry_after_s } => Self::Nowhere(retry_after_s),
+            CallError::Nowhere { tool, roles, retry_after_s } => Self::Nowhere { tool, roles, retry_after_s },
             CallError::Lost => Self::Lost,
             CallError::Draining => Self::Draining,
             CallError::Cancelled => Self::Cancelled,
@@ -357,7 +358,7 @@ impl From<Wrong> for CallError {
             Wrong::CallerLimit { why, retry_after_s } => Self::CallerLimit { why, retry_after_s },
             Wrong::DeadlineBeforeStart => Self::DeadlineBeforeStart,
             Wrong::TimedOut(limit_ms) => Self::TimedOut { limit_ms },
-            Wrong::Nowhere(retry_after_s) => Self::Nowhere { retry_after_s },
+            Wrong::Nowhere { tool, roles, retry_after_s } => Self::Nowhere { tool, roles, retry_after_s },
             Wrong::Lost => Self::Lost,
             Wrong::Draining => Self::Draining,
             Wrong::Cancelled => Self::Cancelled,
@@ -447,6 +448,7 @@ mod tests {
             (message(Message::Release), Frame::Release),
             (question(3, &Question::Task), Frame::Question(3, Question::Task)),
             (frame(b'?', b"later"), Frame::Unknown),
+            (frame(b'l', b"[200,1]"), Frame::Unknown),
             (outcome(Ok(Reply::text("x"))), Frame::Outcome(Ok(Reply::text("x")))),
             (outcome(Ok(reply.clone())), Frame::Outcome(Ok(reply))),
         ];
@@ -480,7 +482,7 @@ mod tests {
             CallError::CallerLimit { why: "w".into(), retry_after_s: 4 },
             CallError::DeadlineBeforeStart,
             CallError::TimedOut { limit_ms: 5 },
-            CallError::Nowhere { retry_after_s: 6 },
+            CallError::Nowhere { tool: "t".into(), roles: vec!["r".into()], retry_after_s: 6 },
             CallError::Lost,
             CallError::Draining,
             CallError::Cancelled,

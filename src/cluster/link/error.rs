@@ -25,7 +25,7 @@ pub(crate) enum LinkError {
 pub(crate) enum Refused {
     /// Its memory is full.
     Full,
-    /// It is a replica, or has too few replicas.
+    /// It is a replica, has too few replicas, or cannot save what is written.
     ReadOnly,
     /// It is loading, has no master, runs a long script, or its cluster is down: later it may.
     NotNow,
@@ -74,7 +74,7 @@ impl LinkError {
 fn of_text(error: &RedisError) -> Refused {
     match error.code() {
         Some("OOM") => Refused::Full,
-        Some("READONLY" | "NOREPLICAS") => Refused::ReadOnly,
+        Some("READONLY" | "NOREPLICAS" | "MISCONF") => Refused::ReadOnly,
         Some("LOADING" | "MASTERDOWN" | "BUSY" | "CLUSTERDOWN" | "TRYAGAIN" | "UNBLOCKED") => Refused::NotNow,
         Some("NOPERM" | "NOAUTH" | "WRONGPASS") => Refused::Denied,
         Some("WRONGTYPE") => Refused::WrongType,
@@ -84,6 +84,8 @@ fn of_text(error: &RedisError) -> Refused {
                 text if text.contains("OOM command not allowed") => Refused::Full,
                 text if text.contains("WRONGTYPE") => Refused::WrongType,
                 text if text.contains("can't write against a read only replica") => Refused::ReadOnly,
+                text if text.contains("MISCONF ") => Refused::ReadOnly,
+                text if text.contains("The user executing the script can't") => Refused::Denied,
                 _ => Refused::Other(text),
             }
         }
@@ -119,7 +121,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Full => "its memory is full (OOM)",
-            Self::ReadOnly => "it takes no writes (READONLY)",
+            Self::ReadOnly => "it takes no writes (READONLY, NOREPLICAS, MISCONF)",
             Self::NotNow => "not now (loading, busy, or without a master)",
             Self::Denied => "the password is wrong, or the user may not do this (WRONGPASS, NOPERM)",
             Self::WrongType => "the key holds another type (WRONGTYPE)",
@@ -146,6 +148,7 @@ mod tests {
             ("OOM", Refused::Full),
             ("READONLY", Refused::ReadOnly),
             ("NOREPLICAS", Refused::ReadOnly),
+            ("MISCONF", Refused::ReadOnly),
             ("LOADING", Refused::NotNow),
             ("MASTERDOWN", Refused::NotNow),
             ("BUSY", Refused::NotNow),
@@ -160,6 +163,11 @@ mod tests {
         }
         let script = "Error running script: @user_script: 1: OOM command not allowed when used memory > 'maxmemory'.";
         assert_eq!(of("ERR", script), LinkError::Refused(Refused::Full));
+        let script = "Error running script: @user_script: 1: -MISCONF Redis is configured to save RDB snapshots, but it's \
+                      currently unable to persist to disk.";
+        assert_eq!(of("ERR", script), LinkError::Refused(Refused::ReadOnly));
+        let script = "The user executing the script can't run this command or subcommand script: 0, on @user_script:1.";
+        assert_eq!(of("ERR", script), LinkError::Refused(Refused::Denied));
         assert!(matches!(of("ERR", "unknown command"), LinkError::Refused(Refused::Other(_))));
     }
 }

@@ -16,9 +16,11 @@ mod redirect;
 mod state;
 mod subscribe;
 mod way;
+mod why;
 
 use std::{
     fmt,
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -33,20 +35,23 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
-use self::{
-    error::plain,
-    state::{Current, Switch},
-    way::Way,
-};
 pub(crate) use self::{
     error::{LinkError, Refused},
     state::State,
     subscribe::{Event, Subscription},
 };
+use self::{
+    state::{Current, Switch},
+    way::{Master, Way},
+    why::Why,
+};
 use super::config::Config;
 
 /// Between two looks at a connection that is used or idle, so that a Redis that hangs is noticed whoever asks it.
 const WATCH: Duration = Duration::from_millis(500);
+/// Between two questions to the sentinels who the master is. Mostly they end the connections to one that is none any more;
+/// where they cannot reach it, or a connection was made a moment too late, it would be used for ever.
+const MASTER_LOOK: Duration = Duration::from_secs(5);
 
 /// A handle on Redis; clones share one connection.
 #[derive(Clone)]
@@ -66,6 +71,12 @@ struct Shared {
     look: Notify,
     /// It is to be replaced, although it answers.
     is_stale: AtomicBool,
+    /// It was said that we may not listen.
+    is_deafness_told: AtomicBool,
+    /// The master that the connection goes to, while there is one and sentinels named it.
+    master: watch::Sender<Option<Master>>,
+    /// Whose it is that is there: while it is not known to be ours, it is for us as if nothing were.
+    owner: watch::Sender<Owner>,
     counts: Counts,
 }
 
@@ -100,14 +111,28 @@ impl Link {
     /// # Errors
     /// Settings are wrong, or a file that they name cannot be read. That Redis is away is no error.
     pub(crate) fn start(config: &Config) -> Result<Self, String> {
+        Self::start_at(config, Owner::Anybody)
+    }
+
+    /// The same for an instance, which first has to know whose it is that is there ([`Self::note_owner`]): until then
+    /// commands fail as while Redis is away. And it may do all that an instance has to do, or counts as away.
+    pub(super) fn start_unowned(config: &Config) -> Result<Self, String> {
+        Self::start_at(config, Owner::Unknown)
+    }
+
+    fn start_at(config: &Config, owner: Owner) -> Result<Self, String> {
+        let way = Way::new(config)?;
         let shared = Arc::new(Shared {
-            way: Way::new(config)?,
-            switch: Switch::new(config.failures_max),
+            switch: Switch::new(config.failures_max, way.url()),
+            way,
             places: Semaphore::new(config.in_flight_max),
             command: config.command_timeout(),
             probe: Duration::from_millis(config.probe_ms),
             look: Notify::new(),
             is_stale: AtomicBool::new(false),
+            is_deafness_told: AtomicBool::new(false),
+            master: watch::Sender::new(None),
+            owner: watch::Sender::new(owner),
             counts: Counts::default(),
         });
         let (stop, stopped) = oneshot::channel();
@@ -145,14 +170,47 @@ impl Link {
         self.ask(Ask::Script(script)).await
     }
 
+    /// The same, also where what is there is another deployment's: to see whose it is.
+    pub(super) async fn script_of_anybody<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, LinkError> {
+        self.ask_anybody(Ask::Script(script)).await
+    }
+
+    /// Notes whose it is that is there. As long as it is another's, commands fail as while Redis is away, and what is told
+    /// there is not heard.
+    pub(super) fn note_owner(&self, is_ours: bool) {
+        let owner = if is_ours { Owner::Us } else { Owner::Another };
+        let mut was_in_vain = false;
+        self.shared.owner.send_if_modified(|before| {
+            was_in_vain = is_ours && !before.lets_pass();
+            std::mem::replace(before, owner) != owner
+        });
+        if was_in_vain {
+            self.shared.switch.is_of_use();
+            self.shared.switch.repeat(); // who waits for Redis has waited in vain so far
+        }
+    }
+
+    /// Whether it is not ours, or not known to be.
+    pub(crate) fn is_foreign(&self) -> bool {
+        !self.shared.owner.borrow().lets_pass()
+    }
+
     /// Listens on these channels, and says when something may have been missed.
     pub(crate) fn subscribe(&self, channels: Vec<String>) -> Subscription {
         Subscription::start(Arc::clone(&self.shared), Arc::clone(&self._stop), channels)
     }
 
+    /// Where Redis is, as a URL; there is no secret in it.
+    pub(crate) fn address(&self) -> &str {
+        self.shared.switch.address()
+    }
+
     /// Whether commands fail at once, because Redis does not answer.
     pub(crate) fn is_away(&self) -> bool {
-        !self.shared.switch.is_up() && self.state().is_away()
+        self.is_foreign() || !self.shared.switch.is_up() && self.state().is_away()
     }
 
     /// Whether Redis was there at least once.
@@ -201,6 +259,14 @@ impl Link {
     }
 
     async fn ask<T: FromRedisValue>(&self, ask: Ask<'_>) -> Result<T, LinkError> {
+        if self.is_foreign() {
+            self.shared.counts.away.fetch_add(1, Relaxed);
+            return Err(LinkError::Away);
+        }
+        self.ask_anybody(ask).await
+    }
+
+    async fn ask_anybody<T: FromRedisValue>(&self, ask: Ask<'_>) -> Result<T, LinkError> {
         let Shared { switch, places, counts, .. } = &*self.shared;
         let Ok(_place) = places.try_acquire() else {
             counts.crowded.fetch_add(1, Relaxed);
@@ -232,6 +298,23 @@ impl Link {
     }
 }
 
+/// Whose it is that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// That does not matter: this is no instance.
+    Anybody,
+    /// It was not asked yet.
+    Unknown,
+    Us,
+    Another,
+}
+
+impl Owner {
+    fn lets_pass(self) -> bool {
+        matches!(self, Self::Anybody | Self::Us)
+    }
+}
+
 enum Ask<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
@@ -259,7 +342,7 @@ impl Shared {
             // One that broke says nothing about Redis: the task finds that out.
             LinkError::Unknown("the connection broke") => self.look.notify_one(),
             _ if self.switch.failed(current) => {
-                self.switch.away(&error.to_string(), self.probe);
+                self.switch.away(Why::passing(error.to_string()), self.probe);
                 self.look.notify_one();
             }
             _ => {}
@@ -280,19 +363,26 @@ async fn keep(shared: &Shared) -> std::convert::Infallible {
     loop {
         if Instant::now() < next_attempt {
             if !shared.switch.state().is_away() {
-                shared.switch.away("the connection broke, and the one before was just made", shared.probe);
+                let why = "the connection broke, and the one before was just made";
+                shared.switch.away(Why::passing(why), shared.probe);
             }
             sleep_until(next_attempt).await;
         }
         next_attempt = Instant::now() + shared.pause();
         shared.counts.connects.fetch_add(1, Relaxed);
-        match shared.way.connect().await {
-            Ok(connection) => {
+        let is_instance = *shared.owner.borrow() != Owner::Anybody;
+        match shared.way.connect(is_instance).await {
+            Ok((connection, master)) => {
                 shared.is_stale.store(false, Relaxed);
-                shared.switch.up(connection);
-                watch_over(shared).await;
+                shared.master.send_replace(master.clone());
+                shared.switch.up(connection, || shared.owner.borrow().lets_pass());
+                tokio::select! {
+                    () = watch_over(shared) => {}
+                    () = until_moved(shared, master) => shared.switch.connecting(),
+                }
+                shared.master.send_replace(None);
             }
-            Err(error) => shared.switch.away(&told(&error), shared.probe),
+            Err(error) => shared.switch.away(shared.way.why(&error, shared.switch.was_up()).await, shared.probe),
         }
     }
 }
@@ -311,17 +401,20 @@ async fn watch_over(shared: &Shared) {
         let Err(error) = shared.way.probe(&mut current.connection.clone()).await else { continue };
         return match LinkError::of(&error) {
             LinkError::Unknown("the connection broke") => shared.switch.connecting(),
-            _ => shared.switch.away(&told(&error), shared.probe),
+            _ => shared.switch.away(shared.way.why(&error, shared.switch.was_up()).await, shared.probe),
         };
     }
 }
 
-/// Why Redis is away, in words that say what to do where something can be done.
-fn told(error: &redis::RedisError) -> String {
-    match LinkError::of(error) {
-        LinkError::Refused(Refused::Denied) => {
-            format!("{}; cluster.user and its password must be those of Redis", Refused::Denied)
+/// Returns when the sentinels name another master than this one. That they say nothing is no reason to leave it.
+async fn until_moved(shared: &Shared, master: Option<Master>) {
+    let (Some(master), Some(mut watchers)) = (master, shared.way.watchers()) else { return pending().await };
+    loop {
+        sleep(MASTER_LOOK).await;
+        match watchers.other_than(&master).await {
+            Ok(None) => {}
+            Ok(Some(next)) => return tracing::info!(%master, %next, "the sentinels name another master of Redis"),
+            Err(error) => tracing::debug!(%error, "no sentinel says who the master of Redis is"),
         }
-        _ => plain(error),
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
-use super::Shared;
+use super::{LinkError, Refused, Shared};
 
 /// Messages that wait for the listener; when there are more it is told that some were missed.
 const WAITING_MAX: usize = 4096;
@@ -73,6 +73,15 @@ impl Subscription {
                 let next_attempt = Instant::now() + shared.pause();
                 match listen(&shared, &channels, turn, &mut out).await {
                     Ok(()) => return, // nobody hears it
+                    Err(error)
+                        if LinkError::of(&error) == LinkError::Refused(Refused::Denied)
+                            && !shared.is_deafness_told.swap(true, Relaxed) =>
+                    {
+                        tracing::error!(
+                            why = error.detail().unwrap_or_default(),
+                            "the user of Redis (cluster.user) may not SUBSCRIBE, so that nothing of other instances is heard"
+                        );
+                    }
                     Err(error) => tracing::debug!(%error, "a subscription is made again"),
                 }
                 out.owes_gap = out.begun;
@@ -133,7 +142,14 @@ impl Out<'_> {
 /// Listens until the connection breaks (an error) or nobody hears it any more.
 async fn listen(shared: &Shared, channels: &[String], turn: usize, out: &mut Out<'_>) -> Result<(), RedisError> {
     let late = || RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-    let (mut sink, mut messages) = shared.way.subscriber(turn).await?.split();
+    let foreign = || RedisError::from(std::io::Error::other("it is another deployment's"));
+    let mut owner = shared.owner.subscribe();
+    let _ = owner.wait_for(|owner| owner.lets_pass()).await; // who could end it is `shared`
+    let (connection, master) = shared.way.subscriber(turn).await?;
+    let (mut sink, mut messages) = connection.split();
+    let mut followed = shared.master.subscribe();
+    // The link looks who the master is, and this goes where the link goes.
+    let moved = followed.wait_for(|followed| followed.is_some() && *followed != master);
     timeout(shared.command, sink.subscribe(channels)).await.map_err(|_| late())??;
     if !out.stands() {
         return Ok(());
@@ -150,14 +166,18 @@ async fn listen(shared: &Shared, channels: &[String], turn: usize, out: &mut Out
             }
         }
     };
-    tokio::pin!(pings);
+    tokio::pin!(pings, moved);
     loop {
         tokio::select! {
             error = &mut pings => return Err(error),
+            _ = &mut moved => return Err(std::io::Error::other("another server is the master").into()),
             message = messages.next() => {
                 let Some(message) = message else {
                     return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
                 };
+                if !owner.borrow().lets_pass() {
+                    return Err(foreign());
+                }
                 if !out.send(Event::Message(heard(&message))) {
                     return Ok(());
                 }

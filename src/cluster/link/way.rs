@@ -1,10 +1,11 @@
 //! How Redis is reached: one server, the master that sentinels name, or a cluster. One attempt each time it is asked;
 //! when to try again is not decided here.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline,
     RedisConnectionInfo, RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection, PubSub},
     cluster::ClusterClient,
@@ -13,7 +14,11 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::{error::plain, redirect};
+use super::{
+    error::{LinkError, Refused, plain},
+    redirect,
+    why::Why,
+};
 use crate::{
     cluster::{
         config::Config,
@@ -35,6 +40,7 @@ pub(super) struct Way {
     command: std::time::Duration,
     /// What is looked at to see whether Redis answers: a key, so that in a cluster one node is asked and not all.
     probed_key: String,
+    prefix: String,
 }
 
 impl fmt::Debug for Way {
@@ -86,6 +92,74 @@ impl ConnectionLike for Connection {
     }
 }
 
+/// A master, as its sentinels name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Master(Arc<str>);
+
+impl Master {
+    fn of(client: &Client) -> Self {
+        Self(client.get_connection_info().addr().to_string().into())
+    }
+}
+
+impl fmt::Display for Master {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The sentinels, over connections that are kept.
+pub(super) struct Watchers<'a> {
+    way: &'a Way,
+    master: &'a str,
+    kept: Vec<Option<MultiplexedConnection>>,
+}
+
+impl Watchers<'_> {
+    /// The master that they name by now, where that is another one: more of them do than name this one, and it says of
+    /// itself that it is one.
+    pub(super) async fn other_than(&mut self, current: &Master) -> Result<Option<Master>, RedisError> {
+        let Self { way, master, kept } = self;
+        let asked = way.endpoint.hosts.iter().zip(kept).map(|(host, kept)| way.named_by(host, master, kept));
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let (mut named, mut failed) = (Vec::new(), None);
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(one) => named.push(one),
+                Err(error) => {
+                    tracing::debug!(%error, "a sentinel did not say who the master of Redis is");
+                    failed = worse(failed, error);
+                }
+            }
+        }
+        match failed {
+            Some(error) if named.is_empty() => Err(error),
+            _ if !is_outvoted(current, &named) => Ok(None),
+            _ => Ok(way.master_client(master).await.map(|client| Master::of(&client)).ok().filter(|it| it != current)),
+        }
+    }
+}
+
+/// Whether more name another one. Where as many do, it stays: of sentinels that do not agree none is followed to and fro.
+fn is_outvoted(current: &Master, named: &[Master]) -> bool {
+    let votes = |of: &Master| named.iter().filter(|one| *one == of).count();
+    named.iter().any(|one| votes(one) > votes(current))
+}
+
+/// The one of two errors that says more of what is wrong: one sentinel that is not there is no wrong setting.
+fn worse(one: Option<RedisError>, other: RedisError) -> Option<RedisError> {
+    let weight = |error: &RedisError| match error.kind() {
+        ErrorKind::Io => 0,
+        ErrorKind::InvalidClientConfig => 1,
+        ErrorKind::MasterNameNotFoundBySentinel => 2,
+        _ => 3,
+    };
+    Some(match one {
+        Some(one) if weight(&one) >= weight(&other) => one,
+        _ => other,
+    })
+}
+
 impl Way {
     /// # Errors
     /// A setting is wrong, or a file cannot be read.
@@ -105,30 +179,143 @@ impl Way {
             connect: config.connect_timeout(),
             command: config.command_timeout(),
             probed_key: format!("{}cluster", config.key_prefix),
+            prefix: config.key_prefix.clone(),
         };
         way.clients().map_err(|error| format!("cluster: {}", plain(&error)))?; // certificates are read here
         Ok(way)
+    }
+
+    /// Where it leads, as a URL; there is no secret in it.
+    pub(super) fn url(&self) -> String {
+        self.endpoint.to_string()
+    }
+
+    /// Why an attempt failed. Soon: until then nobody knows that Redis is away.
+    /// `was_up`: by these settings it was there before.
+    pub(super) async fn why(&self, error: &RedisError, was_up: bool) -> Why {
+        if let (ErrorKind::MasterNameNotFoundBySentinel, Kind::Sentinel(master)) = (error.kind(), &self.endpoint.kind) {
+            return Why::no_master(master, was_up || self.is_watched(master).await);
+        }
+        Why::of(error, &self.endpoint, self.user.as_deref(), &self.prefix, self.command / 2).await
+    }
+
+    /// Whether a sentinel watches a master of this name, up or not. True also where none says.
+    async fn is_watched(&self, master: &str) -> bool {
+        let mut ask = redis::cmd("SENTINEL");
+        ask.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
+        for (host, port) in &self.endpoint.hosts {
+            let answer = within(self.command / 4, async {
+                let info = self.address(host, *port).into_connection_info()?;
+                let mut connection = self.multiplexed(&self.client(info)?).await?;
+                ask.query_async::<Option<Vec<String>>>(&mut connection).await
+            });
+            if let Ok(address) = answer.await {
+                return address.is_some();
+            }
+        }
+        true
     }
 
     pub(super) fn is_sentinel(&self) -> bool {
         matches!(self.endpoint.kind, Kind::Sentinel(_))
     }
 
-    /// One attempt, in its time: a connection that Redis has answered on.
-    pub(super) async fn connect(&self) -> Result<Connection, RedisError> {
+    /// One attempt, in its time: a connection that Redis has answered on, and where it goes, if that is up to sentinels.
+    /// With `is_instance` only where all is allowed that instances do.
+    pub(super) async fn connect(&self, is_instance: bool) -> Result<(Connection, Option<Master>), RedisError> {
         within(self.connect, async {
-            let mut connection = match &self.endpoint.kind {
-                Kind::Single => Connection::Single(self.multiplexed(&self.client_of(0)?).await?),
-                Kind::Sentinel(master) => {
-                    let mut sentinels = self.sentinels(master)?.build()?;
-                    Connection::Single(self.multiplexed(&sentinels.async_get_client().await?).await?)
+            let (mut connection, master) = match &self.endpoint.kind {
+                Kind::Cluster => (Connection::Cluster(self.cluster()?.get_async_connection().await?), None),
+                _ => {
+                    let (client, master) = self.server(0).await?;
+                    (Connection::Single(self.multiplexed(&client).await?), master)
                 }
-                Kind::Cluster => Connection::Cluster(self.cluster()?.get_async_connection().await?),
             };
             self.probe(&mut connection).await?;
-            Ok(connection)
+            if is_instance {
+                self.try_rights(&mut connection).await?;
+            }
+            Ok((connection, master))
         })
         .await
+    }
+
+    /// Whom to ask who the master is, again and again; nobody where that is not up to sentinels.
+    pub(super) fn watchers(&self) -> Option<Watchers<'_>> {
+        let Kind::Sentinel(master) = &self.endpoint.kind else { return None };
+        let kept = self.endpoint.hosts.iter().map(|_| None).collect();
+        Some(Watchers { way: self, master, kept })
+    }
+
+    /// The master that one sentinel names, over the connection that is kept where there is one.
+    async fn named_by(
+        &self,
+        (host, port): &(String, u16),
+        master: &str,
+        kept: &mut Option<MultiplexedConnection>,
+    ) -> RedisResult<Master> {
+        let mut ask = redis::cmd("SENTINEL");
+        ask.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
+        let answer = within(self.connect / 2, async {
+            let mut connection = match kept.take() {
+                Some(connection) => connection,
+                None => self.multiplexed(&self.client(self.address(host, *port).into_connection_info()?)?).await?,
+            };
+            let answer = ask.query_async::<Option<(String, u16)>>(&mut connection).await?;
+            *kept = Some(connection);
+            Ok(answer)
+        });
+        match answer.await? {
+            Some((host, port)) => Ok(Master(self.address(&host, port).to_string().into())),
+            None => Err((ErrorKind::MasterNameNotFoundBySentinel, "a sentinel knows no such master").into()),
+        }
+    }
+
+    /// The master that most of the sentinels name, which says of itself that it is one. Each is asked apart, in half of the
+    /// time of an attempt: who does not answer keeps no other from being heard.
+    async fn master_client(&self, master: &str) -> RedisResult<Client> {
+        let hosts = &self.endpoint.hosts;
+        let mut asked: FuturesUnordered<_> = hosts.iter().map(|host| self.client_by(host, master)).collect();
+        let (mut named, mut failed) = (Vec::<(Client, usize)>::new(), None);
+        while let Some(answer) = asked.next().await {
+            let client = match answer {
+                Ok(client) => client,
+                Err(error) => {
+                    tracing::debug!(%error, "a sentinel led to no master of Redis");
+                    failed = worse(failed, error);
+                    continue;
+                }
+            };
+            let votes = match named.iter_mut().find(|(one, _)| Master::of(one) == Master::of(&client)) {
+                Some((_, votes)) => {
+                    *votes += 1;
+                    *votes
+                }
+                None => {
+                    named.push((client.clone(), 1));
+                    1
+                }
+            };
+            if votes > hosts.len() / 2 {
+                return Ok(client);
+            }
+        }
+        let most = named.into_iter().rev().max_by_key(|(_, votes)| *votes); // of equal ones the first to be named
+        let none = || (ErrorKind::EmptySentinelList, "no sentinels are named").into();
+        most.map(|(client, _)| client).ok_or_else(|| failed.unwrap_or_else(none))
+    }
+
+    async fn client_by(&self, host: &(String, u16), master: &str) -> RedisResult<Client> {
+        let mut sentinel = self.sentinels(std::slice::from_ref(host), master)?.build()?;
+        within(self.connect / 2, sentinel.async_get_client()).await
+    }
+
+    /// The server for a single connection.
+    async fn server(&self, turn: usize) -> RedisResult<(Client, Option<Master>)> {
+        let Kind::Sentinel(master) = &self.endpoint.kind else { return Ok((self.client_of(turn)?, None)) };
+        let client = self.master_client(master).await?;
+        let master = Master::of(&client);
+        Ok((client, Some(master)))
     }
 
     /// Whether Redis answers on this connection, in the time of a command.
@@ -138,15 +325,33 @@ impl Way {
         within(self.command, ask.query_async(connection)).await
     }
 
+    /// Whether we may do what instances do: write, run scripts (by their hash, and with the text where Redis does not know
+    /// it), publish. No key is changed, and nobody hears it. Who may publish on a channel may listen to it.
+    async fn try_rights(&self, connection: &mut Connection) -> Result<(), RedisError> {
+        const TEXT: &str = "return 1";
+        let absent = format!("{}:absent", self.probed_key);
+        let mut tries = ["PEXPIRE", "SCRIPT", "EVALSHA", "PUBLISH"].map(redis::cmd);
+        tries[0].arg(&absent).arg(1);
+        tries[1].arg("LOAD").arg(TEXT);
+        tries[2].arg(redis::Script::new(TEXT).get_hash()).arg(1).arg(&absent);
+        tries[3].arg(&absent).arg("");
+        for one in tries {
+            match within(self.command, one.query_async::<Value>(connection)).await {
+                Err(error) if LinkError::of(&error) == LinkError::Refused(Refused::Denied) => return Err(error),
+                // Who does not answer one in time would not answer the others, and the attempt's time is for all of them.
+                Err(error) if error.is_io_error() => return Ok(()),
+                Ok(_) | Err(_) => {} // that it is full or a replica is told where it matters
+            }
+        }
+        Ok(())
+    }
+
     /// A connection for subscriptions. In a cluster every node has all messages: `turn` says which is asked, so that
     /// one that is gone is not asked for ever.
-    pub(super) async fn subscriber(&self, turn: usize) -> Result<PubSub, RedisError> {
+    pub(super) async fn subscriber(&self, turn: usize) -> Result<(PubSub, Option<Master>), RedisError> {
         within(self.connect, async {
-            let client = match &self.endpoint.kind {
-                Kind::Sentinel(master) => self.sentinels(master)?.build()?.async_get_client().await?,
-                _ => self.client_of(turn)?,
-            };
-            client.get_async_pubsub().await
+            let (client, master) = self.server(turn).await?;
+            Ok((client.get_async_pubsub().await?, master))
         })
         .await
     }
@@ -180,15 +385,18 @@ impl Way {
 
     fn client_of(&self, turn: usize) -> RedisResult<Client> {
         let hosts = &self.endpoint.hosts;
-        let info = self.info(&hosts[turn % hosts.len()])?;
+        self.client(self.info(&hosts[turn % hosts.len()])?)
+    }
+
+    fn client(&self, info: ConnectionInfo) -> RedisResult<Client> {
         match &self.certificates {
             Some(certificates) if self.endpoint.tls => Client::build_with_tls(info, certificates.clone()),
             _ => Client::open(info),
         }
     }
 
-    fn sentinels(&self, master: &str) -> RedisResult<SentinelClientBuilder> {
-        let sentinels = self.endpoint.hosts.iter().map(|(host, port)| self.address(host, *port));
+    fn sentinels(&self, hosts: &[(String, u16)], master: &str) -> RedisResult<SentinelClientBuilder> {
+        let sentinels = hosts.iter().map(|(host, port)| self.address(host, *port));
         let mut builder = SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master)?
             .set_client_to_redis_db(self.endpoint.db);
         if let Some(user) = &self.user {
@@ -226,7 +434,7 @@ impl Way {
     fn clients(&self) -> RedisResult<()> {
         match &self.endpoint.kind {
             Kind::Single => self.client_of(0).map(drop),
-            Kind::Sentinel(master) => self.sentinels(master)?.build().map(drop),
+            Kind::Sentinel(master) => self.sentinels(&self.endpoint.hosts, master)?.build().map(drop),
             Kind::Cluster => self.cluster().map(drop),
         }
     }
@@ -238,6 +446,28 @@ async fn within<T>(limit: std::time::Duration, ask: impl Future<Output = RedisRe
         Err(_) => {
             Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {} ms", limit.as_millis()))
                 .into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_is_left_when_more_sentinels_name_another_one() {
+        let master = |name: &str| Master(name.into());
+        let named = |names: &[&str]| names.iter().map(|name| master(name)).collect::<Vec<_>>();
+        for (names, is) in [
+            (&[][..], false),
+            (&["a"], false),
+            (&["b"], true),
+            (&["a", "b"], false), // nobody knows
+            (&["b", "a", "b"], true),
+            (&["a", "b", "a"], false),
+            (&["b", "c"], true),
+        ] {
+            assert_eq!(is_outvoted(&master("a"), &named(names)), is, "{names:?}");
         }
     }
 }

@@ -1,13 +1,16 @@
 //! With real Redis processes: the link in all that can happen to it, and what is shared over it.
 
 mod link;
+mod link_start;
 mod results;
 mod servers;
+mod sessions;
 mod shared;
 mod tasks;
 
 use self::servers::{PATIENCE, Redis, Sentinels, Six};
 use super::{
+    Own,
     config::Config,
     link::{Link, State},
 };
@@ -19,6 +22,10 @@ fn config(url: &str) -> Config {
 
 fn hasty(url: &str) -> Config {
     Config { redis: url.to_owned(), heartbeat_s: 1, ..Config::default() }
+}
+
+fn own(address: &str) -> Own {
+    Own { host: "host".into(), address: address.into(), ..Own::default() }
 }
 
 /// A link that is up.

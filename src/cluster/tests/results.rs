@@ -23,7 +23,7 @@ struct Instance {
 impl Instance {
     async fn at(url: &str, id: &str) -> Self {
         let config = Config { node_id: id.into(), ..config(url) };
-        let cluster = Cluster::connect(&config, "host", "http://x.example").await.expect("it is let in");
+        let cluster = Cluster::connect(&config, own("http://x.example")).await.expect("it is let in");
         let (tell, heard) = tokio::sync::mpsc::channel(1000);
         cluster.bus.begin(move |news| drop(tell.try_send(news)));
         let results = cluster.results(1000, Duration::from_secs(60));

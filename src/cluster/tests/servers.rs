@@ -5,8 +5,9 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -24,6 +25,7 @@ pub(crate) struct Redis {
     program: &'static str,
     args: Vec<String>,
     password: Option<String>,
+    hangs: AtomicBool,
 }
 
 impl Redis {
@@ -33,40 +35,54 @@ impl Redis {
     }
 
     pub(crate) fn start_with(args: &[&str]) -> Self {
-        let port = free_port();
-        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut redis = Self { child: None, folder: folder(), port, program: "redis-server", args, password: None };
-        redis.restart();
+        let password = args.iter().skip_while(|arg| **arg != "--requirepass").nth(1).copied();
+        Self::first("redis-server", password, |_, _| args.iter().map(|arg| (*arg).to_owned()).collect())
+    }
+
+    /// A server that was to save to a folder that is gone, so that it takes no writes any more (MISCONF).
+    pub(crate) fn that_cannot_save(before: impl FnOnce(&Self)) -> Self {
+        let gone = folder();
+        let redis = Self::start_with(&["--dir", &gone.path().display().to_string()]);
+        before(&redis);
+        drop(gone);
+        assert_eq!(redis.cli(&["CONFIG", "SET", "save", "3600 1"]), "OK");
+        redis.cli(&["BGSAVE"]);
+        eventually("it cannot save", || redis.cli(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err"));
         redis
     }
 
     pub(crate) fn with_password(password: &str) -> Self {
-        let mut redis = Self {
-            child: None,
-            folder: folder(),
-            port: free_port(),
-            program: "redis-server",
-            args: vec!["--requirepass".into(), password.into()],
-            password: Some(password.into()),
-        };
-        redis.restart();
-        redis
+        Self::first("redis-server", Some(password), |_, _| vec!["--requirepass".into(), password.into()])
     }
 
     /// A sentinel that watches the master at `master`, with a quorum of two, and takes it for down after so long.
     pub(crate) fn sentinel(master: u16, down_after_ms: u32) -> Self {
-        let (port, folder) = (free_port(), folder());
-        let text = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {master} 2\n\
-             sentinel down-after-milliseconds mymaster {down_after_ms}\nsentinel failover-timeout mymaster 3000\n",
-            folder.path().display()
-        );
-        let file = folder.path().join("sentinel.conf");
-        std::fs::write(&file, text).expect("a file of settings");
-        let args = vec![file.display().to_string()];
-        let mut redis = Self { child: None, folder, port, program: "redis-sentinel", args, password: None };
-        redis.restart();
-        redis
+        Self::first("redis-sentinel", None, |port, folder| {
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {master} 2\n\
+                 sentinel down-after-milliseconds mymaster {down_after_ms}\nsentinel failover-timeout mymaster 3000\n",
+                folder.display()
+            );
+            let file = folder.join("sentinel.conf");
+            std::fs::write(&file, text).expect("a file of settings");
+            vec![file.display().to_string()]
+        })
+    }
+
+    /// Starts it on a port that is free, with the arguments made for that port and that folder. Another process may take
+    /// the port in between: then another port.
+    fn first(program: &'static str, password: Option<&str>, args: impl Fn(u16, &Path) -> Vec<String>) -> Self {
+        const TRIES: usize = 20;
+        for _ in 0..TRIES {
+            let (port, folder) = (free_port(), folder());
+            let args = args(port, folder.path());
+            let (password, hangs) = (password.map(str::to_owned), AtomicBool::new(false));
+            let mut redis = Self { child: None, folder, port, program, args, password, hangs };
+            if redis.is_begun() {
+                return redis;
+            }
+        }
+        panic!("{program} got none of {TRIES} ports that were free");
     }
 
     pub(crate) fn url(&self) -> String {
@@ -75,6 +91,11 @@ impl Redis {
 
     /// Starts it, on the same port as before and with nothing of before.
     pub(crate) fn restart(&mut self) {
+        assert!(self.is_begun(), "{} got its port {} back", self.program, self.port);
+    }
+
+    /// Whether it runs and has its port: what answers there is this process and no other one.
+    fn is_begun(&mut self) -> bool {
         assert!(self.child.is_none(), "it runs");
         let mut command = Command::new(self.program);
         match self.program {
@@ -88,8 +109,17 @@ impl Redis {
         let child = child.unwrap_or_else(|e| {
             panic!("{} does not start ({e}): run scripts/setup-tests.sh, or apt-get install {0}", self.program)
         });
+        let id = child.id();
         self.child = Some(child);
-        eventually("it answers", || self.ask("PING").is_some());
+        let mut has_ended = false;
+        eventually("it answers", || {
+            has_ended = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
+            has_ended || self.answering() == Some(id)
+        });
+        if has_ended {
+            self.kill();
+        }
+        !has_ended
     }
 
     /// The same, to follow this master from now on.
@@ -98,8 +128,16 @@ impl Redis {
         self.restart();
     }
 
+    /// The same, with a password from now on.
+    pub(crate) fn restart_with_password(&mut self, password: &str) {
+        self.args = vec!["--requirepass".into(), password.into()];
+        self.password = Some(password.into());
+        self.restart();
+    }
+
     /// Ends it as a power cut does.
     pub(crate) fn kill(&mut self) {
+        *self.hangs.get_mut() = false;
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -109,10 +147,12 @@ impl Redis {
     /// Stops it without ending it: its connections stay, and nothing is answered.
     pub(crate) fn hang(&self) {
         self.signal("STOP");
+        self.hangs.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn wake(&self) {
         self.signal("CONT");
+        self.hangs.store(false, Ordering::Relaxed);
     }
 
     fn signal(&self, name: &str) {
@@ -121,14 +161,17 @@ impl Redis {
         assert!(sent.expect("kill (package procps) is there").success());
     }
 
-    /// What it answers to an inline command: the first line.
-    fn ask(&self, command: &str) -> Option<String> {
+    /// The number of the process that answers on its port.
+    fn answering(&self) -> Option<u32> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).ok()?;
-        (!line.is_empty()).then_some(line)
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        if let Some(password) = &self.password {
+            write!(stream, "AUTH {password}\r\n").ok()?;
+        }
+        stream.write_all(b"INFO server\r\n").ok()?;
+        // No QUIT, which a sentinel does not know; where there is no such line it is the pause that ends this.
+        let lines = BufReader::new(stream).lines().map_while(Result::ok);
+        lines.filter_map(|line| line.strip_prefix("process_id:")?.trim_end().parse().ok()).next()
     }
 
     /// What `redis-cli` prints for a command.
@@ -163,7 +206,7 @@ pub(crate) struct Sentinels {
 
 impl Sentinels {
     pub(crate) fn start() -> Self {
-        Self::start_with(500)
+        Self::start_with(1500) // where all is slow a shorter silence is no death
     }
 
     /// With so many milliseconds of silence until the master counts as down.
@@ -193,15 +236,43 @@ impl Sentinels {
         }
     }
 
-    /// The port of the master, as the sentinels say.
+    /// The port of the master, once all sentinels that do not hang agree on it and it is one: they hear of a new one one
+    /// after the other.
     pub(crate) fn master(&self) -> u16 {
-        let told = self.sentinels[0].cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
-        told.lines().nth(1).and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no master: {told}"))
+        let mut agreed = None;
+        eventually("the sentinels agree", || {
+            agreed = self.agreed();
+            agreed.is_some()
+        });
+        agreed.expect("they agree")
+    }
+
+    fn agreed(&self) -> Option<u16> {
+        let awake = self.sentinels.iter().filter(|sentinel| !sentinel.hangs.load(Ordering::Relaxed));
+        let named = awake.map(|sentinel| {
+            let told = sentinel.cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+            told.lines().nth(1)?.parse().ok()
+        });
+        let named: Option<Vec<u16>> = named.collect();
+        let (first, others) = named.as_ref()?.split_first()?;
+        let is_one = || self.at(*first).cli(&["ROLE"]).starts_with("master");
+        (others.iter().all(|other| other == first) && is_one()).then_some(*first)
     }
 
     /// The server that has this port.
     pub(crate) fn at(&self, port: u16) -> &Redis {
         self.servers.iter().find(|server| server.port == port).expect("one of ours")
+    }
+
+    fn at_mut(&mut self, port: u16) -> &mut Redis {
+        self.servers.iter_mut().find(|server| server.port == port).expect("one of ours")
+    }
+
+    /// Kills the master. Returns its port.
+    pub(crate) fn kill_master(&mut self) -> u16 {
+        let port = self.master();
+        self.at_mut(port).kill();
+        port
     }
 
     /// Kills the master, waits until another one is, has the old one follow it, and waits until all is well again.
@@ -210,17 +281,12 @@ impl Sentinels {
         let old = self.master();
         let count = |server: &Redis| server.cli(&["DBSIZE"]).parse::<u64>().unwrap_or_default();
         let before = count(self.at(old));
-        self.servers.iter_mut().find(|server| server.port == old).expect("one of ours").kill();
+        self.at_mut(old).kill();
         let killed = Instant::now();
-        eventually("another one is the master", || {
-            self.sentinels.iter().all(|sentinel| {
-                let told = sentinel.cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
-                told.lines().nth(1).is_some_and(|port| port != old.to_string())
-            }) && self.at(self.master()).cli(&["ROLE"]).starts_with("master")
-        });
+        // It runs no more, so whom they agree on is another one.
         let new = self.master();
         let (after, without) = (count(self.at(new)), killed.elapsed());
-        self.servers.iter_mut().find(|server| server.port == old).expect("one of ours").restart_as_replica_of(new);
+        self.at_mut(old).restart_as_replica_of(new);
         let synced = || self.at(new).cli(&["INFO", "replication"]).matches("state=online").count() == 2;
         eventually("both replicas follow", synced);
         self.until_whole();
@@ -334,8 +400,9 @@ fn folder() -> TempDir {
 pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 11_000;
     const COUNT: u16 = 11_000;
+    const APART: u32 = 307; // processes that are started one after the other have neighbouring numbers
     static TURN: AtomicU16 = AtomicU16::new(0);
-    let begin = (std::process::id() % u32::from(COUNT)) as u16;
+    let begin = (std::process::id().wrapping_mul(APART) % u32::from(COUNT)) as u16;
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     for _ in 0..COUNT {
         let port = FIRST + (begin + TURN.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use super::*;
 use crate::{
     cluster::{
-        About, Cluster, Endpoint, JoinError, Node, Start, Status, WhileAway,
+        About, Cluster, Endpoint, JoinError, Node, Own, Start, Status, WhileAway,
         rate::{Charge, Outcome, Verdict},
     },
     units::Secret,
@@ -12,7 +12,7 @@ use crate::{
 async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
     let config = Config { node_id: id.into(), ..config.clone() };
     let address = format!("http://{id}.example/mcp");
-    let cluster = Cluster::connect(&config, "host", &address).await.expect("it is let in");
+    let cluster = Cluster::connect(&config, own(&address)).await.expect("it is let in");
     cluster.join(Box::new(|| Some(About { load: 1, max_load: 200, tools: vec!["echo".into()], ..About::default() })));
     cluster.status(Status::Running).await;
     cluster
@@ -41,7 +41,7 @@ async fn come_and_go(config: Config, keys: impl Fn() -> Vec<String>) {
     b.leave().await;
     sees(&a, &[("a", Status::Running)]).await;
     a.leave().await;
-    assert_eq!(keys(), [""; 0], "nothing is left");
+    assert_eq!(keys(), ["mcp:cluster"], "nothing is left, but for whose the keys of clients are");
 }
 
 #[tokio::test]
@@ -55,8 +55,8 @@ async fn nodes_come_and_go_in_a_cluster() {
     let six = Six::start();
     let keys = || six.0.iter().flat_map(|server| server.keys("mcp:")).collect::<Vec<_>>();
     come_and_go(config(&six.url()), || {
-        servers::eventually("replicas follow", || keys().is_empty());
-        keys()
+        servers::eventually("replicas follow", || keys() == ["mcp:cluster", "mcp:cluster"]);
+        vec!["mcp:cluster".to_owned()]
     })
     .await;
     let link = linked(&six.url()).await;
@@ -89,7 +89,65 @@ async fn who_falls_silent_is_removed_and_what_was_lost_is_written_again() {
     until(&a.link, |state| *state == State::Up).await;
     servers::eventually("it is in the registry again", || redis.keys("mcp:node:") == ["mcp:node:a"]);
     a.leave().await;
-    assert_eq!(redis.keys("mcp:"), [""; 0]);
+    assert_eq!(redis.keys("mcp:"), ["mcp:cluster"]);
+}
+
+#[tokio::test]
+async fn whose_the_keys_are_is_known_as_long_as_something_of_clients_can_be_there() {
+    let redis = Redis::start();
+    let ours = config(&redis.url());
+    let keeping = |kept_s| Own { kept_for: Duration::from_secs(kept_s), ..own("") };
+    let left_s = || redis.cli(&["PTTL", "mcp:cluster"]).parse::<i64>().expect("a number") / 1000;
+    for (kept_s, at_least) in [(1000, 1000), (20_000, 20_000), (1, 19_900)] {
+        let one = Cluster::connect(&ours, keeping(kept_s)).await.expect("it is let in");
+        one.join(Box::new(|| Some(About::default())));
+        one.status(Status::Running).await;
+        one.leave().await;
+        assert!((at_least..at_least + 110).contains(&left_s()), "{kept_s}: {}", left_s());
+    }
+    let theirs = Config { id: "another".into(), ..ours };
+    let Err(JoinError::Setting(_, why)) = Cluster::connect(&theirs, keeping(1)).await else { panic!("it is let in") };
+    for part in ["\"bigiron\"", "\"another\"", "`DEL mcp:cluster`", "6 h"] {
+        assert!(why.contains(part), "{part}: {why}");
+    }
+    assert!(left_s() > 19_000, "who is not let in changes nothing");
+    redis.cli(&["DEL", "mcp:cluster"]);
+    assert!(Cluster::connect(&theirs, keeping(1)).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_last_one_out_takes_the_keys_of_all_and_the_dead_along() {
+    let redis = Redis::start();
+    let patient = Config { heartbeat_s: 60, ..config(&redis.url()) };
+    let listed = |id: &str, silent_s: u64, heartbeat_s: &str| {
+        let now: u64 = redis.cli(&["TIME"]).lines().next().and_then(|line| line.parse().ok()).expect("seconds");
+        let beat = ((now - silent_s) * 1000).to_string();
+        let node = format!("mcp:node:{id}");
+        let fields = ["status", "running", "load", "0", "maxLoad", "1", "lastHeartbeat", &beat];
+        redis.cli(&[&["HSET", &node][..], &fields, &["heartbeat", heartbeat_s]].concat());
+        redis.cli(&["EXPIRE", &node, "1000"]);
+        redis.cli(&["SADD", "mcp:nodes", id]);
+    };
+    let all = ["mcp:cluster", "mcp:node-key", "mcp:node:other", "mcp:nodes"];
+    // Who does not say how often it beats does so as often as who looks. Who beats more seldom than that lives.
+    for (silent_s, heartbeat_s, left) in
+        [(150, "", &all[..1]), (5, "1", &all[..1]), (250, "100", &all[..1]), (5, "", &all), (150, "100", &all)]
+    {
+        listed("other", silent_s, heartbeat_s);
+        let a = joined(&patient, "a").await;
+        if silent_s != 5 || heartbeat_s.is_empty() {
+            sees(&a, &[("a", Status::Running), ("other", Status::Running)]).await;
+        }
+        a.node_key(&"ab".repeat(32)).await.expect("a key");
+        a.leave().await;
+        let mut there = redis.keys("mcp:");
+        there.sort_unstable();
+        assert_eq!(there, left, "silent for {silent_s} s, a period of {heartbeat_s:?}");
+        let reaped = a.registry().expect("joined").counts().reaped.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(reaped, u64::from(left.len() == 1), "it is counted");
+    }
+    let left_ms: i64 = redis.cli(&["PTTL", "mcp:node-key"]).parse().expect("a number");
+    assert!((1..=90_000).contains(&left_ms), "who lives renews it, and who does not lets it go: {left_ms}");
 }
 
 #[tokio::test]
@@ -112,7 +170,7 @@ async fn keys_of_another_deployment_and_a_redis_that_is_away_end_the_start() {
     let ours = config(&redis.url());
     let a = joined(&ours, "a").await;
     let theirs = Config { id: "another".into(), ..ours.clone() };
-    match Cluster::connect(&theirs, "host", "").await {
+    match Cluster::connect(&theirs, own("")).await {
         Err(JoinError::Setting("cluster.key_prefix", message)) => assert!(message.contains("\"bigiron\""), "{message}"),
         other => panic!("{other:?}"),
     }
@@ -123,7 +181,7 @@ async fn keys_of_another_deployment_and_a_redis_that_is_away_end_the_start() {
     a.leave().await;
     redis.kill();
     let refusing = Config { start: Start::Refuse, ..ours.clone() };
-    assert!(matches!(Cluster::connect(&refusing, "host", "").await, Err(JoinError::Away(_))));
+    assert!(matches!(Cluster::connect(&refusing, own("")).await, Err(JoinError::Away(_))));
     let late = joined(&ours, "late").await;
     assert_eq!(late.word(), "away");
     redis.restart();
@@ -158,7 +216,7 @@ async fn shared(cluster: &Cluster, charges: &[Charge]) -> Outcome {
 #[tokio::test]
 async fn a_rate_holds_over_two_instances_and_charges_all_or_none() {
     let redis = Redis::start();
-    let open = || Cluster::open(&config(&redis.url()), "host", "").expect("settings");
+    let open = || Cluster::open(&config(&redis.url()), own("")).expect("settings");
     let (a, b) = (open(), open());
     // So slow that nothing comes back while the test runs.
     let slow = Charge { spacing_ns: 3_600_000_000_000, tolerance_ns: 9 * 3_600_000_000_000, ..charge(1, 1, 1, 0) };
@@ -192,7 +250,7 @@ async fn a_rate_holds_over_two_instances_and_charges_all_or_none() {
 async fn without_redis_a_rate_follows_its_policy() {
     let mut redis = Redis::start();
     let with = |rate_limit| Config { rate_limit, ..config(&redis.url()) };
-    let open = |config: &Config| Cluster::open(config, "host", "").expect("settings");
+    let open = |config: &Config| Cluster::open(config, own("")).expect("settings");
     let (local, closed) = (open(&with(WhileAway::Local)), open(&with(WhileAway::Closed)));
     shared(&local, &[charge(1, 1, 1, 0)]).await;
     redis.kill();

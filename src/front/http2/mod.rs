@@ -42,7 +42,9 @@ use self::{
 };
 use crate::{
     front::{
-        connection::{Connection, Served, drive},
+        came::{Came, Inflow},
+        connection::Connection,
+        driven::{Driven, Served},
         pressure::Level,
         reply, serve,
         watched::{Metered, Watched},
@@ -115,8 +117,8 @@ impl Shared {
     }
 }
 
-/// Serves a connection until it ends.
-pub(crate) fn run<S>(conn: Arc<Connection>, stream: S) -> impl Future<Output = ()> + Send
+/// What serves a connection until it ends.
+pub(crate) fn serving<S>(conn: Arc<Connection>, stream: S) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -144,7 +146,7 @@ where
         .keep_alive_interval(config.ping_interval())
         .keep_alive_timeout(config.ping_timeout());
     let served = Box::pin(http.serve_connection(io, service));
-    async move { drive(&conn, served).await }
+    Driven::new(conn, served)
 }
 
 fn header_list_bytes_max(conn: &Connection) -> u32 {
@@ -181,7 +183,8 @@ async fn answer(conn: Arc<Connection>, mut request: Request<Incoming>) -> Respon
         conn.front.refusals.count(refused.reason());
         refused.into_response()
     } else {
-        serve(Arc::clone(&conn), request).await
+        let (head, body) = request.into_parts();
+        serve(Arc::clone(&conn), Came::ByHyper(Box::new(head)), Inflow::ByHyper(body)).await
     };
     // HTTP/1.1 ends a connection by this header. Here most that was wrong with a request is over with its stream; but not a
     // certificate that has ended, and not a want of memory.
@@ -266,7 +269,7 @@ where
 {
     const HAS_STREAMS: bool = true;
 
-    fn hang_up(self: Pin<&mut Self>) {
-        self.get_mut().as_mut().graceful_shutdown();
+    fn hang_up(&mut self, _: &Connection) {
+        self.as_mut().graceful_shutdown();
     }
 }

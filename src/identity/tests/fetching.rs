@@ -24,6 +24,7 @@ use super::{
     },
     *,
 };
+use crate::telemetry::heard::Heard;
 
 /// As long as a test waits for what must fail; nothing that must work is measured by it.
 const SHORT: Duration = Duration::from_millis(50);
@@ -382,31 +383,9 @@ async fn a_storm_of_unknown_keys_causes_one_fetch() {
     assert_eq!(issuer.requests(), 4, "one each 30 s");
 }
 
-/// What is logged while it lives, by the thread that made it.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn each_change_is_logged_once() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _logged = tracing::subscriber::set_default(subscriber);
+    let heard = Heard::from_now_on();
     let issuer = Issuer::new(head("500 Oh\r\ncontent-length: 0")).await;
     let (door, fetcher) = (waiting(), issuer.fetcher());
     let mut keeper = Keeper::new(keys(&door), &fetcher);
@@ -420,7 +399,7 @@ async fn each_change_is_logged_once() {
     for s in [690, 720] {
         assert!(matches!(keeper.turn(at(NOW_S + s), false).await, Turn::Failed(_)));
     }
-    let text = String::from_utf8_lossy(&log.0.lock()).into_owned();
+    let text = heard.text();
     for (line, times) in [
         ("none are known", 2), // at once, and each minute
         ("those that are known stay in force", 1),

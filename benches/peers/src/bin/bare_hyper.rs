@@ -48,7 +48,7 @@ struct Args {
     #[arg(long)]
     no_parse: bool,
     /// The status of the answer.
-    #[arg(long, default_value_t = StatusCode::OK)]
+    #[arg(long, default_value = "200")]
     status: StatusCode,
     /// Answer by the head alone, and end the connection, since the body is not read.
     #[arg(long)]

@@ -1,0 +1,118 @@
+//! What an instance may do with a Redis that it has just reached: nothing before it is known whose it is, and nothing at
+//! all where the settings are plainly wrong, which is told with the one that is.
+
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::*;
+use crate::{
+    cluster::{
+        About, Cluster, JoinError, Start, Status,
+        link::{Event, LinkError},
+        sessions::Hash,
+    },
+    units::Secret,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn until_it_is_known_whose_it_is_nothing_passes() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let late = Cluster::connect(&config(&redis.url()), own("")).await.expect("it is let in without Redis");
+    let (records, hash) = (late.records(std::time::Duration::from_secs(60)), Hash::of([7; 16]));
+    let mut heard = late.link.subscribe(vec![late.keys.sessions()]);
+    redis.restart();
+    until(&late.link, |state| *state == State::Up).await;
+    // Redis is back, and the name was not claimed yet.
+    for _ in 0..100 {
+        assert_eq!(records.load(hash).await, Err(LinkError::Away));
+        assert_eq!(records.tell_cancelled(hash, &json!(1)).await, Err(LinkError::Away));
+        assert!(late.link.is_away() && late.word() == "away");
+    }
+    assert_eq!((redis.cli(&["DBSIZE"]), redis.cli(&["PUBSUB", "CHANNELS"])), ("0".into(), String::new()));
+    late.join(Box::new(|| Some(About::default())));
+    late.status(Status::Running).await;
+    assert!(!late.link.is_away() && late.word() == "up");
+    assert!(records.load(hash).await.is_ok());
+    assert_eq!(timeout(PATIENCE, heard.next()).await, Ok(Some(Event::Begun)));
+    late.leave().await;
+}
+
+#[tokio::test]
+async fn who_may_not_do_what_instances_do_is_not_in() {
+    let redis = Redis::start();
+    let user = |name: &str, rights: &[&str]| {
+        redis.cli(&[&["ACL", "SETUSER", name, "on", ">pass", "resetchannels", "+@all", "-@admin"], rights].concat());
+        Config { user: name.into(), password: Secret::new("pass"), ..config(&redis.url()) }
+    };
+    for (config, said) in [
+        (user("elsewhere", &["~other:*", "&mcp:*"]), "keys"),
+        (user("reader", &["~mcp:*", "&mcp:*", "-@write"]), "pexpire"),
+        (user("unscripted", &["~mcp:*", "&mcp:*", "-@scripting"]), "script"),
+        (user("unloaded", &["~mcp:*", "&mcp:*", "-script"]), "script|load"),
+        (user("unhashed", &["~mcp:*", "&mcp:*", "-evalsha"]), "evalsha"),
+        (user("mute", &["~mcp:*"]), "channels"),
+    ] {
+        let refused = Config { start: Start::Refuse, ..config.clone() };
+        let Err(JoinError::Away(why)) = Cluster::connect(&refused, own("")).await else { panic!("{}", config.user) };
+        for part in ["NOPERM", said, "cluster.user", &config.user, "`~mcp:* &mcp:*`"] {
+            assert!(why.contains(part), "{}: {part:?} is missing: {why}", config.user);
+        }
+        let degraded = Cluster::connect(&config, own("")).await.expect("it is let in as without Redis");
+        assert_eq!(degraded.word(), "away", "{}", config.user);
+    }
+    // Scripts are run by their hash, and no other way is needed.
+    let right = user("right", &["~mcp:*", "&mcp:*", "-eval"]);
+    let right = Cluster::connect(&right, own("")).await.expect("it is let in");
+    assert_eq!(right.word(), "up");
+    assert_eq!(redis.cli(&["KEYS", "*"]), "mcp:cluster", "looking whether it may leaves nothing");
+}
+
+#[tokio::test]
+async fn what_is_ours_stays_so_in_a_redis_that_takes_no_writes() {
+    let (redis, master) = (Redis::start(), Redis::start());
+    drop(Cluster::connect(&config(&redis.url()), own("")).await.expect("it is let in"));
+    for way in [&["CONFIG", "SET", "maxmemory", "1"][..], &["REPLICAOF", "127.0.0.1", &master.port.to_string()]] {
+        if way[0] == "REPLICAOF" {
+            redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+            assert_eq!(master.cli(&["SET", "mcp:cluster", "bigiron"]), "OK");
+        }
+        redis.cli(way);
+        servers::eventually("it is there", || redis.cli(&["GET", "mcp:cluster"]) == "bigiron");
+        let later = Cluster::connect(&config(&redis.url()), own("")).await.expect("it is let in");
+        assert!(!later.link.is_away() && !later.link.is_foreign(), "{way:?}");
+    }
+    let unsaved = Redis::that_cannot_save(|redis| assert_eq!(redis.cli(&["SET", "mcp:cluster", "bigiron"]), "OK"));
+    let later = Cluster::connect(&config(&unsaved.url()), own("")).await.expect("it is let in");
+    assert!(!later.link.is_away() && !later.link.is_foreign());
+    later.join(Box::new(|| Some(About::default())));
+    later.status(Status::Running).await;
+    assert_eq!(later.word(), "read-only");
+}
+
+#[tokio::test]
+async fn tls_where_there_is_none_and_none_where_there_is_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
+    std::fs::write(at("cert.pem"), made.cert.pem()).expect("written");
+    std::fs::write(at("key.pem"), made.signing_key.serialize_pem()).expect("written");
+    let tls_port = servers::free_port();
+    let tls = ["--tls-cert-file", &at("cert.pem"), "--tls-key-file", &at("key.pem"), "--tls-auth-clients", "no"];
+    let port = tls_port.to_string();
+    let ca = at("cert.pem");
+    let redis = Redis::start_with(&[&["--tls-port", &port, "--tls-ca-cert-file", &ca][..], &tls].concat());
+    for (form, end) in [("", ""), ("-cluster", ""), ("+sentinel", "/m")] {
+        for (scheme, port, parts) in [
+            ("redis", tls_port, ["speaks TLS", "to begin with rediss in place of redis", "cluster.redis"]),
+            ("rediss", redis.port, ["without TLS", "to begin with redis in place of rediss", "cluster.redis"]),
+        ] {
+            let url = format!("{scheme}{form}://localhost:{port}{end}");
+            let link = Link::start(&Config { ca_file: ca.clone(), ..config(&url) }).expect("settings");
+            let why = link.first_word(PATIENCE).await.expect_err(&url);
+            for part in parts {
+                assert!(why.contains(part), "{url}: {part:?} is missing: {why}");
+            }
+        }
+    }
+}

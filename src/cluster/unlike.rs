@@ -1,0 +1,128 @@
+//! What is to be equal on all instances and is not: found by who comes, in what the others say of themselves. Nothing is
+//! refused for it, since settings change one instance after the other.
+
+use std::collections::BTreeMap;
+
+use super::node::Node;
+
+/// Differences that are told; of more than this there is one cause.
+const TOLD_MAX: usize = 10;
+const UNSET: &str = "not set";
+
+/// Where a tool is to be, as one instance is set: its roles and how many, each as in the settings.
+type Places<'n> = BTreeMap<&'n str, [String; 2]>;
+const SETTINGS: [&str; 2] = ["roles", "spread"];
+
+/// How an instance says where a tool is to be. Names of tools and roles have no such signs in them.
+pub(crate) fn place(tool: &str, roles: &[String], spread: Option<usize>) -> String {
+    let mut roles = roles.to_vec();
+    roles.sort_unstable();
+    roles.dedup();
+    let spread = spread.map(|count| count.to_string()).unwrap_or_default();
+    format!("{tool}?{}?{spread}", roles.join(","))
+}
+
+fn places(node: &Node) -> Option<Places<'_>> {
+    let of = |text: &'_ str| {
+        let (roles, spread) = text.split_once('?').unwrap_or_default();
+        let roles: Vec<_> = roles.split(',').filter(|role| !role.is_empty()).collect();
+        let or_unset = |is_set: bool, text: String| if is_set { text } else { UNSET.to_owned() };
+        [or_unset(!roles.is_empty(), format!("{roles:?}")), or_unset(!spread.is_empty(), spread.to_owned())]
+    };
+    let places = node.placed.as_ref()?.iter().filter_map(|text| text.split_once('?'));
+    Some(places.map(|(tool, rest)| (tool, of(rest))).collect())
+}
+
+/// What differs, in words: the setting, both values, and whose the other is.
+pub(super) fn unlike(own: &Node, all: &[Node]) -> Vec<String> {
+    let others = || all.iter().filter(|node| node.id != own.id);
+    let mut found = Vec::new();
+    // An instance of an earlier version says neither.
+    let beats = others().filter(|node| node.heartbeat_s != 0).map(|node| (node, node.heartbeat_s.to_string()));
+    if let Some(theirs) = told(&own.heartbeat_s.to_string(), beats) {
+        found.push(format!(
+            "cluster.heartbeat_s is {} here, and {theirs}: set it to the same on all, since their list expires by that of \
+             who wrote it last, and who beats more seldom is in none until it beats again",
+            own.heartbeat_s
+        ));
+    }
+    let own_places = places(own).unwrap_or_default();
+    let theirs: Vec<_> = others().filter_map(|node| Some((node, places(node)?))).collect();
+    let mut tools: Vec<&str> =
+        theirs.iter().flat_map(|(_, places)| places.keys()).chain(own_places.keys()).copied().collect();
+    tools.sort_unstable();
+    tools.dedup();
+    let unset = || [UNSET.to_owned(), UNSET.to_owned()];
+    for tool in tools {
+        let own = own_places.get(tool).cloned().unwrap_or_else(unset);
+        for (at, setting) in SETTINGS.into_iter().enumerate() {
+            let value =
+                |places: &Places<'_>| places.get(tool).map_or_else(|| UNSET.to_owned(), |place| place[at].clone());
+            let theirs = theirs.iter().map(|(node, places)| (*node, value(places)));
+            if let Some(theirs) = told(&own[at], theirs) {
+                found.push(format!(
+                    "tools.{tool}.{setting} is {} here, and {theirs}: set it to the same on all, since each instance \
+                     works out by itself where a tool is",
+                    own[at]
+                ));
+            }
+        }
+    }
+    found.truncate(TOLD_MAX);
+    found
+}
+
+/// The values that are others than this one, each with whose it is.
+fn told<'n>(own: &str, theirs: impl Iterator<Item = (&'n Node, String)>) -> Option<String> {
+    let mut others: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (node, value) in theirs.filter(|(_, value)| value != own) {
+        others.entry(value).or_default().push(format!("{:?}", node.id));
+    }
+    let others: Vec<_> = others.into_iter().map(|(value, ids)| format!("{value} at {}", ids.join(", "))).collect();
+    (!others.is_empty()).then(|| others.join(", and "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Status;
+
+    fn node(id: &str, heartbeat_s: u64, placed: Option<&[String]>) -> Node {
+        Node {
+            id: id.into(),
+            status: Status::Running,
+            heartbeat_age_ms: 0,
+            heartbeat_s,
+            load: 0,
+            max_load: 1,
+            address: String::new(),
+            forwards: String::new(),
+            version: String::new(),
+            roles: Vec::new(),
+            tools: Vec::new(),
+            placed: placed.map(<[String]>::to_vec),
+        }
+    }
+
+    #[test]
+    fn what_differs_is_told_with_both_values_and_whose_they_are() {
+        let roles = |roles: &[&str]| roles.iter().map(|role| (*role).to_owned()).collect::<Vec<_>>();
+        let a = [place("echo", &[], Some(2)), place("read_file", &roles(&["files", "disk"]), None)];
+        let c = [place("echo", &[], Some(2)), place("read_file", &roles(&["web"]), None), place("burn", &[], Some(1))];
+        let (own, old) = (node("c", 30, Some(&c)), node("old", 0, None));
+        let all = [node("a", 5, Some(&a)), node("b", 5, Some(&a)), own.clone(), old];
+        let found = unlike(&own, &all);
+        let parts = [
+            "cluster.heartbeat_s is 30 here, and 5 at \"a\", \"b\"",
+            "tools.burn.spread is 1 here, and not set at \"a\", \"b\"",
+            "tools.read_file.roles is [\"web\"] here, and [\"disk\", \"files\"] at \"a\", \"b\"",
+        ];
+        assert_eq!(found.len(), parts.len(), "{found:?}");
+        assert!(found.iter().zip(parts).all(|(told, part)| told.starts_with(part)), "{found:?}");
+        let same = [place("read_file", &roles(&["disk", "files", "disk"]), None), place("echo", &[], Some(2))];
+        assert_eq!(unlike(&node("d", 5, Some(&same)), &all[..2]), [""; 0], "the order says nothing");
+        let unset = unlike(&node("e", 5, Some(&[])), &all[..1]);
+        assert_eq!(unset.len(), 2, "{unset:?}");
+        assert!(unset[0].starts_with("tools.echo.spread is not set here, and 2 at \"a\""), "{unset:?}");
+    }
+}
