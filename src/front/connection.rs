@@ -29,8 +29,15 @@ use crate::{
 
 /// From the wish to end a connection to its end when no request is on it: a request may lie in the kernel, unread.
 pub(super) const LAST_BYTES: Duration = Duration::from_millis(50);
+/// As long the first request of a connection is waited for when memory is short.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// A note that was not made.
 pub(super) const NEVER: u64 = 0;
+/// The note of the moment when it was opened: nothing has been on it since.
+const OPENED: u64 = 1;
+
+/// Why a connection ends that is given up.
+pub(super) const SHORT: &str = "idle, and memory is short";
 
 /// What to do with a connection.
 pub(super) enum Verdict {
@@ -94,7 +101,7 @@ impl Connection {
             front,
             opened_coarse_ns: coarse_ns(),
             head_began: AtomicU64::new(NEVER),
-            last_used: AtomicU64::new(1),
+            last_used: AtomicU64::new(OPENED),
             write_stalled: AtomicU64::new(NEVER),
             busy: AtomicU32::new(0),
             is_ending: AtomicBool::new(false),
@@ -165,8 +172,12 @@ impl Connection {
                 let last = (TimerInstant::now() + LAST_BYTES).min(end.deadline());
                 end.as_mut().reset(last);
             }
-            if self.is_given_up() {
-                return Err("idle, and memory is short");
+            if let Some(at) = self.given_up_at() {
+                if at <= Instant::now() {
+                    return Err(SHORT);
+                }
+                let sooner = end.deadline().min(at.into());
+                end.as_mut().reset(sooner);
             }
             tokio::select! {
                 biased;
@@ -259,9 +270,14 @@ impl Connection {
             && self.write_stalled.load(Relaxed) == NEVER
     }
 
-    /// Whether nothing is on it while memory is so short that such connections are given up.
-    pub(super) fn is_given_up(&self) -> bool {
-        self.front.pressure.level() >= Level::KeepAlive && self.is_quiet()
+    /// When it is given up, while nothing is on it and memory is so short that such connections end: at once, but for who
+    /// is new, whose request is on its way and gets an answer.
+    pub(super) fn given_up_at(&self) -> Option<Instant> {
+        if self.front.pressure.level() < Level::KeepAlive || !self.is_quiet() {
+            return None;
+        }
+        let is_new = self.last_used.load(Relaxed) == OPENED;
+        Some(if is_new { self.opened + FIRST_REQUEST } else { self.opened })
     }
 
     /// Whether it is to end after what it is at.

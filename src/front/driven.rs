@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant as TimerInstant, Sleep, sleep_until},
 };
 
-use super::connection::{Connection, LAST_BYTES, NEVER, Verdict};
+use super::connection::{Connection, LAST_BYTES, NEVER, SHORT, Verdict};
 
 /// From the wish to end a connection with streams (HTTP/2) to its end when nothing is on it: its client answers before it
 /// is over.
@@ -106,10 +106,13 @@ impl<S: Served> Driven<S> {
             self.hang_up = HangUp::At(at);
             self.set(at);
         }
-        if self.conn.is_given_up() {
-            return Poll::Ready("idle, and memory is short");
+        let given_up_at = self.conn.given_up_at();
+        if given_up_at.is_some_and(|at| at <= Instant::now()) {
+            return Poll::Ready(SHORT);
         }
-        if let Some(due) = self.conn.due().filter(|due| TimerInstant::from(*due) < self.timer.deadline()) {
+        if let Some(due) =
+            given_up_at.or_else(|| self.conn.due()).filter(|due| TimerInstant::from(*due) < self.timer.deadline())
+        {
             self.set(due);
         }
         if self.conn.note() < self.armed_until {

@@ -35,11 +35,21 @@ pub(crate) struct Pressure {
     statm: Option<File>,
     resident: AtomicU64,
     level: AtomicU8,
+    /// What the process is to seem to have in memory, in bytes; 0 is what it has.
+    #[cfg(test)]
+    pretended: AtomicU64,
 }
 
 impl Pressure {
     pub(crate) fn new(memory_max: u64) -> Self {
-        Self { memory_max, statm: statm(), resident: AtomicU64::new(0), level: AtomicU8::new(0) }
+        Self {
+            memory_max,
+            statm: statm(),
+            resident: AtomicU64::new(0),
+            level: AtomicU8::new(0),
+            #[cfg(test)]
+            pretended: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn level(&self) -> Level {
@@ -61,9 +71,23 @@ impl Pressure {
         self.memory_max
     }
 
+    fn seen(&self) -> Option<u64> {
+        #[cfg(test)]
+        if let pretended @ 1.. = self.pretended.load(Relaxed) {
+            return Some(pretended);
+        }
+        self.statm.as_ref().and_then(resident_bytes)
+    }
+
+    /// From now on so many hundredths of the memory seem to be in use.
+    #[cfg(test)]
+    pub(crate) fn pretend(&self, hundredths: u64) {
+        self.pretended.store(self.memory_max / 100 * hundredths, Relaxed);
+    }
+
     /// Looks at the memory. To be called some times a second.
     pub(crate) fn look(&self) -> Level {
-        let resident = self.statm.as_ref().and_then(resident_bytes).unwrap_or_else(|| self.resident());
+        let resident = self.seen().unwrap_or_else(|| self.resident());
         let before = self.level();
         let level = level_of(resident, self.memory_max, before);
         self.resident.store(resident, Relaxed);
