@@ -1,7 +1,7 @@
 //! Where an answer comes from: a [`Tool`], a [`Prompt`] or a [`Resource`] is a name, what it says of itself, a lane and
 //! something to run. `native`, `prompt` and `resource` make them from functions, `handler` from an rmcp handler;
-//! `registry` holds the tools and `features` the rest; `schema` checks arguments. Where and whether something runs is
-//! `dispatch`'s business.
+//! `registry` holds the tools and `features` the rest; `schema` checks arguments and `results` results. Where and whether
+//! something runs is `dispatch`'s business.
 
 mod features;
 pub(crate) mod handler;
@@ -10,6 +10,7 @@ mod placement;
 mod prompt;
 pub(crate) mod registry;
 mod resource;
+mod results;
 mod schema;
 
 use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc};

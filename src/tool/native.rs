@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::{
     call::{Ctx, Lane, Reply},
     error::CallError,
-    tool::{Outcome, Run, Tool, Work},
+    tool::{Outcome, Run, Tool, Work, results::ResultSchema},
 };
 
 impl Tool {
@@ -40,12 +40,14 @@ impl Tool {
             "a function that returns its result runs Inline or in the Pool; one that returns a future is added with \
              async_tool, or made with Tool::new_async"
         );
-        let run = move |arguments, ctx| run(read_arguments(arguments)?, ctx).into_reply();
+        let (name, output): (Cow<'static, str>, _) = (name.into(), R::output_schema());
+        let results = output.as_ref().and_then(|schema| ResultSchema::of_type(&name, schema));
+        let run = move |arguments, ctx| checked(run(read_arguments(arguments)?, ctx).into_reply(), results.as_ref());
         Self::of(
-            name.into(),
+            name,
             description.into(),
             schema_of::<A>(Contract::Deserialize),
-            R::output_schema(),
+            output,
             lane,
             Run::Sync(Arc::new(run)),
         )
@@ -62,21 +64,23 @@ impl Tool {
         R: IntoReply,
         F: Future<Output = R> + Send + 'static,
     {
+        let (name, output): (Cow<'static, str>, _) = (name.into(), R::output_schema());
+        let results = output.as_ref().and_then(|schema| ResultSchema::of_type(&name, schema)).map(Arc::new);
         let run = move |arguments, ctx| -> crate::tool::Running {
             match read_arguments(arguments) {
                 Ok(arguments) => {
-                    let running = run(arguments, ctx);
-                    Box::pin(async move { running.await.into_reply() })
+                    let (running, results) = (run(arguments, ctx), results.clone());
+                    Box::pin(async move { checked(running.await.into_reply(), results.as_deref()) })
                 }
                 Err(error) => Box::pin(std::future::ready(Err(error))),
             }
         };
         let lane = Lane::Async;
         Self::of(
-            name.into(),
+            name,
             description.into(),
             schema_of::<A>(Contract::Deserialize),
-            R::output_schema(),
+            output,
             lane,
             Run::Async(Arc::new(run)),
         )
@@ -104,6 +108,13 @@ impl Tool {
     }
 }
 
+fn checked(outcome: Outcome, results: Option<&ResultSchema>) -> Outcome {
+    match results {
+        None => outcome,
+        Some(results) => results.checked(outcome?),
+    }
+}
+
 /// What a tool's function may return.
 pub trait IntoReply {
     /// The schema of `structuredContent`, when there is one.
@@ -118,7 +129,8 @@ pub trait IntoReply {
     fn into_reply(self) -> Outcome;
 }
 
-/// A result as structured content, with its JSON as text for clients that do not read that.
+/// A result as structured content, with its JSON as text for clients that do not read that. Where its type has a number
+/// and the value has one that JSON does not know (NaN, the infinite ones), the call is answered with an error instead.
 #[derive(Clone, Copy, Debug)]
 pub struct Json<T>(
     /// The value; its type makes the output schema.

@@ -3,14 +3,14 @@
 
 use std::fmt::Write;
 
-use jsonschema::{Draft, PatternOptions, Retrieve, Uri, Validator};
+use jsonschema::{Draft, PatternOptions, Retrieve, Uri, ValidationError, Validator};
 use serde_json::{Map, Value};
 
 /// Nesting of a schema that is still walked for header annotations.
 const SCHEMA_DEPTH_MAX: usize = 64;
 /// Size of one compiled pattern.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
-/// How much of a fault's text is told: it may quote the argument itself.
+/// How much of a fault's text is told: it may quote the value itself.
 const FAULT_CHARS_MAX: usize = 300;
 
 /// An input schema, compiled.
@@ -30,30 +30,39 @@ impl Retrieve for Nowhere {
     }
 }
 
+/// Compiles a schema.
+pub(super) fn validator(schema: &Map<String, Value>) -> Result<Validator, ValidationError<'static>> {
+    jsonschema::options()
+        .with_draft(Draft::Draft202012)
+        .with_retriever(Nowhere)
+        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX))
+        .build(&Value::Object(schema.clone()))
+}
+
+/// Where a value is not of a schema and what is wrong there. The first fault only: to find them all takes as long as who
+/// made the value likes.
+pub(super) fn fault_of(validator: &Validator, value: &Value) -> Option<String> {
+    if validator.is_valid(value) {
+        return None;
+    }
+    let error = validator.validate(value).err()?;
+    let path = error.instance_path().to_string();
+    let place = if path.is_empty() { "the object" } else { path.as_str() };
+    let told: String = error.to_string().chars().take(FAULT_CHARS_MAX).collect();
+    Some(format!("{place}: {told}"))
+}
+
 impl ArgumentSchema {
     pub(crate) fn compile(schema: &Map<String, Value>) -> Result<Self, String> {
-        jsonschema::options()
-            .with_draft(Draft::Draft202012)
-            .with_retriever(Nowhere)
-            .with_pattern_options(
-                PatternOptions::regex().size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX),
-            )
-            .build(&Value::Object(schema.clone()))
+        validator(schema)
             .map(|validator| Self { validator, names: names(schema) })
             .map_err(|error| format!("its input schema does not compile: {error} (at {})", error.instance_path()))
     }
 
     /// Says what is wrong with `arguments`, for the agent to mend; `None` when nothing is.
     pub(crate) fn fault(&self, arguments: &Value) -> Option<String> {
-        if self.validator.is_valid(arguments) {
-            return None;
-        }
-        // The first fault only: to find them all takes as long as the caller makes it.
-        let error = self.validator.validate(arguments).err()?;
-        let path = error.instance_path().to_string();
-        let place = if path.is_empty() { "the object" } else { path.as_str() };
-        let told: String = error.to_string().chars().take(FAULT_CHARS_MAX).collect();
-        let mut text = format!("the arguments are not valid: {place}: {told}");
+        let fault = fault_of(&self.validator, arguments)?;
+        let mut text = format!("the arguments are not valid: {fault}");
         if !self.names.is_empty() {
             let _ = write!(text, ". The tool takes: {}", self.names);
         }

@@ -36,6 +36,11 @@ impl Drop for Inside {
     }
 }
 
+#[derive(serde::Serialize, schemars::JsonSchema)]
+struct Mean {
+    value: f64,
+}
+
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 struct Brief {
     turns: usize,
@@ -79,6 +84,7 @@ fn serve() -> Served {
         .tool("not_a_number", "A result that JSON has no number for", Lane::Inline, |(): (), _| {
             Json(json!({ "value": f64::NAN }))
         })
+        .tool("mean", "The mean of nothing", Lane::Pool, |(): (), _| Json(Mean { value: 0.0 / f64::from(0) }))
         .tool(
             "odd_text",
             "Text that terminals and parsers stumble over",
@@ -167,6 +173,10 @@ fn whatever_a_tool_returns_the_wire_is_json() {
     let addr = served.running.addr();
     let value = call(addr, "not_a_number", json!({})).json();
     assert_eq!(value["result"]["structuredContent"]["value"], Value::Null, "{value}");
+    // Who says that it returns a number, and does not, has failed.
+    let mean = call(addr, "mean", json!({}));
+    assert_eq!(mean.json()["result"]["isError"], true, "{mean:?}");
+    assert!(mean.text().contains("/value: null is not of type \"number\""), "{}", mean.text());
     let text = call(addr, "odd_text", json!({})).text();
     assert_eq!(text, "\u{1b}[31mred\u{202e}\u{200b}\u{0}\u{7f}\u{2028}\"\\\r\n", "unchanged, inside its quotes");
 }

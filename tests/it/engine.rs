@@ -1,5 +1,26 @@
 //! What the engine does when tools misbehave and callers want too much: threads that hang are replaced, tools have so
 //! many calls at once, callers take turns, and the metrics tell.
+//!
+//! Each fault of a tool, or of the host that is short of something, has one outcome, here or elsewhere:
+//!
+//! | fault | outcome | test |
+//! |---|---|---|
+//! | panics, holding a lock or while it is dropped | an error of the call; the next one works | `edges::panics_in_odd_places_cost_one_call` |
+//! | panics all the time | each is answered; the log is not flooded | `edges::a_flood_of_panics_is_answered_and_does_not_flood_the_log` |
+//! | computes or blocks for ever | answered at its deadline; its thread is replaced, so often | `a_thread_that_hangs_is_replaced_and_leaves_when_its_tool_returns`, `no_more_threads_are_lost_than_may_be` |
+//! | as many hung calls as there are threads and places | the last I/O thread runs none; what needs no tool answers | `pool::caller_runs_takes_an_io_thread_and_never_the_last`, `pool::with_every_thread_in_a_hung_tool_the_rest_answers` |
+//! | an async tool that blocks | told with its name, and counted | `metrics_tell_what_happened_and_nothing_that_was_sent` |
+//! | asks for more memory than there is | an error of the call where the allocator can say so | `edges::memory_that_cannot_be_had_costs_the_call_alone` |
+//! | the queue is full | refused at once, with when to come again | `pool::reject_refuses_at_once` |
+//! | waits for longer than its deadline or the queue allows | not run | `pool::wait_ends_at_the_deadline_without_a_run`, `a_caller_whose_calls_have_waited_too_long_is_refused` |
+//! | takes longer than its deadline | an error at the deadline; what it returns then is not used | `pool::what_a_tool_returns_after_its_deadline_is_not_used_and_not_kept` |
+//! | a result that is no JSON, or not of its output schema | JSON all the same, or an error of the call | `edges::whatever_a_tool_returns_the_wire_is_json`; `tool::results` and `tool::handler` in the library |
+//! | terminal escapes, bidirectional marks, a description of 1 MiB | text, and nothing else changes | `edges::odd_text_in_results_and_descriptions_is_text` |
+//! | speaks after its end | dropped | `edges::nothing_is_said_after_the_end` |
+//! | its client leaves: queued, running, writing | not run, dropped, dropped | `edges::who_leaves_takes_the_work_along`, `pool::a_job_whose_client_left_does_not_run` |
+//! | a cancel meets its end | one answer or none | `edges::a_cancel_races_with_the_end_and_there_is_one_answer_or_none` |
+//! | memory is short | no new streams and fewer kept results, then no idle connections, then no new calls; and back | `server::watch` in the library; `cargo bench --bench experiments -- memory` in a cgroup |
+//! | next to no CPU time | slower, nothing wrong, and back | `cargo bench --bench experiments -- quota` |
 
 use std::{
     collections::{HashMap, HashSet},

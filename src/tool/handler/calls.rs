@@ -34,7 +34,7 @@ use crate::{
     input::{Answers, Exchange, Memory, Required, request_on_stream},
     outbox::Outbox,
     telemetry::calls::CallMeter,
-    tool::{IntoReply, Outcome, Run, Running, Tool, Work, native::open_object},
+    tool::{IntoReply, Outcome, Run, Running, Tool, Work, native::open_object, results::ResultSchema},
 };
 
 /// Rounds of questions of one call in a session, where they are driven here.
@@ -128,10 +128,12 @@ impl Calls {
         if definition.output_schema.as_ref().is_some_and(|schema| schema.get("type") != Some(&json!("object"))) {
             definition.output_schema = None;
         }
+        let output = definition.output_schema.as_deref();
+        let results = output.and_then(|schema| ResultSchema::compile_or_warn(&definition.name, schema)).map(Arc::new);
         let calls = Arc::clone(self);
         let call = move |arguments: Value, ctx: Ctx| -> Running {
-            let (calls, name) = (Arc::clone(&calls), own_name.clone());
-            Box::pin(async move { calls.call_tool(name, arguments, ctx).await })
+            let (calls, name, results) = (Arc::clone(&calls), own_name.clone(), results.clone());
+            Box::pin(async move { calls.call_tool(name, arguments, results, ctx).await })
         };
         let run = match (lane, runtime::Handle::try_current()) {
             (Lane::Pool, Ok(runtime)) => Run::Sync(Arc::new(move |arguments, mut ctx| {
@@ -147,7 +149,13 @@ impl Calls {
         Tool { definition, work: Arc::new(work) }
     }
 
-    async fn call_tool(&self, name: Cow<'static, str>, arguments: Value, mut ctx: Ctx) -> Outcome {
+    async fn call_tool(
+        &self,
+        name: Cow<'static, str>,
+        arguments: Value,
+        results: Option<Arc<ResultSchema>>,
+        mut ctx: Ctx,
+    ) -> Outcome {
         let mut params = CallToolRequestParams::new(name);
         if let Value::Object(arguments) = arguments {
             params.arguments = Some(arguments);
@@ -166,7 +174,12 @@ impl Calls {
             let response = talk.run(self.host.call(this, context)).await.map_err(|e| failed(e, talk.is_modern))?;
             cancels.disarm();
             match response {
-                CallToolResponse::Complete(result) => return result.into_reply(),
+                CallToolResponse::Complete(result) => {
+                    if let (Some(results), false) = (&results, result.is_error == Some(true)) {
+                        results.check(result.structured_content.as_ref())?;
+                    }
+                    return result.into_reply();
+                }
                 CallToolResponse::Task(_) if !ctx.client().contains(ClientCapabilities::TASKS) => {
                     return Err(CallError::MissingCapability(ClientCapabilities::TASKS));
                 }

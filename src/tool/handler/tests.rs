@@ -98,7 +98,11 @@ impl ServerHandler for Plain {
     ) -> Result<ListToolsResult, ErrorData> {
         let names = ["steps", "ask", "rounds", "keep", "late", "hang", "panic", "task", "nothing", "flood"];
         let tool = |name| rmcp::model::Tool::new(name, "A tool", Map::new());
-        Ok(ListToolsResult::with_all_items(names.into_iter().map(tool).collect()))
+        let sum = json!({ "type": "object", "properties": { "sum": { "type": "integer" } }, "required": ["sum"] });
+        let Value::Object(sum) = sum else { panic!("an object") };
+        let sums = ["sum", "sum_wrong", "sum_missing", "sum_failed"];
+        let sums = sums.map(|name| tool(name).with_raw_output_schema(Arc::new(sum.clone())));
+        Ok(ListToolsResult::with_all_items(names.into_iter().map(tool).chain(sums).collect()))
     }
 
     async fn call_tool(
@@ -148,6 +152,10 @@ impl ServerHandler for Plain {
                 said("never")
             }
             "panic" => panic!("as asked"),
+            "sum" => Ok(CallToolResult::structured(json!({ "sum": 3 })).into()),
+            "sum_wrong" => Ok(CallToolResult::structured(json!({ "sum": "three" })).into()),
+            "sum_missing" => said("three"),
+            "sum_failed" => Ok(CallToolResult::error(vec![ContentBlock::text("no sum")]).into()),
             "task" => {
                 let then = "2026-01-01T00:00:00Z";
                 let task = Task::new("t1".to_owned(), TaskStatus::Working, then.to_owned(), then.to_owned());
@@ -552,6 +560,18 @@ async fn a_panic_is_its_own_calls_and_the_way_back_goes_on() {
         assert_eq!(text(call(&hosted, "steps", ctx).await), "stepped");
         assert_eq!(messages(&outbox).len(), 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_not_what_its_tool_returns_is_an_error() {
+    let (hosted, _) = host_plain().await;
+    let sum = async |name| call(&hosted, name, modern(ClientCapabilities::default())).await;
+    assert_eq!(sum("sum").await.expect("as it says").to_json()["structuredContent"]["sum"], 3);
+    for (name, fault) in [("sum_wrong", "/sum: "), ("sum_missing", "no structured content")] {
+        let told = sum(name).await.expect_err("it is not what it says").to_string();
+        assert!(told.contains(fault) && told.contains("a fault of the tool"), "{told}");
+    }
+    assert!(sum("sum_failed").await.expect("it says so itself").is_error());
 }
 
 #[tokio::test(flavor = "multi_thread")]

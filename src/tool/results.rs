@@ -1,0 +1,140 @@
+//! Whether a result is what its tool says that it returns. Clients check that as well, and fail where it is not; here it is
+//! known which tool is at fault. Arguments are `schema`'s business.
+
+use memchr::memmem;
+use serde_json::{Map, Value};
+
+use super::schema::{fault_of, validator};
+use crate::{call::Reply, error::CallError};
+
+/// An output schema, compiled.
+#[derive(Debug)]
+pub(crate) struct ResultSchema {
+    validator: jsonschema::Validator,
+    /// Whose it is.
+    tool: String,
+}
+
+impl ResultSchema {
+    /// # Errors
+    /// It does not compile, and why.
+    fn compile(tool: &str, schema: &Map<String, Value>) -> Result<Self, String> {
+        validator(schema)
+            .map(|validator| Self { validator, tool: tool.to_owned() })
+            .map_err(|error| format!("its output schema does not compile: {error} (at {})", error.instance_path()))
+    }
+
+    /// Of a schema that was made from a type. What becomes of a value of that type is valid by itself, but for numbers that
+    /// JSON does not have: NaN and the infinite ones become null. None where the type has none of these.
+    pub(crate) fn of_type(tool: &str, schema: &Map<String, Value>) -> Option<Self> {
+        if !has_floats(schema) {
+            return None;
+        }
+        Self::compile_or_warn(tool, schema)
+    }
+
+    /// Where it does not compile results go unchecked, as that is said.
+    pub(crate) fn compile_or_warn(tool: &str, schema: &Map<String, Value>) -> Option<Self> {
+        Self::compile(tool, schema)
+            .inspect_err(|error| tracing::warn!(name = tool, error, "its results are not checked"))
+            .ok()
+    }
+
+    /// # Errors
+    /// An answer that tells the agent what is wrong with `structured`, and that it cannot mend it.
+    pub(crate) fn check(&self, structured: Option<&Value>) -> Result<(), CallError> {
+        let fault = match structured {
+            None => "it has no structured content".into(),
+            Some(structured) => match fault_of(&self.validator, structured) {
+                None => return Ok(()),
+                Some(fault) => fault,
+            },
+        };
+        tracing::error!(name = self.tool, fault, "a result is not of its tool's output schema");
+        Err(CallError::tool(format!(
+            "the tool ran, and its result is not what it says that it returns: {fault}. This is a fault of the tool; other \
+             arguments may avoid it"
+        )))
+    }
+
+    /// The reply of a tool whose schema is its type's.
+    pub(crate) fn checked(&self, reply: Reply) -> Result<Reply, CallError> {
+        let may_have_none = !reply.is_error() && reply.is_final() && memmem::find(&reply.fields, b"null").is_some();
+        if may_have_none {
+            self.check(reply.to_json().get("structuredContent"))?;
+        }
+        Ok(reply)
+    }
+}
+
+/// Whether there is a number that may be no integer, and may not be null, anywhere in it.
+fn has_floats(schema: &Map<String, Value>) -> bool {
+    fn of(value: &Value) -> bool {
+        match value {
+            Value::Object(object) => has_floats(object),
+            Value::Array(items) => items.iter().any(of),
+            _ => false,
+        }
+    }
+    let is = |name: &str, value: &Value| match value {
+        Value::String(text) => text == name,
+        Value::Array(names) => names.iter().any(|one| one == name),
+        _ => false,
+    };
+    schema.get("type").is_some_and(|named| is("number", named) && !is("null", named)) || schema.values().any(of)
+}
+
+#[cfg(test)]
+mod tests {
+    use schemars::JsonSchema;
+    use serde::Serialize;
+    use serde_json::json;
+
+    use super::*;
+    use crate::tool::{IntoReply, Json};
+
+    #[derive(Serialize, JsonSchema)]
+    struct Plain {
+        n: u32,
+        note: Option<String>,
+        perhaps: Option<f64>,
+    }
+
+    #[derive(Serialize, JsonSchema)]
+    struct Mean {
+        plain: Plain,
+        means: Vec<f64>,
+    }
+
+    fn mean(mean: f64) -> Json<Mean> {
+        Json(Mean { plain: Plain { n: 1, note: None, perhaps: None }, means: vec![1.0, mean] })
+    }
+
+    #[test]
+    fn a_type_that_cannot_be_wrong_is_not_checked() {
+        assert!(ResultSchema::of_type("x", &Json::<Plain>::output_schema().expect("it has one")).is_none());
+        assert!(ResultSchema::of_type("x", &Json::<Mean>::output_schema().expect("it has one")).is_some());
+    }
+
+    #[test]
+    fn a_number_that_json_does_not_have_is_a_fault_and_what_may_be_null_is_none() {
+        let schema = ResultSchema::of_type("x", &Json::<Mean>::output_schema().expect("it has one")).expect("floats");
+        let right = mean(2.0).into_reply().expect("a reply");
+        assert_eq!(schema.checked(right.clone()), Ok(right));
+        for wrong in [f64::NAN, f64::INFINITY] {
+            let told = schema.checked(mean(wrong).into_reply().expect("a reply")).expect_err("a fault");
+            assert!(told.to_string().contains("/means/1: null is not of type \"number\""), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_lacks_or_is_of_another_type_is_a_fault() {
+        let schema = json!({ "type": "object", "properties": { "n": { "type": "integer" } }, "required": ["n"] });
+        let schema = ResultSchema::compile("n", schema.as_object().expect("an object")).expect("it compiles");
+        assert_eq!(schema.check(Some(&json!({ "n": 1 }))), Ok(()));
+        for wrong in [None, Some(json!({ "n": "x" })), Some(json!({})), Some(json!([]))] {
+            assert!(schema.check(wrong.as_ref()).is_err(), "{wrong:?}");
+        }
+        assert!(ResultSchema::compile("n", json!({ "type": 1 }).as_object().expect("an object")).is_err());
+    }
+}
