@@ -12,6 +12,7 @@ pub(crate) mod config;
 mod endpoint;
 pub(crate) mod forward;
 pub(crate) mod keys;
+mod last_stop;
 pub(crate) mod leases;
 pub(crate) mod link;
 mod node;
@@ -51,7 +52,7 @@ use self::{
     registry::Named,
 };
 pub use self::{
-    config::{Config, Start, WhileAway},
+    config::{Config, LastStop, Start, WhileAway},
     node::{Node, Status},
 };
 pub(crate) use self::{
@@ -242,6 +243,15 @@ impl Cluster {
         // Who looks at a task that ran here learns now that it does not any more.
         self.presence.leave().await;
         state_key::leave(&self.link, &self.keys).await;
+    }
+
+    /// After that: removes what clients have in Redis, if it is set so and this was the last instance. Takes no longer than
+    /// this.
+    pub(crate) async fn remove_all_if_last(&self, patience: Duration) {
+        if self.config.last_stop == LastStop::Remove {
+            self.link.note_owner(false); // so that nothing is written again meanwhile
+            last_stop::remove_all(&self.config, &self.named, patience).await;
+        }
     }
 
     /// The key that seals what clients carry between instances: `own`, or the one that there is.

@@ -160,6 +160,13 @@ pub(crate) struct Named {
     pub(crate) placed: Vec<String>,
 }
 
+impl Named {
+    /// Who is not waited for by who leaves.
+    pub(super) fn late(&self) -> Dead {
+        Dead { periods: PERIODS_TO_LATE, period: self.period }
+    }
+}
+
 enum Order {
     Status(Status, oneshot::Sender<()>),
     Leave(oneshot::Sender<()>),
@@ -454,7 +461,7 @@ impl Member {
     }
 
     async fn deregister(&self) -> Result<(), LinkError> {
-        let Named { keys, id, run, period, .. } = &self.named;
+        let Named { keys, id, run, .. } = &self.named;
         // Once more, for what was written since the last heartbeat.
         if claim(&self.link, &self.named, self.has_run).await?.is_err() {
             return Ok(());
@@ -465,8 +472,7 @@ impl Member {
         }
         let () = self.link.query(cmd("SREM").arg(keys.nodes()).arg(id)).await?;
         // Nobody might come after us who buries the dead. Who only was late is in again with its next heartbeat.
-        let late = Dead { periods: PERIODS_TO_LATE, period: *period };
-        self.say_reaped(&look(&self.link, keys, Some(late)).await?, PERIODS_TO_LATE);
+        self.say_reaped(&look(&self.link, keys, Some(self.named.late())).await?, PERIODS_TO_LATE);
         self.link.query(cmd("PUBLISH").arg(keys.nodes()).arg(id)).await
     }
 }

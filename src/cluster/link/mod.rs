@@ -13,6 +13,7 @@
 
 mod error;
 mod redirect;
+mod scan;
 mod state;
 mod subscribe;
 mod way;
@@ -37,10 +38,12 @@ use tokio::{
 
 pub(crate) use self::{
     error::{LinkError, Refused},
+    scan::literal,
     state::State,
     subscribe::{Event, Subscription},
 };
 use self::{
+    scan::Part,
     state::{Current, Switch},
     way::{Master, Way},
     why::Why,
@@ -282,6 +285,8 @@ impl Link {
                 Ask::Command(command) => command.query_async(&mut connection).await,
                 Ask::Pipeline(commands) => commands.query_async(&mut connection).await,
                 Ask::Script(script) => script.invoke_async(&mut connection).await,
+                Ask::At(part, command) => scan::ask_at(&mut connection, part, command).await,
+                Ask::EachMaster(command) => scan::ask_each_master(&mut connection, command).await,
             }
         });
         let error = match answer.await {
@@ -319,6 +324,8 @@ enum Ask<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
     Script(&'a ScriptInvocation<'a>),
+    At(&'a Part, &'a Cmd),
+    EachMaster(&'a Cmd),
 }
 
 impl Shared {

@@ -220,6 +220,10 @@ impl Way {
         matches!(self.endpoint.kind, Kind::Sentinel(_))
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        self.endpoint.kind == Kind::Cluster
+    }
+
     /// One attempt, in its time: a connection that Redis has answered on, and where it goes, if that is up to sentinels.
     /// With `is_instance` only where all is allowed that instances do.
     pub(super) async fn connect(&self, is_instance: bool) -> Result<(Connection, Option<Master>), RedisError> {

@@ -1,5 +1,6 @@
 //! With real Redis processes: the link in all that can happen to it, and what is shared over it.
 
+mod last_stop;
 mod link;
 mod link_start;
 mod results;

@@ -9,7 +9,7 @@ use crate::{
     units::Secret,
 };
 
-async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
+pub(super) async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
     let config = Config { node_id: id.into(), ..config.clone() };
     let address = format!("http://{id}.example/mcp");
     let cluster = Cluster::connect(&config, own(&address)).await.expect("it is let in");
@@ -19,7 +19,7 @@ async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
 }
 
 /// Waits until this instance sees exactly these.
-async fn sees(cluster: &Cluster, expected: &[(&str, Status)]) -> Vec<Node> {
+pub(super) async fn sees(cluster: &Cluster, expected: &[(&str, Status)]) -> Vec<Node> {
     let mut view = cluster.registry().expect("it has joined").watch();
     let seen = view
         .wait_for(|view| view.nodes.iter().map(|node| (node.id.as_str(), node.status)).eq(expected.iter().copied()));
