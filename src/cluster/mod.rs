@@ -300,6 +300,7 @@ impl Cluster {
             _ if self.link.is_foreign() => "away",              // for us it is
             State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
             State::Up | State::Connecting if self.takes_no_writes() => "read-only",
+            State::Up | State::Connecting if self.link.is_deaf() => "deaf",
             State::Up | State::Connecting => "up",
             State::Away(_) => "away",
         }

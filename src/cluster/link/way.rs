@@ -322,8 +322,8 @@ impl Way {
         Ok((client, Some(master)))
     }
 
-    /// Whether Redis answers on this connection, in the time of a command.
-    pub(super) async fn probe(&self, connection: &mut Connection) -> Result<(), RedisError> {
+    /// Whether Redis answers on this connection, in the time of a command: and whether it says there whose the keys are.
+    pub(super) async fn probe(&self, connection: &mut Connection) -> Result<bool, RedisError> {
         let mut ask = redis::cmd("EXISTS");
         ask.arg(&self.probed_key);
         within(self.command, ask.query_async(connection)).await

@@ -92,6 +92,21 @@ async fn who_falls_silent_is_removed_and_what_was_lost_is_written_again() {
     assert_eq!(redis.keys("mcp:"), ["mcp:cluster"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_was_emptied_is_ours_again_before_the_next_heartbeat() {
+    let redis = Redis::start();
+    let seldom = Config { heartbeat_s: 300, ..config(&redis.url()) };
+    let a = joined(&seldom, "a").await;
+    sees(&a, &[("a", Status::Running)]).await;
+    redis.cli(&["FLUSHALL"]);
+    servers::eventually("it is ours again", || redis.cli(&["GET", "mcp:cluster"]) == "bigiron");
+    servers::eventually("all is there again", || {
+        redis.keys("mcp:node:") == ["mcp:node:a"] && redis.keys("mcp:nodes").len() == 1
+    });
+    let theirs = Config { id: "another".into(), ..seldom };
+    assert!(matches!(Cluster::connect(&theirs, own("")).await, Err(JoinError::Setting(..))));
+}
+
 #[tokio::test]
 async fn whose_the_keys_are_is_known_as_long_as_something_of_clients_can_be_there() {
     let redis = Redis::start();
