@@ -20,7 +20,7 @@ pub(super) enum Part {
     /// There is one server, which has them all.
     Whole,
     /// One master of a cluster.
-    Of { host: String, port: u16 },
+    Master { host: String, port: u16 },
 }
 
 /// A look through all keys. What is there from its beginning to its end is found; what comes or moves meanwhile may not be.
@@ -66,7 +66,7 @@ impl Link {
         let is_all = |told: &HashMap<String, String>| told.values().all(|info| size(info) == Some(told.len()));
         let of = |address: &String| {
             let (host, port) = address.rsplit_once(':')?;
-            Some(Part::Of { host: host.to_owned(), port: port.parse().ok()? })
+            Some(Part::Master { host: host.to_owned(), port: port.parse().ok()? })
         };
         match told.keys().map(of).collect::<Option<Vec<_>>>() {
             Some(parts) if is_all(&told) => Ok(parts),
@@ -87,7 +87,7 @@ pub(super) async fn ask_at<T: FromRedisValue>(
     part: &Part,
     command: &Cmd,
 ) -> RedisResult<T> {
-    let (Connection::Cluster(cluster), Part::Of { host, port }) = (&mut *connection, part) else {
+    let (Connection::Cluster(cluster), Part::Master { host, port }) = (&mut *connection, part) else {
         return command.query_async(connection).await;
     };
     let node = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };

@@ -8,6 +8,7 @@ mod servers;
 mod sessions;
 mod shared;
 mod tasks;
+mod tls;
 
 use self::servers::{PATIENCE, Redis, Sentinels, Six};
 use super::{

@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use super::*;
+use super::{tls::Secure, *};
 use crate::{
     cluster::{
         About, Cluster, Endpoint, JoinError, Node, Own, Start, Status, WhileAway,
@@ -279,26 +279,7 @@ async fn without_redis_a_rate_follows_its_policy() {
 
 #[tokio::test]
 async fn a_connection_by_tls_is_to_whom_its_certificates_name() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
-    std::fs::write(at("cert.pem"), made.cert.pem()).expect("written");
-    std::fs::write(at("key.pem"), made.signing_key.serialize_pem()).expect("written");
-    let tls_port = servers::free_port();
-    let redis = Redis::start_with(&[
-        "--tls-port",
-        &tls_port.to_string(),
-        "--tls-cert-file",
-        &at("cert.pem"),
-        "--tls-key-file",
-        &at("key.pem"),
-        "--tls-ca-cert-file",
-        &at("cert.pem"),
-        "--tls-auth-clients",
-        "no",
-        "--requirepass",
-        "right",
-    ]);
+    let of = Secure::start_with(&["--requirepass", "right"]);
     let secure = |host: &str, port: u16, ca_file: String| Config {
         password: Secret::new("right"),
         ca_file,
@@ -309,11 +290,11 @@ async fn a_connection_by_tls_is_to_whom_its_certificates_name() {
         let link = Link::start(&config).expect("settings");
         link.first_word(PATIENCE + Duration::from_secs(1)).await
     };
-    assert_eq!(why(secure("localhost", tls_port, at("cert.pem"))).await, Ok(()));
-    why(secure("localhost", tls_port, String::new())).await.expect_err("nobody vouches for it");
-    why(secure("127.0.0.1", tls_port, at("cert.pem"))).await.expect_err("it is named otherwise");
-    let plain = why(secure("localhost", redis.port, at("cert.pem"))).await.expect_err("this port has no TLS");
+    assert_eq!(why(secure("localhost", of.port, of.certificate())).await, Ok(()));
+    why(secure("localhost", of.port, String::new())).await.expect_err("nobody vouches for it");
+    why(secure("127.0.0.1", of.port, of.certificate())).await.expect_err("it is named otherwise");
+    let plain = why(secure("localhost", of.redis.port, of.certificate())).await.expect_err("this port has no TLS");
     assert!(!plain.contains("right"), "{plain}");
-    let missing = Link::start(&secure("localhost", tls_port, at("none.pem"))).expect_err("no such file");
+    let missing = Link::start(&secure("localhost", of.port, "/nowhere/none.pem".into())).expect_err("no such file");
     assert!(missing.contains("none.pem"), "{missing}");
 }
