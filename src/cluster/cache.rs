@@ -78,7 +78,7 @@ return 1",
 
 /// Which result.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Of<'a> {
+pub(crate) struct ResultId<'a> {
     pub(crate) key: &'a [u8; 32],
     pub(crate) tool: &'a str,
     /// Whose it is, when it is not everybody's.
@@ -205,7 +205,7 @@ impl Results {
     }
 
     /// Looks for a result. With `alone`, one instance at a time is told to make it, and the others wait for that.
-    pub(crate) async fn look(self: &Arc<Self>, of: Of<'_>, alone: bool) -> Look {
+    pub(crate) async fn look(self: &Arc<Self>, of: ResultId<'_>, alone: bool) -> Look {
         if self.bus.owes_forgetting() {
             return Look::Make(Turn { stamp: None, lease: None });
         }
@@ -256,7 +256,7 @@ impl Results {
     }
 
     /// Ends a turn with a result, which is written behind the caller's back; or without, by dropping it.
-    pub(crate) fn keep(self: &Arc<Self>, of: Of<'_>, turn: Turn, entry: &Entry) {
+    pub(crate) fn keep(self: &Arc<Self>, of: ResultId<'_>, turn: Turn, entry: &Entry) {
         let Turn { stamp: Some(stamp), lease } = turn else { return };
         let bytes = entry.fields.len() + entry.meta.as_ref().map_or(0, Bytes::len) + HEAD_BYTES;
         let kib = (bytes / 1024 + 1).min(WRITES_KIB_MAX);
@@ -297,7 +297,7 @@ impl Results {
     }
 
     /// What is there: one round trip.
-    async fn see(&self, of: Of<'_>) -> Seen {
+    async fn see(&self, of: ResultId<'_>) -> Seen {
         let seen = self.read(of).await;
         let count = match &seen {
             Err(LinkError::Refused(Refused::WrongType)) => &self.counts.corrupt,
@@ -313,7 +313,7 @@ impl Results {
         })
     }
 
-    async fn read(&self, of: Of<'_>) -> Result<Seen, LinkError> {
+    async fn read(&self, of: ResultId<'_>) -> Result<Seen, LinkError> {
         let name = self.keys.result(of.tool, of.key);
         let mut ask = pipe();
         ask.cmd("GETRANGE").arg(&name).arg(0).arg(self.bytes_max()).cmd("PTTL").arg(&name);
@@ -345,7 +345,7 @@ impl Results {
         read(key, bytes, u64::try_from(left_ms).unwrap_or(0), stamp)
     }
 
-    fn generations(&self, of: Of<'_>) -> Vec<String> {
+    fn generations(&self, of: ResultId<'_>) -> Vec<String> {
         let key = Forget::Key(hex(of.key));
         let all = [Some(Forget::All), Some(Forget::Tool(of.tool.into())), of.caller.map(|c| Forget::Caller(c.into()))];
         all.into_iter().flatten().chain([key]).map(|of| self.keys.generation(&of.generation())).collect()
@@ -354,7 +354,7 @@ impl Results {
     /// Takes the lease, and sees what there is then; or says how long another has it.
     async fn lead(
         self: &Arc<Self>,
-        of: Of<'_>,
+        of: ResultId<'_>,
         stamp: Stamp,
     ) -> Result<Result<(Result<Entry, Bad>, Lease), Duration>, LinkError> {
         let token = hex(&random());

@@ -63,6 +63,8 @@ pub struct Config {
     pub rate_limit: WhileAway,
     /// What a start does while Redis is away.
     pub start: Start,
+    /// What the stop of the last instance does with what clients have in Redis.
+    pub last_stop: LastStop,
 }
 
 /// What a shared decision does while Redis is away.
@@ -83,6 +85,16 @@ pub enum Start {
     Degraded,
     /// Does not start.
     Refuse,
+}
+
+/// What the stop of the last instance does with what clients have in Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LastStop {
+    /// It stays for whichever instance starts next, and expires by itself.
+    Keep,
+    /// It is removed, and nothing of the deployment is left.
+    Remove,
 }
 
 impl Default for Config {
@@ -111,6 +123,7 @@ impl Default for Config {
             heartbeat_s: 5,
             rate_limit: WhileAway::Local,
             start: Start::Degraded,
+            last_stop: LastStop::Keep,
         }
     }
 }

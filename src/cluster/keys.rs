@@ -1,6 +1,13 @@
 //! The names of all keys. What a client sends never stands in one as it is: it comes here as a hash, so that nothing in
 //! it can be taken for a separator or a hash tag.
 
+use super::link::literal;
+
+/// What the names of keys go on with: whole names, and beginnings.
+const NAMES: [&str; 5] = ["cluster", "nodes", "sessions:key", "state-key", "node-key"];
+const BEGINNINGS: [&str; 11] =
+    ["node:", "session:{", "lives:", "tool:", "lease:", "generation:", "task:", "tasks:", "{tasks}:", "rl:", "{rl}:"];
+
 /// Makes keys, all with one beginning.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
@@ -17,6 +24,21 @@ impl Keys {
     /// What all keys begin with.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// A pattern that all keys match, and such as only begin so.
+    pub(crate) fn pattern(&self) -> String {
+        format!("{}*", literal(&self.prefix))
+    }
+
+    /// Whether a key is one of these. That it begins so is not enough: another deployment may have a longer prefix that
+    /// begins so too.
+    pub(crate) fn has(&self, key: &[u8]) -> bool {
+        let rest = key.strip_prefix(self.prefix.as_bytes());
+        rest.is_some_and(|rest| {
+            NAMES.iter().any(|name| rest == name.as_bytes())
+                || BEGINNINGS.iter().any(|beginning| rest.starts_with(beginning.as_bytes()))
+        })
     }
 
     /// Holds the name of the deployment.
@@ -140,5 +162,24 @@ mod tests {
         assert_eq!(slot(apart.result("echo", &[1; 32])), slot(apart.lease(&[1; 32])), "in one place in a cluster");
         assert_eq!(keys.rate(&[0xab; 16]), format!("mcp:rl:{}", "ab".repeat(16)));
         assert_eq!(Keys::new("x:", true).rate(&[0; 16]), format!("x:{{rl}}:{}", "00".repeat(16)));
+    }
+
+    #[test]
+    fn keys_are_told_from_those_of_a_longer_prefix() {
+        for is_cluster in [false, true] {
+            let made = |prefix: &str| {
+                let keys = Keys::new(prefix, is_cluster);
+                let own = [keys.cluster(), keys.nodes(), keys.node("a"), keys.session("ab"), keys.sessions_key()];
+                let more = [keys.lives(1), keys.result("t", &[1; 32]), keys.lease(&[1; 32]), keys.generation("all")];
+                let last = [keys.task("1"), keys.tasks("all"), keys.rate(&[1; 16]), keys.state_key(), keys.node_key()];
+                [&own[..], &more, &last].concat()
+            };
+            let keys = Keys::new("mcp:", is_cluster);
+            assert!(made("mcp:").iter().all(|key| keys.has(key.as_bytes())), "{:?}", made("mcp:"));
+            for other in ["mcp:b:", "mcp", "mcp:nodes2:", "other:"] {
+                assert!(!made(other).iter().any(|key| keys.has(key.as_bytes())), "{other}");
+            }
+        }
+        assert_eq!(Keys::new("a[b]*:", false).pattern(), r"a\[b\]\*:*");
     }
 }

@@ -106,7 +106,7 @@ pub(crate) struct Claim<'a> {
 
 /// What became of an attempt to take a stream over.
 #[derive(Debug)]
-pub(crate) enum Taken {
+pub(crate) enum TakeOver {
     /// It is ours.
     Ours {
         writer: Writer,
@@ -132,7 +132,7 @@ impl Streams {
     ///
     /// # Errors
     /// Redis does not say, also not when asked again.
-    pub(crate) async fn take_over(&self, claim: &Claim<'_>) -> Result<Taken, LinkError> {
+    pub(crate) async fn take_over(&self, claim: &Claim<'_>) -> Result<TakeOver, LinkError> {
         let Claim { hash, name, about, writer: (gone, fence), seen, request } = *claim;
         // By which an attempt is known whose answer was lost.
         let nonce = format!("{:08x}{:08x}", self.tag, getrandom::u32().unwrap_or_default());
@@ -155,10 +155,10 @@ impl Streams {
         };
         let missing = u64::try_from(number(1)).unwrap_or_default();
         let token = match number(0) {
-            0 => return Ok(Taken::Others),
+            0 => return Ok(TakeOver::Others),
             token => match u64::try_from(token) {
                 Ok(token) => token,
-                Err(_) => return Ok(Taken::Gone),
+                Err(_) => return Ok(TakeOver::Gone),
             },
         };
         let is_cancelled = number(3) > 0;
@@ -167,7 +167,7 @@ impl Streams {
             _ => None,
         };
         let writer = self.writer(OpenStream::new(hash, name.to_owned(), about.to_owned(), token));
-        Ok(Taken::Ours { writer, missing, call, is_cancelled })
+        Ok(TakeOver::Ours { writer, missing, call, is_cancelled })
     }
 
     /// Whether a call was taken back at an instance that did not run it.

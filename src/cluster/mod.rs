@@ -12,6 +12,7 @@ pub(crate) mod config;
 mod endpoint;
 pub(crate) mod forward;
 pub(crate) mod keys;
+mod last_stop;
 pub(crate) mod leases;
 pub(crate) mod link;
 mod node;
@@ -51,7 +52,7 @@ use self::{
     registry::Named,
 };
 pub use self::{
-    config::{Config, Start, WhileAway},
+    config::{Config, LastStop, Start, WhileAway},
     node::{Node, Status},
 };
 pub(crate) use self::{
@@ -244,6 +245,15 @@ impl Cluster {
         state_key::leave(&self.link, &self.keys).await;
     }
 
+    /// After that: removes what clients have in Redis, if it is set so and this was the last instance. Takes no longer than
+    /// this.
+    pub(crate) async fn remove_all_if_last(&self, patience: Duration) {
+        if self.config.last_stop == LastStop::Remove {
+            self.link.note_owner(false); // so that nothing is written again meanwhile
+            last_stop::remove_all(&self.config, &self.named, patience).await;
+        }
+    }
+
     /// The key that seals what clients carry between instances: `own`, or the one that there is.
     pub(crate) async fn state_key(&self, own: &str) -> Result<String, LinkError> {
         state_key::agree(&self.link, self.keys.state_key(), own, state_key::STATE_EXPIRY).await
@@ -290,6 +300,7 @@ impl Cluster {
             _ if self.link.is_foreign() => "away",              // for us it is
             State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
             State::Up | State::Connecting if self.takes_no_writes() => "read-only",
+            State::Up | State::Connecting if self.link.is_deaf() => "deaf",
             State::Up | State::Connecting => "up",
             State::Away(_) => "away",
         }

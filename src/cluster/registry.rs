@@ -1,7 +1,7 @@
 //! Who there is: each instance writes a heartbeat, looks at those of the others, and removes who has none any more. The
 //! clock is Redis' own. What changes is told at once, and found with the next heartbeat where that was not heard.
 //! Everything that is written expires by itself, so nothing is left when all are gone at once; what an empty Redis has
-//! lost is there again with the next heartbeat. Whose the keys are is said for longer than there are instances: as long as
+//! lost is there again with the next heartbeat, which is made at once where the link finds it emptied. Whose the keys are is said for longer than there are instances: as long as
 //! there can be something of their clients, which another deployment is not to take for its own.
 
 use std::{
@@ -90,8 +90,8 @@ return 1",
     )
 });
 
-/// Says whose the keys are and for how long, and renews it when they are ours. Nobody gives them up: it guards what
-/// clients have there as long as that can live.
+/// Says whose the keys are and for how long, and renews it when they are ours. It guards what clients have there as
+/// long as that can live, so nobody gives them up but who has removed all of that (`last_stop`).
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"local owner, left = redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
@@ -158,6 +158,13 @@ pub(crate) struct Named {
     pub(crate) kept_for: Duration,
     /// Where it is set that tools are to be.
     pub(crate) placed: Vec<String>,
+}
+
+impl Named {
+    /// Who is not waited for by who leaves.
+    pub(super) fn late(&self) -> Dead {
+        Dead { periods: PERIODS_TO_LATE, period: self.period }
+    }
 }
 
 enum Order {
@@ -293,6 +300,7 @@ impl Member {
                 () = sleep_until(next) => {}
                 // Many that come or go at once are looked at together.
                 () = async { others(&mut news, &self.named.id).await; sleep_until(news_from).await } => {}
+                () = self.link.forgot_owner(), if !self.is_owed => {}
                 // A Redis that is back may have forgotten everything.
                 changed = link.changed(), if is_watched => is_watched = changed.is_ok(),
             }
@@ -454,7 +462,7 @@ impl Member {
     }
 
     async fn deregister(&self) -> Result<(), LinkError> {
-        let Named { keys, id, run, period, .. } = &self.named;
+        let Named { keys, id, run, .. } = &self.named;
         // Once more, for what was written since the last heartbeat.
         if claim(&self.link, &self.named, self.has_run).await?.is_err() {
             return Ok(());
@@ -465,8 +473,7 @@ impl Member {
         }
         let () = self.link.query(cmd("SREM").arg(keys.nodes()).arg(id)).await?;
         // Nobody might come after us who buries the dead. Who only was late is in again with its next heartbeat.
-        let late = Dead { periods: PERIODS_TO_LATE, period: *period };
-        self.say_reaped(&look(&self.link, keys, Some(late)).await?, PERIODS_TO_LATE);
+        self.say_reaped(&look(&self.link, keys, Some(self.named.late())).await?, PERIODS_TO_LATE);
         self.link.query(cmd("PUBLISH").arg(keys.nodes()).arg(id)).await
     }
 }

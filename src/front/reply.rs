@@ -174,6 +174,7 @@ pub(crate) fn ready(is_ready: bool, audit: Option<&Audit>, cluster: Option<&'sta
         (true, None) => status_page(StatusCode::OK, br#"{"status":"ready"}"#),
         (true, Some("up")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"up"}"#),
         (true, Some("read-only")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"read-only"}"#),
+        (true, Some("deaf")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"deaf"}"#),
         (true, Some(_)) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"away"}"#),
         (false, _) => status_page(StatusCode::SERVICE_UNAVAILABLE, br#"{"status":"draining"}"#),
     }

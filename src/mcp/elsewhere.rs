@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use crate::{
     changes::{Change, Lists},
     cluster::{
-        leases::{Claim, Taken},
+        leases::{Claim, TakeOver},
         presence::Stake,
         sessions::Hash,
         streams::{Entry, Found, Streams},
@@ -33,7 +33,7 @@ use crate::{
         router::Router,
         session::Session,
     },
-    tool::registry::Of,
+    tool::registry::CalledTool,
 };
 
 /// Between two looks for what is said next.
@@ -47,7 +47,7 @@ const UNREAD_MAX: Duration = Duration::from_secs(10);
 
 /// What a reader elsewhere needs to know of a stream: which request it answers, whose tool it is and whether that is for
 /// all, and whether its call may be run again. A session's own stream answers none.
-pub(super) fn about(request: Option<&OwnedId>, tool: Option<&Of>, again: bool) -> Value {
+pub(super) fn about(request: Option<&OwnedId>, tool: Option<&CalledTool>, again: bool) -> Value {
     let members = [
         ("request", request.map(OwnedId::to_value)),
         ("tool", tool.map(|tool| tool.name.as_ref().into())),
@@ -87,7 +87,8 @@ pub(super) async fn bring(
     let Some(about) = found.about.as_deref().and_then(|about| serde_json::from_str::<Value>(about).ok()) else {
         return Ok(());
     };
-    let tool = about["tool"].as_str().map(|name| Of { name: name.into(), is_guarded: about["guarded"] == true });
+    let tool =
+        about["tool"].as_str().map(|name| CalledTool { name: name.into(), is_guarded: about["guarded"] == true });
     if tool.as_ref().is_some_and(|tool| router.dispatch.tools().is_hidden(tool, asker.identity())) {
         return Ok(());
     }
@@ -232,9 +233,9 @@ impl Follower {
             request: &request,
         };
         let (writer, missing, call, is_cancelled) = match self.streams.take_over(&claim).await {
-            Ok(Taken::Ours { writer, missing, call, is_cancelled }) => (writer, missing, call, is_cancelled),
-            Ok(Taken::Others) => return false,
-            Ok(Taken::Gone) => {
+            Ok(TakeOver::Ours { writer, missing, call, is_cancelled }) => (writer, missing, call, is_cancelled),
+            Ok(TakeOver::Others) => return false,
+            Ok(TakeOver::Gone) => {
                 self.give_up("the instance that ran this call has ended; the call may have run");
                 return true;
             }

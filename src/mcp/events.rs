@@ -18,7 +18,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     cluster::{sessions::Hash, streams::Streams, writing::Writer},
-    tool::registry::Of,
+    tool::registry::CalledTool,
 };
 
 /// The size of a message that is kept whatever else is.
@@ -70,7 +70,7 @@ pub(crate) struct EventLog {
     /// Nothing but its reader makes it of use: it is not a call's.
     is_standalone: bool,
     /// The tool whose call it is, where it is a tool's.
-    tool: OnceLock<Of>,
+    tool: OnceLock<CalledTool>,
     /// Where it is kept for other instances too.
     writer: OnceLock<Writer>,
     state: Mutex<State>,
@@ -177,12 +177,12 @@ impl EventLog {
     }
 
     /// Says whose call it is.
-    pub(crate) fn note_tool(&self, tool: Of) {
+    pub(crate) fn note_tool(&self, tool: CalledTool) {
         let _ = self.tool.set(tool);
     }
 
     /// The tool whose call it is, where it is a tool's: who may not call it any more does not read it either.
-    pub(crate) fn tool(&self) -> Option<&Of> {
+    pub(crate) fn tool(&self) -> Option<&CalledTool> {
         self.tool.get()
     }
 

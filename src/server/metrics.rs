@@ -59,6 +59,11 @@ fn shared(out: &mut Exposition, cluster: &Cluster) {
         .only(u8::from(!link.is_away()));
     out.gauge("bigiron_cluster_writable", "1 while Redis is there and takes writes, 0 while it is away or full")
         .only(u8::from(!link.is_away() && !cluster.takes_no_writes()));
+    out.gauge(
+        "bigiron_cluster_heard",
+        "1 while what other instances tell is heard, 0 while Redis is away or forbids it",
+    )
+    .only(u8::from(!link.is_away() && !link.is_deaf()));
     out.counter("bigiron_cluster_away_total", "Times that Redis went away").only(link.times_away());
     out.gauge("bigiron_cluster_commands_in_flight", "Commands to Redis under way")
         .only(link.in_flight(cluster.config.in_flight_max));

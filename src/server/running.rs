@@ -6,7 +6,7 @@ use tokio::{
     runtime::{Handle, Runtime},
     signal::unix::{SignalKind, signal},
     sync::oneshot,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -118,6 +118,7 @@ impl Running {
         self.drain.start(); // /ready says so
         note(&self.front.router, "drain", "");
         let Some(cluster) = &self.front.cluster else { return self.finished().await };
+        let began = Instant::now();
         // A Redis that is slow must not keep the listener open: the balancer asks /ready.
         let _ = timeout(LAST_WORDS, cluster.status(Status::Stopping)).await;
         self.finished().await;
@@ -128,6 +129,9 @@ impl Running {
             shared.flush().await;
         }
         cluster.leave().await;
+        // In what calls left of the time that a stop may take.
+        let left = (self.delay + self.grace).saturating_sub(began.elapsed());
+        cluster.remove_all_if_last(left.max(LAST_WORDS)).await;
     }
 
     /// Takes nothing new in, and finishes what is in flight.

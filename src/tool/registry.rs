@@ -44,7 +44,7 @@ pub(crate) struct ServedTool {
 
 /// Whose call it is, of what is kept for longer than its tool may be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Of {
+pub(crate) struct CalledTool {
     pub(crate) name: Box<str>,
     /// Not everybody may call it.
     pub(crate) is_guarded: bool,
@@ -52,8 +52,8 @@ pub(crate) struct Of {
 
 impl ServedTool {
     /// What is noted of it with what its calls say.
-    pub(crate) fn of(&self) -> Of {
-        Of { name: self.tool.name().into(), is_guarded: !self.rule.is_open() }
+    pub(crate) fn of(&self) -> CalledTool {
+        CalledTool { name: self.tool.name().into(), is_guarded: !self.rule.is_open() }
     }
 
     /// Whether a call of it is over when its function returns: in the lane `Inline`, with results that are not kept, any
@@ -111,7 +111,7 @@ impl Snapshot {
 
     /// Whether `who` may not read what a call of this tool said. One that is not here has no rule here: it counts what it
     /// had where it was called, and whether there are any.
-    pub(crate) fn is_hidden(&self, tool: &Of, who: Option<&Identity>) -> bool {
+    pub(crate) fn is_hidden(&self, tool: &CalledTool, who: Option<&Identity>) -> bool {
         match self.get(&tool.name) {
             Some(_) => self.for_caller(&tool.name, who).is_none(),
             None => who.is_some() && (tool.is_guarded || !self.rights.is_open()),

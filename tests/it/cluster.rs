@@ -275,14 +275,27 @@ fn settings_that_redis_refuses_are_told_and_are_no_redis_that_is_up() {
 #[test]
 fn who_may_not_listen_is_told_so() {
     let redis = Redis::start();
-    redis.cli(&["ACL", "SETUSER", "default", "-subscribe"]);
-    let server = start(&redis, "a", &[]);
+    redis.cli(&["ACL", "SETUSER", "mute", "on", ">right", "~mcp:*", "&mcp:*", "+@all", "-@admin", "-subscribe"]);
+    let args = [node(&redis, "a"), vec!["--set".into(), "cluster.user=mute".into()]].concat();
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let server = Process::start_example_at("everything", 0, &[("BIGIRON_CLUSTER__PASSWORD", "right")], &args);
     let mut began = server.began.iter();
     let is_told = |line: &String| line.contains("may not SUBSCRIBE") && line.contains("'subscribe' command");
     if !began.any(is_told) {
         let line = server.log_line_with("may not SUBSCRIBE");
         assert!(line.contains("ERROR") && is_told(&line), "{line}");
     }
+    let told = |word: &str| {
+        for addr in [server.addr, server.admin_addr] {
+            let ready = get(addr, "/ready");
+            assert_eq!((ready.status, &ready.json()), (200, &json!({ "status": "ready", "cluster": word })));
+        }
+        ["up", "writable", "heard"].map(|what| metric(&server, &format!("bigiron_cluster_{what}")))
+    };
+    assert_eq!(told("deaf"), [1.0, 1.0, 0.0]);
+    redis.cli(&["ACL", "SETUSER", "mute", "+subscribe"]);
+    server.log_line_with("what other instances tell is heard");
+    assert_eq!(told("up"), [1.0; 3]);
 }
 
 #[test]

@@ -93,22 +93,27 @@ fn task(server: &Process, method: &str, name: &str, mut params: Value) -> Respon
     Client::connect(server.addr).post(&modern_headers(method, name), &modern(1, method, params))
 }
 
-#[test]
-fn after_a_clean_stop_nothing_of_the_instances_is_left_and_what_is_clients_expires() {
-    let redis = Redis::start();
-    let settings = [
-        "--set",
-        "rate_limit.enabled=true",
-        "--set",
-        "rate_limit.per_ip=1000 per 1h, burst 1000",
-        "--set",
-        "tools.test_simple_text.cache_ttl_s=600",
-        "--set",
-        "tools.test_simple_text.cache_not_read_only=true",
-        "--set",
-        "tools.test_simple_text.cache_one_run=cluster",
-    ];
-    let [mut a, mut b] = ["a", "b"].map(|id| start("everything", &redis, id, &settings));
+/// With these there is all that there can be.
+const SETTINGS: [&str; 10] = [
+    "--set",
+    "rate_limit.enabled=true",
+    "--set",
+    "rate_limit.per_ip=1000 per 1h, burst 1000",
+    "--set",
+    "tools.test_simple_text.cache_ttl_s=600",
+    "--set",
+    "tools.test_simple_text.cache_not_read_only=true",
+    "--set",
+    "tools.test_simple_text.cache_one_run=cluster",
+];
+
+fn is_there(keys: &[String], prefix: &str) -> bool {
+    keys.iter().any(|key| key.starts_with(prefix))
+}
+
+/// Has two instances write all that there can be: an open session and one that was ended, streams, a kept result and an
+/// invalidation, a task, rates. Returns the ids of the open session and of the task.
+fn fill(redis: &Redis, a: &Process, b: &Process) -> (String, String) {
     let (kept, ended) = (Session::open(a.addr, "2025-11-25"), Session::open(b.addr, "2025-11-25"));
     let mut stream = kept.listen(b.addr, None);
     stream.comment();
@@ -124,17 +129,24 @@ fn after_a_clean_stop_nothing_of_the_instances_is_left_and_what_is_clients_expir
     admin.send(format!("POST /cache/invalidate HTTP/1.1\r\n{head}\r\n\r\n{invalidate}").as_bytes());
     assert_eq!(admin.receive().expect("an answer").status, 200);
     eventually("it is told", || redis.keys("mcp:generation:").len() == 1);
-    assert_eq!(task(&a, "tools/call", name, json!({ "name": name })).status, 200);
+    assert_eq!(task(a, "tools/call", name, json!({ "name": name })).status, 200);
     let params = json!({ "name": "slow_compute", "arguments": { "seconds": 1 } });
-    let begun = task(&b, "tools/call", "slow_compute", params).json();
+    let begun = task(b, "tools/call", "slow_compute", params).json();
     assert_eq!(begun["result"]["resultType"], "task", "{begun}");
     let id = begun["result"]["taskId"].as_str().expect("an id").to_owned();
-    let is_there = |keys: &[String], prefix: &str| keys.iter().any(|key| key.starts_with(prefix));
     eventually("all that there can be is there", || {
         let keys = redis.keys("");
         let mut all = LEFT.iter().map(|(prefix, ..)| prefix).chain(&OF_INSTANCES);
         all.all(|prefix| is_there(&keys, prefix)) && keys.iter().any(|key| key.contains(":s:"))
     });
+    (kept.id, id)
+}
+
+#[test]
+fn after_a_clean_stop_nothing_of_the_instances_is_left_and_what_is_clients_expires() {
+    let redis = Redis::start();
+    let [mut a, mut b] = ["a", "b"].map(|id| start("everything", &redis, id, &SETTINGS));
+    let (session, id) = fill(&redis, &a, &b);
     for (server, other) in [(&mut a, "mcp:node:b"), (&mut b, "")] {
         server.signal("TERM");
         assert_eq!(server.wait().code(), Some(0));
@@ -151,8 +163,28 @@ fn after_a_clean_stop_nothing_of_the_instances_is_left_and_what_is_clients_expir
         assert!(left_ms <= claimed_ms, "{key} is guarded as long as it is there: {left_ms} and {claimed_ms}");
     }
     // And that is what it is left for.
-    let c = start("everything", &redis, "c", &settings);
-    let mut goes_on = Session { client: Client::connect(c.addr), id: kept.id };
+    let c = start("everything", &redis, "c", &SETTINGS);
+    let mut goes_on = Session { client: Client::connect(c.addr), id: session };
     assert_eq!(goes_on.request(1, "ping", json!({})).status, 200);
     assert_eq!(task(&c, "tasks/get", &id, json!({ "taskId": id })).json()["result"]["taskId"], json!(id));
+}
+
+#[test]
+fn where_it_is_set_so_the_last_clean_stop_leaves_nothing() {
+    let redis = Redis::start();
+    let settings = [&SETTINGS[..], &["--set", "cluster.last_stop=remove"]].concat();
+    let [mut a, mut b, mut c] = ["a", "b", "c"].map(|id| start("everything", &redis, id, &settings));
+    fill(&redis, &a, &b);
+    redis.cli(&["SET", "other:cluster", "another"]);
+    c.signal("TERM");
+    assert_eq!(c.wait().code(), Some(0));
+    let left = redis.keys("mcp:");
+    assert!(LEFT.iter().all(|(prefix, ..)| is_there(&left, prefix)), "others live: {left:?}");
+    a.signal("KILL");
+    a.wait();
+    eventually("it is taken for gone", || redis.keys("mcp:node:") == ["mcp:node:b"]);
+    b.signal("TERM");
+    assert_eq!(b.wait().code(), Some(0));
+    assert_eq!(redis.keys(""), ["other:cluster"], "nor what the one that was killed left");
+    assert_eq!(redis.cli(&["DBSIZE"]), "1");
 }

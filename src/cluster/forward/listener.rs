@@ -111,7 +111,7 @@ pub(crate) struct Limits {
 
 /// What is counted.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct TakenCounts {
     pub(crate) inside: AtomicUsize,
     pub(crate) run: AtomicU64,
     pub(crate) not_here: AtomicU64,
@@ -132,7 +132,7 @@ struct Shared {
     runs: Box<dyn Runs>,
     limits: Limits,
     memory: Arc<Semaphore>,
-    taken: Arc<Taken>,
+    taken: Arc<TakenCounts>,
     said: Rarely,
     unproven: Unproven,
 }
@@ -171,7 +171,7 @@ impl Unproven {
 #[derive(Debug)]
 pub(crate) struct Listener {
     stop: watch::Sender<bool>,
-    taken: Arc<Taken>,
+    taken: Arc<TakenCounts>,
     accepting: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
@@ -185,7 +185,7 @@ impl Listener {
         runs: Box<dyn Runs>,
     ) -> std::io::Result<Self> {
         let socket = TcpListener::from_std(socket)?;
-        let taken = Arc::<Taken>::default();
+        let taken = Arc::<TakenCounts>::default();
         let memory = Arc::new(Semaphore::new((limits.bytes_max / KIB).clamp(1, Semaphore::MAX_PERMITS)));
         let shared = Shared {
             id: id.to_owned(),
@@ -202,7 +202,7 @@ impl Listener {
         Ok(Self { stop, taken, accepting: Mutex::new(Some(accepting)) })
     }
 
-    pub(crate) fn taken(&self) -> &Taken {
+    pub(crate) fn taken(&self) -> &TakenCounts {
         &self.taken
     }
 

@@ -13,6 +13,7 @@
 
 mod error;
 mod redirect;
+mod scan;
 mod state;
 mod subscribe;
 mod way;
@@ -23,7 +24,7 @@ use std::{
     future::pending,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -37,10 +38,12 @@ use tokio::{
 
 pub(crate) use self::{
     error::{LinkError, Refused},
+    scan::literal,
     state::State,
     subscribe::{Event, Subscription},
 };
 use self::{
+    scan::Part,
     state::{Current, Switch},
     way::{Master, Way},
     why::Why,
@@ -71,8 +74,10 @@ struct Shared {
     look: Notify,
     /// It is to be replaced, although it answers.
     is_stale: AtomicBool,
-    /// It was said that we may not listen.
-    is_deafness_told: AtomicBool,
+    /// It says no more whose the keys are, which are ours.
+    forgot_owner: Notify,
+    /// Listeners that may not listen.
+    deaf: AtomicUsize,
     /// The master that the connection goes to, while there is one and sentinels named it.
     master: watch::Sender<Option<Master>>,
     /// Whose it is that is there: while it is not known to be ours, it is for us as if nothing were.
@@ -130,7 +135,8 @@ impl Link {
             probe: Duration::from_millis(config.probe_ms),
             look: Notify::new(),
             is_stale: AtomicBool::new(false),
-            is_deafness_told: AtomicBool::new(false),
+            forgot_owner: Notify::new(),
+            deaf: AtomicUsize::new(0),
             master: watch::Sender::new(None),
             owner: watch::Sender::new(owner),
             counts: Counts::default(),
@@ -196,6 +202,17 @@ impl Link {
     /// Whether it is not ours, or not known to be.
     pub(crate) fn is_foreign(&self) -> bool {
         !self.shared.owner.borrow().lets_pass()
+    }
+
+    /// Returns when it was ours and is nobody's any more, though it is there: it was emptied. Until that is said again
+    /// another deployment could take it.
+    pub(super) async fn forgot_owner(&self) {
+        self.shared.forgot_owner.notified().await;
+    }
+
+    /// Whether nothing that other instances tell is heard, because the user of Redis may not listen.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.shared.deaf.load(Relaxed) > 0
     }
 
     /// Listens on these channels, and says when something may have been missed.
@@ -282,6 +299,8 @@ impl Link {
                 Ask::Command(command) => command.query_async(&mut connection).await,
                 Ask::Pipeline(commands) => commands.query_async(&mut connection).await,
                 Ask::Script(script) => script.invoke_async(&mut connection).await,
+                Ask::At(part, command) => scan::ask_at(&mut connection, part, command).await,
+                Ask::EachMaster(command) => scan::ask_each_master(&mut connection, command).await,
             }
         });
         let error = match answer.await {
@@ -319,6 +338,8 @@ enum Ask<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
     Script(&'a ScriptInvocation<'a>),
+    At(&'a Part, &'a Cmd),
+    EachMaster(&'a Cmd),
 }
 
 impl Shared {
@@ -398,7 +419,15 @@ async fn watch_over(shared: &Shared) {
         if shared.is_stale.load(Relaxed) {
             return shared.switch.connecting();
         }
-        let Err(error) = shared.way.probe(&mut current.connection.clone()).await else { continue };
+        let error = match shared.way.probe(&mut current.connection.clone()).await {
+            Ok(says_whose) => {
+                if !says_whose && *shared.owner.borrow() == Owner::Us {
+                    shared.forgot_owner.notify_one();
+                }
+                continue;
+            }
+            Err(error) => error,
+        };
         return match LinkError::of(&error) {
             LinkError::Unknown("the connection broke") => shared.switch.connecting(),
             _ => shared.switch.away(shared.way.why(&error, shared.switch.was_up()).await, shared.probe),

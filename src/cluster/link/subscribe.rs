@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -68,19 +68,15 @@ impl Subscription {
         let (sender, events) = mpsc::channel(WAITING_MAX);
         let task = tokio::spawn(async move {
             let _held = held;
-            let mut out = Out { sender, begun: false, owes_gap: false, missed: &shared.counts.missed };
+            let mut out = Out { sender, begun: false, owes_gap: false, deaf: None, missed: &shared.counts.missed };
             for turn in 0.. {
                 let next_attempt = Instant::now() + shared.pause();
                 match listen(&shared, &channels, turn, &mut out).await {
                     Ok(()) => return, // nobody hears it
                     Err(error)
-                        if LinkError::of(&error) == LinkError::Refused(Refused::Denied)
-                            && !shared.is_deafness_told.swap(true, Relaxed) =>
+                        if LinkError::of(&error) == LinkError::Refused(Refused::Denied) && out.deaf.is_none() =>
                     {
-                        tracing::error!(
-                            why = error.detail().unwrap_or_default(),
-                            "the user of Redis (cluster.user) may not SUBSCRIBE, so that nothing of other instances is heard"
-                        );
+                        out.deaf = Some(Deaf::enter(&shared.deaf, &error));
                     }
                     Err(error) => tracing::debug!(%error, "a subscription is made again"),
                 }
@@ -97,8 +93,39 @@ impl Subscription {
     }
 }
 
+/// One listener that may not listen, as long as that is so. It is said of the first one.
+struct Deaf<'a>(&'a AtomicUsize);
+
+impl<'a> Deaf<'a> {
+    fn enter(all: &'a AtomicUsize, error: &RedisError) -> Self {
+        if all.fetch_add(1, Relaxed) == 0 {
+            tracing::error!(
+                why = error.detail().unwrap_or_default(),
+                "the user of Redis (cluster.user) may not SUBSCRIBE, so that nothing of other instances is heard"
+            );
+        }
+        Self(all)
+    }
+
+    /// It may by now. That is said of the last one.
+    fn hears(self) {
+        let all = self.0;
+        std::mem::forget(self); // it is counted here, as its drop would
+        if all.fetch_sub(1, Relaxed) == 1 {
+            tracing::info!("what other instances tell is heard");
+        }
+    }
+}
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 struct Out<'a> {
     sender: mpsc::Sender<Event>,
+    deaf: Option<Deaf<'a>>,
     missed: &'a AtomicU64,
     begun: bool,
     owes_gap: bool,
@@ -130,6 +157,9 @@ impl Out<'_> {
 
     /// All channels are subscribed.
     fn stands(&mut self) -> bool {
+        if let Some(deaf) = self.deaf.take() {
+            deaf.hears();
+        }
         if self.begun {
             self.owes_gap = true;
             return self.send(Event::Gap);

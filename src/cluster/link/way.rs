@@ -220,6 +220,10 @@ impl Way {
         matches!(self.endpoint.kind, Kind::Sentinel(_))
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        self.endpoint.kind == Kind::Cluster
+    }
+
     /// One attempt, in its time: a connection that Redis has answered on, and where it goes, if that is up to sentinels.
     /// With `is_instance` only where all is allowed that instances do.
     pub(super) async fn connect(&self, is_instance: bool) -> Result<(Connection, Option<Master>), RedisError> {
@@ -318,8 +322,8 @@ impl Way {
         Ok((client, Some(master)))
     }
 
-    /// Whether Redis answers on this connection, in the time of a command.
-    pub(super) async fn probe(&self, connection: &mut Connection) -> Result<(), RedisError> {
+    /// Whether Redis answers on this connection, in the time of a command: and whether it says there whose the keys are.
+    pub(super) async fn probe(&self, connection: &mut Connection) -> Result<bool, RedisError> {
         let mut ask = redis::cmd("EXISTS");
         ask.arg(&self.probed_key);
         within(self.command, ask.query_async(connection)).await

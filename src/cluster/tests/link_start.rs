@@ -4,7 +4,7 @@
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::*;
+use super::{tls::Secure, *};
 use crate::{
     cluster::{
         About, Cluster, JoinError, Start, Status,
@@ -92,23 +92,14 @@ async fn what_is_ours_stays_so_in_a_redis_that_takes_no_writes() {
 
 #[tokio::test]
 async fn tls_where_there_is_none_and_none_where_there_is_are_told() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
-    std::fs::write(at("cert.pem"), made.cert.pem()).expect("written");
-    std::fs::write(at("key.pem"), made.signing_key.serialize_pem()).expect("written");
-    let tls_port = servers::free_port();
-    let tls = ["--tls-cert-file", &at("cert.pem"), "--tls-key-file", &at("key.pem"), "--tls-auth-clients", "no"];
-    let port = tls_port.to_string();
-    let ca = at("cert.pem");
-    let redis = Redis::start_with(&[&["--tls-port", &port, "--tls-ca-cert-file", &ca][..], &tls].concat());
+    let secure = Secure::start_with(&[]);
     for (form, end) in [("", ""), ("-cluster", ""), ("+sentinel", "/m")] {
         for (scheme, port, parts) in [
-            ("redis", tls_port, ["speaks TLS", "to begin with rediss in place of redis", "cluster.redis"]),
-            ("rediss", redis.port, ["without TLS", "to begin with redis in place of rediss", "cluster.redis"]),
+            ("redis", secure.port, ["speaks TLS", "to begin with rediss in place of redis", "cluster.redis"]),
+            ("rediss", secure.redis.port, ["without TLS", "to begin with redis in place of rediss", "cluster.redis"]),
         ] {
             let url = format!("{scheme}{form}://localhost:{port}{end}");
-            let link = Link::start(&Config { ca_file: ca.clone(), ..config(&url) }).expect("settings");
+            let link = Link::start(&Config { ca_file: secure.certificate(), ..config(&url) }).expect("settings");
             let why = link.first_word(PATIENCE).await.expect_err(&url);
             for part in parts {
                 assert!(why.contains(part), "{url}: {part:?} is missing: {why}");

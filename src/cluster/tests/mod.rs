@@ -1,5 +1,6 @@
 //! With real Redis processes: the link in all that can happen to it, and what is shared over it.
 
+mod last_stop;
 mod link;
 mod link_start;
 mod results;
@@ -7,6 +8,7 @@ mod servers;
 mod sessions;
 mod shared;
 mod tasks;
+mod tls;
 
 use self::servers::{PATIENCE, Redis, Sentinels, Six};
 use super::{

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::cluster::{
     Cluster,
-    cache::{Entry, Look, Of, Results, Turn},
+    cache::{Entry, Look, ResultId, Results, Turn},
     changes::{Forget, News},
 };
 
@@ -36,17 +36,17 @@ impl Instance {
         timeout(PATIENCE, self.heard.recv()).await.expect("in time").expect("it listens")
     }
 
-    async fn look(&self, of: Of<'_>, alone: bool) -> Look {
+    async fn look(&self, of: ResultId<'_>, alone: bool) -> Look {
         timeout(PATIENCE, self.results.look(of, alone)).await.expect("in time")
     }
 
     /// Makes a result and waits until it is written.
-    async fn make(&self, of: Of<'_>, text: &'static str) {
+    async fn make(&self, of: ResultId<'_>, text: &'static str) {
         let Look::Make(turn) = self.look(of, false).await else { panic!("there is none") };
         self.keep(of, turn, text).await;
     }
 
-    async fn keep(&self, of: Of<'_>, turn: Turn, text: &'static str) {
+    async fn keep(&self, of: ResultId<'_>, turn: Turn, text: &'static str) {
         let before = self.results.counts().written.load(Relaxed);
         self.results.keep(of, turn, &entry(text));
         while self.results.counts().written.load(Relaxed) == before {
@@ -54,7 +54,7 @@ impl Instance {
         }
     }
 
-    async fn found(&self, of: Of<'_>) -> Option<Bytes> {
+    async fn found(&self, of: ResultId<'_>) -> Option<Bytes> {
         match self.look(of, false).await {
             Look::Found(entry) => Some(entry.fields),
             Look::Make(_) => None,
@@ -76,8 +76,8 @@ fn entry(text: &'static str) -> Entry {
     Entry { fields: Bytes::from_static(text.as_bytes()), meta: None, is_error: false, ttl, left: ttl }
 }
 
-fn of<'a>(key: &'a [u8; 32], caller: &'a str) -> Of<'a> {
-    Of { key, tool: "t", caller: Some(caller) }
+fn of<'a>(key: &'a [u8; 32], caller: &'a str) -> ResultId<'a> {
+    ResultId { key, tool: "t", caller: Some(caller) }
 }
 
 /// All that can happen to results, at any kind of Redis.

@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use super::*;
+use super::{tls::Secure, *};
 use crate::{
     cluster::{
         About, Cluster, Endpoint, JoinError, Node, Own, Start, Status, WhileAway,
@@ -9,7 +9,7 @@ use crate::{
     units::Secret,
 };
 
-async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
+pub(super) async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
     let config = Config { node_id: id.into(), ..config.clone() };
     let address = format!("http://{id}.example/mcp");
     let cluster = Cluster::connect(&config, own(&address)).await.expect("it is let in");
@@ -19,7 +19,7 @@ async fn joined(config: &Config, id: &str) -> Arc<Cluster> {
 }
 
 /// Waits until this instance sees exactly these.
-async fn sees(cluster: &Cluster, expected: &[(&str, Status)]) -> Vec<Node> {
+pub(super) async fn sees(cluster: &Cluster, expected: &[(&str, Status)]) -> Vec<Node> {
     let mut view = cluster.registry().expect("it has joined").watch();
     let seen = view
         .wait_for(|view| view.nodes.iter().map(|node| (node.id.as_str(), node.status)).eq(expected.iter().copied()));
@@ -90,6 +90,21 @@ async fn who_falls_silent_is_removed_and_what_was_lost_is_written_again() {
     servers::eventually("it is in the registry again", || redis.keys("mcp:node:") == ["mcp:node:a"]);
     a.leave().await;
     assert_eq!(redis.keys("mcp:"), ["mcp:cluster"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_was_emptied_is_ours_again_before_the_next_heartbeat() {
+    let redis = Redis::start();
+    let seldom = Config { heartbeat_s: 300, ..config(&redis.url()) };
+    let a = joined(&seldom, "a").await;
+    sees(&a, &[("a", Status::Running)]).await;
+    redis.cli(&["FLUSHALL"]);
+    servers::eventually("it is ours again", || redis.cli(&["GET", "mcp:cluster"]) == "bigiron");
+    servers::eventually("all is there again", || {
+        redis.keys("mcp:node:") == ["mcp:node:a"] && redis.keys("mcp:nodes").len() == 1
+    });
+    let theirs = Config { id: "another".into(), ..seldom };
+    assert!(matches!(Cluster::connect(&theirs, own("")).await, Err(JoinError::Setting(..))));
 }
 
 #[tokio::test]
@@ -264,26 +279,7 @@ async fn without_redis_a_rate_follows_its_policy() {
 
 #[tokio::test]
 async fn a_connection_by_tls_is_to_whom_its_certificates_name() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
-    std::fs::write(at("cert.pem"), made.cert.pem()).expect("written");
-    std::fs::write(at("key.pem"), made.signing_key.serialize_pem()).expect("written");
-    let tls_port = servers::free_port();
-    let redis = Redis::start_with(&[
-        "--tls-port",
-        &tls_port.to_string(),
-        "--tls-cert-file",
-        &at("cert.pem"),
-        "--tls-key-file",
-        &at("key.pem"),
-        "--tls-ca-cert-file",
-        &at("cert.pem"),
-        "--tls-auth-clients",
-        "no",
-        "--requirepass",
-        "right",
-    ]);
+    let of = Secure::start_with(&["--requirepass", "right"]);
     let secure = |host: &str, port: u16, ca_file: String| Config {
         password: Secret::new("right"),
         ca_file,
@@ -294,11 +290,11 @@ async fn a_connection_by_tls_is_to_whom_its_certificates_name() {
         let link = Link::start(&config).expect("settings");
         link.first_word(PATIENCE + Duration::from_secs(1)).await
     };
-    assert_eq!(why(secure("localhost", tls_port, at("cert.pem"))).await, Ok(()));
-    why(secure("localhost", tls_port, String::new())).await.expect_err("nobody vouches for it");
-    why(secure("127.0.0.1", tls_port, at("cert.pem"))).await.expect_err("it is named otherwise");
-    let plain = why(secure("localhost", redis.port, at("cert.pem"))).await.expect_err("this port has no TLS");
+    assert_eq!(why(secure("localhost", of.port, of.certificate())).await, Ok(()));
+    why(secure("localhost", of.port, String::new())).await.expect_err("nobody vouches for it");
+    why(secure("127.0.0.1", of.port, of.certificate())).await.expect_err("it is named otherwise");
+    let plain = why(secure("localhost", of.redis.port, of.certificate())).await.expect_err("this port has no TLS");
     assert!(!plain.contains("right"), "{plain}");
-    let missing = Link::start(&secure("localhost", tls_port, at("none.pem"))).expect_err("no such file");
+    let missing = Link::start(&secure("localhost", of.port, "/nowhere/none.pem".into())).expect_err("no such file");
     assert!(missing.contains("none.pem"), "{missing}");
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     call::Reply,
     cluster::{
-        cache::{Entry, Look, Of, Turn},
+        cache::{Entry, Look, ResultId, Turn},
         changes::Forget,
         keys::hex,
     },
@@ -79,8 +79,8 @@ impl Cache {
     }
 }
 
-fn of<'a>(asked: &'a Asked<'_>) -> Of<'a> {
+fn of<'a>(asked: &'a Asked<'_>) -> ResultId<'a> {
     // What is everybody's is not one caller's to be forgotten.
     let caller = (asked.policy.scope == CacheScope::Caller).then_some(asked.caller);
-    Of { key: asked.key.bytes(), tool: asked.tool, caller }
+    ResultId { key: asked.key.bytes(), tool: asked.tool, caller }
 }
