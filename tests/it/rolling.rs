@@ -77,7 +77,8 @@ impl Balancer {
     /// Waits until an instance counts so.
     fn sees(&self, server: &str, state: &str) {
         eventually(&format!("{server} is {state}"), || {
-            let mut socket = UnixStream::connect(self.told()).expect("it lives");
+            // Its addresses may be there before this socket is.
+            let Ok(mut socket) = UnixStream::connect(self.told()) else { return false };
             socket.write_all(b"show stat\n").expect("asked");
             let start = format!("bigiron,{server},");
             let line = BufReader::new(socket).lines().map_while(Result::ok).find(|line| line.starts_with(&start));
