@@ -29,6 +29,8 @@ use crate::{
 
 /// From the wish to end a connection to its end when no request is on it: a request may lie in the kernel, unread.
 pub(super) const LAST_BYTES: Duration = Duration::from_millis(50);
+/// Between two looks at whether a connection with a request on it idles, at the least.
+const BUSY_LOOK_MIN: Duration = Duration::from_millis(100);
 /// A note that was not made.
 pub(super) const NEVER: u64 = 0;
 
@@ -252,11 +254,14 @@ impl Connection {
         }
     }
 
+    /// Whether some of a request's head has come, and not all of it.
+    pub(super) fn is_in_head(&self) -> bool {
+        self.head_began.load(Relaxed) != NEVER
+    }
+
     /// Whether nothing is on it.
     pub(super) fn is_quiet(&self) -> bool {
-        self.busy.load(Relaxed) == 0
-            && self.head_began.load(Relaxed) == NEVER
-            && self.write_stalled.load(Relaxed) == NEVER
+        self.busy.load(Relaxed) == 0 && !self.is_in_head() && self.write_stalled.load(Relaxed) == NEVER
     }
 
     /// Whether nothing is on it while memory is so short that such connections are given up.
@@ -286,7 +291,9 @@ impl Connection {
             return Verdict::Close("its request head came too slowly");
         }
         if self.busy.load(Relaxed) > 0 || stalled != NEVER {
-            return Verdict::LookAgain(now + limits.header_timeout().min(limits.write_timeout()));
+            // It may be over at any moment, and idle from then on.
+            let shortest = limits.header_timeout().min(limits.write_timeout()).min(limits.idle_timeout());
+            return Verdict::LookAgain(now + shortest.max(BUSY_LOOK_MIN));
         }
         // What is due is a head that still has time.
         let idle_until = self.idle_until();

@@ -8,6 +8,7 @@ mod talk;
 pub(crate) mod wire;
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -15,6 +16,7 @@ use std::{
 };
 
 use hyper::{
+    header::{self, HeaderValue},
     rt::{Read, Write},
     server::conn::http1::{self, Connection as Hyper},
     service::{HttpService, service_fn},
@@ -100,7 +102,10 @@ where
 
     fn hang_up(&mut self, conn: &Connection) {
         conn.hang_up();
-        if let Way::Hyper(general) = &mut self.way {
+        // hyper would give up a head that has begun; its answer says that it is the last.
+        if let Way::Hyper(general) = &mut self.way
+            && !conn.is_in_head()
+        {
             general.as_mut().hang_up();
         }
     }
@@ -120,7 +125,13 @@ where
             let came = Came::ByHyper(Box::new(head));
             // Boxed: hyper keeps room for one in each connection, also idle, and moves it there for each request. So
             // the room is there for those alone that are being served, and mostly the same warm one.
-            Box::pin(async move { Ok::<_, std::convert::Infallible>(serve(conn, came, Inflow::ByHyper(body)).await) })
+            Box::pin(async move {
+                let mut response = serve(Arc::clone(&conn), came, Inflow::ByHyper(body)).await;
+                if conn.is_hung_up() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            })
         })
     };
     let mut http = http1::Builder::new();

@@ -40,8 +40,8 @@ const FIRST_BYTES: usize = 1024;
 const KEPT_BYTES_MAX: usize = 256;
 /// With more than this to come of a body that was refused unread, the connection is not used again.
 const UNREAD_BYTES_MAX: u64 = 64 * 1024;
-/// What is on its way of such a body is taken for so long, as long as it comes without such a pause: an end with bytes
-/// unread would be a reset, which takes the refusal with it.
+/// What is on its way that nobody reads is taken for so long, as long as it comes without such a pause: an end with bytes
+/// unread would be a reset, which takes the answer with it.
 const UNREAD_TIME: Duration = Duration::from_secs(3);
 const UNREAD_PAUSE: Duration = Duration::from_millis(500);
 /// How long the end of a connection may take.
@@ -177,14 +177,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
 
     /// Waits for bytes of a head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
-        if self.ahead.is_empty() && self.conn.is_hung_up() {
-            return Poll::Ready(Err(Over));
-        }
         let Self { stream, conn, ahead } = self;
         let came = poll_look(stream, cx, READ_BYTES, |came| {
             ahead.extend_from_slice(came);
             Ok(came.len())
         });
+        if came.is_pending() && ahead.is_empty() && conn.is_hung_up() {
+            return Poll::Ready(Err(Over)); // not before what is here has been read
+        }
         match ready!(came) {
             Ok(1..) => {
                 conn.note_read(true);
@@ -308,11 +308,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     }
 
     /// Takes what is on its way of a body that nobody reads. When not all of it comes, the client is told that this is the
-    /// end before it is. No more is taken than somebody might have read.
+    /// end before it is.
     async fn take_unread(&mut self, fed: &Fed, closes: bool) -> Result<(), Over> {
         let mut end = Instant::now() + UNREAD_TIME;
-        let most = self.conn.front.limits.request_bytes_max.0.max(UNREAD_BYTES_MAX);
-        let least = fed.missing().saturating_sub(most);
+        let least = fed.missing().saturating_sub(self.unread_bytes_max());
         let mut has_said = closes;
         if closes {
             self.end().await;
@@ -336,10 +335,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         let _ = timeout(END_TIME, self.stream.shutdown()).await;
     }
 
-    /// Ends it.
+    /// Ends it. With bytes unread that were a reset, which takes with it what is left of the last answer on its way: what
+    /// the client has sent behind its request is taken, and it has time to see the end.
     pub(super) async fn ended(mut self) -> Option<Self> {
         self.end().await;
+        let end = Instant::now() + UNREAD_TIME;
+        let mut bytes_left = self.unread_bytes_max();
+        let mut has_sent_ahead = !mem::take(&mut self.ahead).is_empty();
+        while bytes_left > 0 {
+            let stream = &mut self.stream;
+            let more = poll_fn(|cx| match poll_look(stream, cx, READ_BYTES, |came| Ok(came.len())) {
+                Poll::Pending if !has_sent_ahead => Poll::Ready(Ok(0)),
+                came => came,
+            });
+            match timeout_at((Instant::now() + UNREAD_PAUSE).min(end), more).await {
+                Ok(Ok(bytes @ 1..)) => bytes_left = bytes_left.saturating_sub(bytes as u64),
+                _ => break,
+            }
+            has_sent_ahead = true;
+        }
         None
+    }
+
+    /// The most that is taken of what nobody reads: no more than somebody might have read.
+    fn unread_bytes_max(&self) -> u64 {
+        self.conn.front.limits.request_bytes_max.0.max(UNREAD_BYTES_MAX)
     }
 
     fn broken(&self, error: &io::Error) -> Over {
