@@ -1,7 +1,8 @@
-//! HTTP/1.1 on a connection: its requests, one after the other. Plain ones are read and answered here (`plain` and `talk`,
-//! with `wire` for what comes in and `sending` for what goes out), which costs a part of what a general server must do for
-//! any request. With the first that is not plain the connection is hyper's, to its end.
+//! HTTP/1.1 on a connection: its requests, one after the other. Plain ones are read and answered here (`plain`, `talk`
+//! and `apart`, with `wire` for what comes in and `sending` for what goes out), which costs a part of what a general server
+//! must do for any request. With the first that is not plain the connection is hyper's, to its end.
 
+mod apart;
 mod plain;
 mod sending;
 mod talk;

@@ -1,6 +1,7 @@
 //! A connection as long as its requests are plain: its states, from one request to the next. What is done in each is in
-//! `talk`. With thousands of connections every line of memory that a request touches comes from afar, so that what is kept
-//! here is little, and written out: the layers of an `async fn` each keep a state of their own.
+//! `talk`, or in `apart` when it is rare or takes long. With thousands of connections every line of memory that a request
+//! touches comes from afar, so that what is kept here is little, and written out: the layers of an `async fn` each keep a
+//! state of their own.
 
 use std::{
     future::Future,
