@@ -30,7 +30,7 @@ use crate::front::{
     body::Body,
     came::{Came, Inflow},
     connection::Connection,
-    driven::{Driven, Served},
+    driven::{Driven, Protocol},
     serve,
     watched::Watched,
 };
@@ -40,8 +40,8 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// What hyper takes without being told.
 const HYPER_HEADERS_MAX: usize = 100;
 
-/// What serves a connection until it ends.
-pub(crate) fn serving<S>(conn: Arc<Connection>, stream: S) -> Driven<Http1<S>>
+/// Drives a connection until it ends.
+pub(crate) fn drive<S>(conn: Arc<Connection>, stream: S) -> Driven<Http1<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -49,7 +49,7 @@ where
     Driven::new(conn, Http1 { way })
 }
 
-/// Who serves a connection.
+/// HTTP/1.1, as it is spoken now.
 pub(crate) struct Http1<S> {
     way: Way<S>,
 }
@@ -95,7 +95,7 @@ where
     }
 }
 
-impl<S> Served for Http1<S>
+impl<S> Protocol for Http1<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

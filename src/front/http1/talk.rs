@@ -44,12 +44,12 @@ pub(super) struct Talk<S> {
 pub(super) struct Over;
 
 /// A request that is being answered.
-pub(super) type Serving = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 /// What comes next.
 pub(super) enum Next {
     /// A plain request, whose body may still be on its way.
-    Plain(Serving, Option<Arc<Fed>>),
+    Plain(Answering, Option<Arc<Fed>>),
     Other(Vec<u8>),
 }
 
@@ -100,11 +100,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     pub(super) fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
-        serving: &mut Serving,
+        answering: &mut Answering,
         fed: Option<&Fed>,
     ) -> Poll<Result<(Begun, bool), Over>> {
         loop {
-            if let Poll::Ready(response) = serving.as_mut().poll(cx) {
+            if let Poll::Ready(response) = answering.as_mut().poll(cx) {
                 return Poll::Ready(self.begin_answer(cx, response, fed));
             }
             ready!(self.poll_client(cx, fed))?; // some of the body, which is there for who waits for it
