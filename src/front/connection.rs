@@ -29,8 +29,10 @@ use crate::{
 
 /// From the wish to end a connection to its end when no request is on it: a request may lie in the kernel, unread.
 pub(super) const LAST_BYTES: Duration = Duration::from_millis(50);
-/// As long the first request of a connection is waited for when memory is short.
+/// The first request of a connection is waited for so long when memory is short.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// Between two looks at whether a connection with a request on it idles, at the least.
+const BUSY_LOOK_MIN: Duration = Duration::from_millis(100);
 /// A note that was not made.
 pub(super) const NEVER: u64 = 0;
 /// The note of the moment when it was opened: nothing has been on it since.
@@ -263,11 +265,14 @@ impl Connection {
         }
     }
 
+    /// Whether some of a request's head has come, and not all of it.
+    pub(super) fn is_in_head(&self) -> bool {
+        self.head_began.load(Relaxed) != NEVER
+    }
+
     /// Whether nothing is on it.
     pub(super) fn is_quiet(&self) -> bool {
-        self.busy.load(Relaxed) == 0
-            && self.head_began.load(Relaxed) == NEVER
-            && self.write_stalled.load(Relaxed) == NEVER
+        self.busy.load(Relaxed) == 0 && !self.is_in_head() && self.write_stalled.load(Relaxed) == NEVER
     }
 
     /// When it is given up, while nothing is on it and memory is so short that such connections end: at once, but for who
@@ -302,7 +307,9 @@ impl Connection {
             return Verdict::Close("its request head came too slowly");
         }
         if self.busy.load(Relaxed) > 0 || stalled != NEVER {
-            return Verdict::LookAgain(now + limits.header_timeout().min(limits.write_timeout()));
+            // It may be over at any moment, and idle from then on.
+            let shortest = limits.header_timeout().min(limits.write_timeout()).min(limits.idle_timeout());
+            return Verdict::LookAgain(now + shortest.max(BUSY_LOOK_MIN));
         }
         // What is due is a head that still has time.
         let idle_until = self.idle_until();

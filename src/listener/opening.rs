@@ -22,7 +22,7 @@ use crate::front::{
 /// Between two looks at a preface that is not whole. Clients send it whole.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a connection turned out to be, which serves it until it ends.
+/// What a connection turned out to be, which drives it until it ends.
 pub(super) enum Opened {
     /// Mostly; not boxed, so that a request finds all that is kept of its connection in one place.
     Cleartext(Driven<Http1<TcpStream>>),
@@ -56,12 +56,12 @@ async fn cleartext(conn: Arc<Connection>, stream: TcpStream) -> Option<Opened> {
     if http2.enabled && http2.prior_knowledge {
         let looking = Box::pin(begins_with_preface(&conn, &stream));
         match conn.opening(looking, conn.front.limits.idle_timeout()).await {
-            Ok(true) => return Some(Opened::Other(Box::pin(http2::serving(conn, stream)))),
+            Ok(true) => return Some(Opened::Other(Box::pin(http2::drive(conn, stream)))),
             Ok(false) => {}
             Err(reason) => return ended(&conn, reason),
         }
     }
-    Some(Opened::Cleartext(http1::serving(conn, stream)))
+    Some(Opened::Cleartext(http1::drive(conn, stream)))
 }
 
 async fn encrypted(conn: Arc<Connection>, stream: TcpStream, secure: Arc<Secure>) -> Option<Opened> {
@@ -80,8 +80,8 @@ async fn encrypted(conn: Arc<Connection>, stream: TcpStream, secure: Arc<Secure>
         }
     }
     Some(Opened::Other(match accepted.alpn() == Some(b"h2") {
-        true => Box::pin(http2::serving(conn, accepted.stream)),
-        false => Box::pin(http1::serving(conn, accepted.stream)),
+        true => Box::pin(http2::drive(conn, accepted.stream)),
+        false => Box::pin(http1::drive(conn, accepted.stream)),
     }))
 }
 

@@ -18,6 +18,7 @@ mod cluster_faults; // Redis hangs, is slow, full, killed, flushed, spoiled
 mod cluster_left; // what stands in Redis, and what is left there
 mod cluster_sessions; // sessions that any of several processes resumes
 mod cluster_shared; // what holds across instances: kept results, changes, tasks, seals
+mod connection; // the ends of a connection over HTTP/1.1: who leaves, time limits, a drain at each moment
 mod edges; // odd panics, odd results, leaving at the worst moment
 mod engine; // hung threads, limits per tool, fairness, metrics
 mod failover; // a primary that dies, slots that move

@@ -19,7 +19,7 @@ fn known(mut response: Response) -> (u16, Vec<(String, String)>, Vec<u8>) {
 }
 
 /// A request that is not plain, after which a connection is read in the general way.
-const NOT_PLAIN: &[u8] = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+pub(crate) const NOT_PLAIN: &[u8] = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 #[test]
 fn both_ways_answer_alike() {

@@ -1,13 +1,15 @@
-//! HTTP/1.1 on a connection: its requests, one after the other. Plain ones are read and answered here (`plain` and `talk`,
-//! with `wire` for what comes in and `sending` for what goes out), which costs a part of what a general server must do for
-//! any request. With the first that is not plain the connection is hyper's, to its end.
+//! HTTP/1.1 on a connection: its requests, one after the other. Plain ones are read and answered here (`plain`, `talk`
+//! and `apart`, with `wire` for what comes in and `sending` for what goes out), which costs a part of what a general server
+//! must do for any request. With the first that is not plain the connection is hyper's, to its end.
 
+mod apart;
 mod plain;
 mod sending;
 mod talk;
 pub(crate) mod wire;
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -15,6 +17,7 @@ use std::{
 };
 
 use hyper::{
+    header::{self, HeaderValue},
     rt::{Read, Write},
     server::conn::http1::{self, Connection as Hyper},
     service::{HttpService, service_fn},
@@ -27,7 +30,7 @@ use crate::front::{
     body::Body,
     came::{Came, Inflow},
     connection::Connection,
-    driven::{Driven, Served},
+    driven::{Driven, Protocol},
     serve,
     watched::Watched,
 };
@@ -37,8 +40,8 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// What hyper takes without being told.
 const HYPER_HEADERS_MAX: usize = 100;
 
-/// What serves a connection until it ends.
-pub(crate) fn serving<S>(conn: Arc<Connection>, stream: S) -> Driven<Http1<S>>
+/// Drives a connection until it ends.
+pub(crate) fn drive<S>(conn: Arc<Connection>, stream: S) -> Driven<Http1<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -46,7 +49,7 @@ where
     Driven::new(conn, Http1 { way })
 }
 
-/// Who serves a connection.
+/// HTTP/1.1, as it is spoken now.
 pub(crate) struct Http1<S> {
     way: Way<S>,
 }
@@ -92,7 +95,7 @@ where
     }
 }
 
-impl<S> Served for Http1<S>
+impl<S> Protocol for Http1<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -100,7 +103,10 @@ where
 
     fn hang_up(&mut self, conn: &Connection) {
         conn.hang_up();
-        if let Way::Hyper(general) = &mut self.way {
+        // hyper would give up a head that has begun; its answer says that it is the last.
+        if let Way::Hyper(general) = &mut self.way
+            && !conn.is_in_head()
+        {
             general.as_mut().hang_up();
         }
     }
@@ -120,7 +126,13 @@ where
             let came = Came::ByHyper(Box::new(head));
             // Boxed: hyper keeps room for one in each connection, also idle, and moves it there for each request. So
             // the room is there for those alone that are being served, and mostly the same warm one.
-            Box::pin(async move { Ok::<_, std::convert::Infallible>(serve(conn, came, Inflow::ByHyper(body)).await) })
+            Box::pin(async move {
+                let mut response = serve(Arc::clone(&conn), came, Inflow::ByHyper(body)).await;
+                if conn.is_hung_up() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            })
         })
     };
     let mut http = http1::Builder::new();

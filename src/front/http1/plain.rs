@@ -1,6 +1,7 @@
 //! A connection as long as its requests are plain: its states, from one request to the next. What is done in each is in
-//! `talk`. With thousands of connections every line of memory that a request touches comes from afar, so that what is kept
-//! here is little, and written out: the layers of an `async fn` each keep a state of their own.
+//! `talk`, or in `apart` when it is rare or takes long. With thousands of connections every line of memory that a request
+//! touches comes from afar, so that what is kept here is little, and written out: the layers of an `async fn` each keep a
+//! state of their own.
 
 use std::{
     future::Future,
@@ -11,7 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::talk::{Begun, Next, Over, Serving, Talk};
+use super::talk::{Answering, Begun, Next, Over, Talk};
 use crate::front::{came::Fed, connection::Connection};
 
 /// A connection with a request on it that is not plain.
@@ -34,7 +35,7 @@ enum At<S> {
     /// Between requests, or in a head of which so many pieces have come.
     Head { pieces: usize },
     /// A request is being answered. Its body may still be on its way.
-    Answer { serving: Serving, fed: Option<Arc<Fed>> },
+    Answer { answering: Answering, fed: Option<Arc<Fed>> },
     /// At what is rare or takes long, in a future of its own, so that a connection keeps no room for it. None when the
     /// connection ends with it.
     Apart(Pin<Box<dyn Future<Output = Option<Talk<S>>> + Send>>),
@@ -50,15 +51,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Talking<S> {
         loop {
             let then = match (&mut self.at, &mut self.talk) {
                 (At::Head { pieces }, Some(talk)) => match ready!(talk.poll_next(cx, pieces)) {
-                    Ok(Next::Plain(serving, fed)) => Ok(At::Answer { serving, fed }),
+                    Ok(Next::Plain(answering, fed)) => Ok(At::Answer { answering, fed }),
                     Ok(Next::Other(ahead)) => {
                         let handed = self.talk.take();
                         return Poll::Ready(handed.map(|Talk { stream, conn, .. }| HandedOver { conn, stream, ahead }));
                     }
                     Err(over) => Err(over),
                 },
-                (At::Answer { serving, fed }, Some(talk)) => {
-                    match ready!(talk.poll_answer(cx, serving, fed.as_deref())) {
+                (At::Answer { answering, fed }, Some(talk)) => {
+                    match ready!(talk.poll_answer(cx, answering, fed.as_deref())) {
                         Ok((Begun::Sent, false)) if fed.as_ref().is_none_or(|fed| fed.missing() == 0) => {
                             Ok(At::Head { pieces: 0 })
                         }

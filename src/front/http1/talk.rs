@@ -1,23 +1,20 @@
 //! What is done on a connection whose requests are plain: each is read, answered and written here, with no buffer kept
-//! between them. What a client does while it waits is seen too: when it leaves, what it waited for is dropped.
+//! between them. What a client does while it waits is seen too: when it leaves, what it waited for is dropped. What does
+//! not end at once goes on in `apart`.
 
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use hyper::{Response, body::Body as _, header};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    time::{Instant, timeout, timeout_at},
-};
+use hyper::{Response, header};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    sending::{self, Framing, LAST_CHUNK, Unsent},
+    sending::{self, Unsent},
     wire::{self, Look},
 };
 use crate::front::{
@@ -32,39 +29,27 @@ use crate::front::{
 const HEAD_PIECES_MAX: usize = 4;
 /// So much of the requests after the present one is read ahead. With more in the kernel, a client's leaving goes unseen.
 const AHEAD_BYTES_MAX: usize = 16 * 1024;
-/// So much of a stream may wait for its client while what it says is still asked for.
-const WAITING_BYTES_MAX: usize = 64 * 1024;
-/// Room for the head of a stream and its first event, which mostly leave together.
-const FIRST_BYTES: usize = 1024;
-/// What a stream keeps of that while it is silent.
-const KEPT_BYTES_MAX: usize = 256;
 /// With more than this to come of a body that was refused unread, the connection is not used again.
-const UNREAD_BYTES_MAX: u64 = 64 * 1024;
-/// What is on its way of such a body is taken for so long, as long as it comes without such a pause: an end with bytes
-/// unread would be a reset, which takes the refusal with it.
-const UNREAD_TIME: Duration = Duration::from_secs(3);
-const UNREAD_PAUSE: Duration = Duration::from_millis(500);
-/// How long the end of a connection may take.
-const END_TIME: Duration = Duration::from_secs(1);
+pub(super) const UNREAD_BYTES_MAX: u64 = 64 * 1024;
 
 /// What is said on a connection, by both sides.
 pub(super) struct Talk<S> {
     pub(super) stream: S,
     pub(super) conn: Arc<Connection>,
     /// What has come after the present request.
-    ahead: Vec<u8>,
+    pub(super) ahead: Vec<u8>,
 }
 
 /// It ends.
 pub(super) struct Over;
 
 /// A request that is being answered.
-pub(super) type Serving = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 /// What comes next.
 pub(super) enum Next {
     /// A plain request, whose body may still be on its way.
-    Plain(Serving, Option<Arc<Fed>>),
+    Plain(Answering, Option<Arc<Fed>>),
     Other(Vec<u8>),
 }
 
@@ -115,35 +100,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     pub(super) fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
-        serving: &mut Serving,
+        answering: &mut Answering,
         fed: Option<&Fed>,
     ) -> Poll<Result<(Begun, bool), Over>> {
         loop {
-            if let Poll::Ready(response) = serving.as_mut().poll(cx) {
+            if let Poll::Ready(response) = answering.as_mut().poll(cx) {
                 return Poll::Ready(self.begin_answer(cx, response, fed));
             }
             ready!(self.poll_client(cx, fed))?; // some of the body, which is there for who waits for it
         }
-    }
-
-    /// Sends what is left of an answer, and takes what is left of its request.
-    pub(super) async fn finish(mut self, begun: Begun, closes: bool, fed: Option<Arc<Fed>>) -> Option<Self> {
-        match self.send_rest(begun, closes, fed.as_deref()).await {
-            Ok(()) => Some(self),
-            Err(Over) => self.ended().await,
-        }
-    }
-
-    async fn send_rest(&mut self, begun: Begun, closes: bool, fed: Option<&Fed>) -> Result<(), Over> {
-        match begun {
-            Begun::Sent => {}
-            Begun::Partly(unsent) => self.send_on(unsent).await?,
-            Begun::Stream(response) => Box::pin(self.send_stream(*response, closes, fed)).await?,
-        }
-        if let Some(fed) = fed.filter(|fed| fed.missing() > 0 && !fed.is_broken()) {
-            Box::pin(self.take_unread(fed, closes)).await?;
-        }
-        if closes { Err(Over) } else { Ok(()) }
     }
 
     /// Sends an answer as far as that goes at once, and says whether it is the last.
@@ -177,14 +142,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
 
     /// Waits for bytes of a head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
-        if self.ahead.is_empty() && self.conn.is_hung_up() {
-            return Poll::Ready(Err(Over));
-        }
         let Self { stream, conn, ahead } = self;
         let came = poll_look(stream, cx, READ_BYTES, |came| {
             ahead.extend_from_slice(came);
             Ok(came.len())
         });
+        if came.is_pending() && ahead.is_empty() && conn.is_hung_up() {
+            return Poll::Ready(Err(Over)); // not before what is here has been read
+        }
         match ready!(came) {
             Ok(1..) => {
                 conn.note_read(true);
@@ -197,7 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
 
     /// Reads what the client sends while it waits. Ready when something has come of the body, if only its end, or when the
     /// client has left.
-    fn poll_client(&mut self, cx: &mut Context<'_>, fed: Option<&Fed>) -> Poll<Result<(), Over>> {
+    pub(super) fn poll_client(&mut self, cx: &mut Context<'_>, fed: Option<&Fed>) -> Poll<Result<(), Over>> {
         loop {
             let of_body = fed.filter(|fed| fed.missing() > 0);
             let limit = match of_body {
@@ -232,117 +197,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         }
     }
 
-    /// Sends what the kernel did not take at once.
-    async fn send_on(&mut self, mut unsent: Box<Unsent>) -> Result<(), Over> {
-        let sent = poll_fn(|cx| {
-            let Self { stream, conn, .. } = self;
-            ready!(sending::poll_write(stream, conn, cx, &mut *unsent))?;
-            note_write(conn, Pin::new(stream).poll_flush(cx))
-        });
-        sent.await.map_err(|error| self.broken(&error))
-    }
-
-    /// Sends an answer as it comes. What it comes from goes on while the client takes its time, as far as there is room.
-    async fn send_stream(&mut self, response: Response<Body>, closes: bool, fed: Option<&Fed>) -> Result<(), Over> {
-        let (head, mut body) = response.into_parts();
-        let mut out = Vec::with_capacity(FIRST_BYTES);
-        sending::write_head(&mut out, head.status, &head.headers, Framing::Chunked, closes);
-        let (mut sent, mut is_over) = (0, false);
-        poll_fn(|cx| {
-            let mut is_silent = false;
-            loop {
-                while !is_over && !is_silent && out.len() - sent < WAITING_BYTES_MAX {
-                    match Pin::new(&mut body).poll_frame(cx) {
-                        Poll::Ready(Some(Ok(frame))) => {
-                            if let Ok(piece) = frame.into_data() {
-                                sending::write_chunk(&mut out, piece);
-                            }
-                        }
-                        Poll::Ready(None) => {
-                            is_over = true;
-                            out.extend_from_slice(LAST_CHUNK);
-                        }
-                        Poll::Pending => is_silent = true,
-                    }
-                }
-                let Self { stream, conn, .. } = self;
-                let mut unsent = &out[sent..];
-                let written = sending::poll_write(stream, conn, cx, &mut unsent);
-                sent = out.len() - unsent.len();
-                let flushed = match written {
-                    Poll::Ready(Ok(())) => note_write(conn, Pin::new(stream).poll_flush(cx)),
-                    other => other,
-                };
-                match flushed {
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(&error))),
-                    Poll::Ready(Ok(())) if is_over => return Poll::Ready(Ok(())),
-                    Poll::Ready(Ok(())) => {
-                        out.clear();
-                        sent = 0;
-                        if is_silent {
-                            out.shrink_to(KEPT_BYTES_MAX);
-                            break;
-                        }
-                    }
-                    Poll::Pending => {
-                        if sent > out.len() / 2 {
-                            out.drain(..sent);
-                            sent = 0;
-                        }
-                        if !is_over && !is_silent && out.len() - sent < WAITING_BYTES_MAX {
-                            continue; // there is room again, and who speaks has not been heard to its end
-                        }
-                        break;
-                    }
-                }
-            }
-            match ready!(self.poll_client(cx, fed)) {
-                Err(over) => Poll::Ready(Err(over)),
-                Ok(()) => {
-                    cx.waker().wake_by_ref(); // it was of a body that nobody reads, and more may be there
-                    Poll::Pending
-                }
-            }
-        })
-        .await
-    }
-
-    /// Takes what is on its way of a body that nobody reads. When not all of it comes, the client is told that this is the
-    /// end before it is. No more is taken than somebody might have read.
-    async fn take_unread(&mut self, fed: &Fed, closes: bool) -> Result<(), Over> {
-        let mut end = Instant::now() + UNREAD_TIME;
-        let most = self.conn.front.limits.request_bytes_max.0.max(UNREAD_BYTES_MAX);
-        let least = fed.missing().saturating_sub(most);
-        let mut has_said = closes;
-        if closes {
-            self.end().await;
-        }
-        while fed.missing() > least && !fed.is_broken() {
-            let until = (Instant::now() + UNREAD_PAUSE).min(end);
-            match timeout_at(until, poll_fn(|cx| self.poll_client(cx, Some(fed)))).await {
-                Ok(came) => came?,
-                Err(_) if has_said => return Err(Over),
-                Err(_) => {
-                    self.end().await;
-                    (has_said, end) = (true, Instant::now() + UNREAD_TIME);
-                }
-            }
-        }
-        if has_said || fed.missing() > 0 { Err(Over) } else { Ok(()) }
-    }
-
-    /// Says that nothing more comes. For TLS, that is a message of its own.
-    async fn end(&mut self) {
-        let _ = timeout(END_TIME, self.stream.shutdown()).await;
-    }
-
-    /// Ends it.
-    pub(super) async fn ended(mut self) -> Option<Self> {
-        self.end().await;
-        None
-    }
-
-    fn broken(&self, error: &io::Error) -> Over {
+    pub(super) fn broken(&self, error: &io::Error) -> Over {
         tracing::debug!(peer = %self.conn.peer, %error, "a connection broke");
         Over
     }

@@ -44,7 +44,7 @@ use crate::{
     front::{
         came::{Came, Inflow},
         connection::Connection,
-        driven::{Driven, Served},
+        driven::{Driven, Protocol},
         pressure::Level,
         reply, serve,
         watched::{Metered, Watched},
@@ -117,8 +117,8 @@ impl Shared {
     }
 }
 
-/// What serves a connection until it ends.
-pub(crate) fn serving<S>(conn: Arc<Connection>, stream: S) -> impl Future<Output = ()> + Send
+/// Drives a connection until it ends.
+pub(crate) fn drive<S>(conn: Arc<Connection>, stream: S) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -145,8 +145,8 @@ where
         .max_local_error_reset_streams(config.error_resets_max)
         .keep_alive_interval(config.ping_interval())
         .keep_alive_timeout(config.ping_timeout());
-    let served = Box::pin(http.serve_connection(io, service));
-    Driven::new(conn, served)
+    let protocol = Box::pin(http.serve_connection(io, service));
+    Driven::new(conn, protocol)
 }
 
 fn header_list_bytes_max(conn: &Connection) -> u32 {
@@ -260,7 +260,7 @@ async fn look_after(conn: Arc<Connection>, stream: impl Future<Output = ()>) {
     }
 }
 
-impl<I, S> Served for Pin<Box<Http2<I, S, Streams>>>
+impl<I, S> Protocol for Pin<Box<Http2<I, S, Streams>>>
 where
     I: Read + Write + Unpin + 'static,
     S: HttpService<Incoming, ResBody = Paced>,
