@@ -40,6 +40,12 @@ pub enum CallError {
         /// Seconds until it is worth trying again.
         retry_after_s: u32,
     },
+    /// What is kept of tasks cannot be read or written at the moment, as while the Redis that it is in is away. Nobody's
+    /// fault; retry after the given time.
+    StoreAway {
+        /// Seconds until it is worth trying again.
+        retry_after_s: u32,
+    },
     /// This caller has as much of something as one may have. Others are served.
     CallerLimit {
         /// What there is so much of, and until when.
@@ -94,6 +100,9 @@ impl fmt::Display for CallError {
             Self::Internal => f.write_str("the server failed inside this call; it was logged, other calls go on"),
             Self::Overloaded { retry_after_s } => {
                 write!(f, "the server is at its limit; try again in {retry_after_s} s")
+            }
+            Self::StoreAway { retry_after_s } => {
+                write!(f, "the store of tasks is away; try again in {retry_after_s} s")
             }
             Self::CallerLimit { why, .. } => f.write_str(why),
             Self::DeadlineBeforeStart => f.write_str("the deadline passed before the call could start; it did not run"),

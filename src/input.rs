@@ -184,8 +184,8 @@ impl Ctx {
     /// has no tasks: then the client goes on waiting.
     ///
     /// # Errors
-    /// [`CallError::Overloaded`] when there is no room for another task, and [`CallError::CallerLimit`] when there is
-    /// none for this caller; pass them on with `?`.
+    /// [`CallError::Overloaded`] when there is no room for another task, [`CallError::CallerLimit`] when there is none for
+    /// this caller, and [`CallError::StoreAway`] when it cannot be kept; pass them on with `?`.
     pub async fn become_task(&self) -> Result<bool, CallError> {
         let Some(deferred) = &self.deferred else { return Ok(false) };
         if deferred.task().is_none() {

@@ -133,9 +133,9 @@ pub(crate) fn of_call(error: &CallError, era: Era, is_tool: bool) -> Option<Resu
             Err(Refusal { data: data.clone(), ..Refusal::new(rpc_status(*code, era), *code, message) })
         }
         CallError::Internal | CallError::Lost => Err(Refusal::new(200, INTERNAL_ERROR, message)),
-        CallError::Overloaded { retry_after_s } | CallError::Nowhere { retry_after_s, .. } => {
-            Err(Refusal::overloaded(*retry_after_s, message))
-        }
+        CallError::Overloaded { retry_after_s }
+        | CallError::StoreAway { retry_after_s }
+        | CallError::Nowhere { retry_after_s, .. } => Err(Refusal::overloaded(*retry_after_s, message)),
         CallError::CallerLimit { retry_after_s, .. } => Err(Refusal::rate_limited(*retry_after_s, message)),
         CallError::Draining => Err(Refusal::overloaded(1, message)),
         CallError::DeadlineBeforeStart => {

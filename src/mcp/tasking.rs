@@ -26,13 +26,16 @@ use crate::{
         router::{Router, Step},
     },
     tasks::{Handle, Link, Record, StoreError, Tasks},
+    telemetry::rarely::Rarely,
 };
 
 /// How much of a key is repeated in an answer.
 const KEY_TOLD_CHARS_MAX: usize = 64;
 
-/// When it is worth trying again to make a task, or to reach one.
+/// When it is worth trying again to make a task, where there is no room for one.
 const RETRY_AFTER_S: u32 = 30;
+/// The same where the store cannot be reached: that can be over at any moment.
+const STORE_RETRY_AFTER_S: u32 = 1;
 
 /// What a client does with a task.
 pub(crate) const METHODS: [&str; 3] = ["tasks/get", "tasks/update", "tasks/cancel"];
@@ -209,8 +212,20 @@ impl Parks for Link {
 }
 
 fn unavailable(error: &StoreError) -> CallError {
-    tracing::warn!(?error, "a task could not be kept");
-    CallError::Overloaded { retry_after_s: RETRY_AFTER_S }
+    // Clients poll, all of them and for as long as it lasts.
+    static RARELY: Rarely = Rarely::new();
+    let (refused, what) = match error {
+        StoreError::Unavailable(_) => {
+            (CallError::StoreAway { retry_after_s: STORE_RETRY_AFTER_S }, "a task could not be read or written")
+        }
+        StoreError::Full | StoreError::CallerFull => {
+            (CallError::Overloaded { retry_after_s: RETRY_AFTER_S }, "a task could not be kept")
+        }
+    };
+    if let Some(left_out) = RARELY.may(Instant::now()) {
+        tracing::warn!(%error, left_out, "{what}");
+    }
+    refused
 }
 
 /// The methods, as work. A task that is not ours may be a hosted handler's.

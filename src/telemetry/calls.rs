@@ -60,6 +60,7 @@ impl Ended {
             Err(CallError::DeadlineBeforeStart) => Self::Expired,
             Err(
                 CallError::Overloaded { .. }
+                | CallError::StoreAway { .. }
                 | CallError::CallerLimit { .. }
                 | CallError::Nowhere { .. }
                 | CallError::Draining,
