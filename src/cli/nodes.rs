@@ -43,9 +43,17 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Err(error) => return told(&error.to_string(), 1),
     };
     match runtime.block_on(cluster::nodes(config, &spreads(&loaded.tuning))) {
-        Ok(nodes) if arguments.json => super::print(&format!("{}\n", json!({ "nodes": nodes }))),
-        Ok(nodes) if nodes.is_empty() => super::print(&nobody(config)),
-        Ok(nodes) => super::print(&table(&nodes)),
+        Ok((nodes, differences)) => {
+            // Where a script does not look for nodes.
+            for what in differences {
+                let _ = writeln!(io::stderr().lock(), "bigiron nodes: warning: instances differ: {what}");
+            }
+            super::print(&match nodes.is_empty() {
+                _ if arguments.json => format!("{}\n", json!({ "nodes": nodes })),
+                true => nobody(config),
+                false => table(&nodes),
+            })
+        }
         Err(JoinError::Setting(setting, why)) => told(&format!("{setting}: {why}"), super::EXIT_CONFIG),
         Err(JoinError::Away(why)) => told(&format!("{} does not say: {why}", at(config)), 1),
     }

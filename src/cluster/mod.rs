@@ -310,7 +310,7 @@ impl Cluster {
     pub(crate) fn nodes_json(&self) -> Value {
         let view = self.registry().map(Registry::view);
         let mut nodes = view.map_or_else(Vec::new, |view| aged(&view));
-        placement::shown(&mut nodes, |tool| self.spreads.get()?.get(tool).copied());
+        placement::shown(&mut nodes, self.spreads.get().unwrap_or(&BTreeMap::new()));
         json!({ "self": self.id(), "cluster": self.word(), "nodes": nodes })
     }
 }
@@ -323,12 +323,12 @@ fn aged(view: &View) -> Vec<Node> {
     nodes
 }
 
-/// The nodes that Redis knows of at this moment, for whoever is none of them. `spreads` are the tools of which only so many
-/// have each.
+/// The nodes that Redis knows of at this moment, for whoever is none of them, and in words where their settings differ that
+/// are to be equal. `spreads` are the tools of which only so many have each, for nodes that do not say so.
 ///
 /// # Errors
 /// Redis does not say, or says that they are another deployment's.
-pub(crate) async fn nodes(config: &Config, spreads: &BTreeMap<String, usize>) -> Result<Vec<Node>, JoinError> {
+pub(crate) async fn nodes(config: &Config, spreads: &BTreeMap<String, usize>) -> Result<(Vec<Node>, Vec<String>), JoinError> {
     let wrong = |wrong| JoinError::Setting("cluster.redis", wrong);
     let away = |error: LinkError| JoinError::Away(error.to_string());
     let cluster = Cluster::open(config, Own::default()).map_err(wrong)?;
@@ -338,8 +338,9 @@ pub(crate) async fn nodes(config: &Config, spreads: &BTreeMap<String, usize>) ->
     whose.map_err(|foreign| JoinError::Setting("cluster.id", foreign.told(&cluster.keys)))?;
     let found = registry::look(&cluster.link, &cluster.keys, None).await.map_err(away)?;
     let mut nodes = found.nodes;
-    placement::shown(&mut nodes, |tool| spreads.get(tool).copied());
-    Ok(nodes)
+    placement::shown(&mut nodes, spreads);
+    let differences = unlike::among(&nodes);
+    Ok((nodes, differences))
 }
 
 /// The number that a process is called by, of what it is called in the registry and in tasks.

@@ -1,9 +1,14 @@
 //! Which instances a tool is placed on: those that can run it, and of these, where only so many are to, the same ones
 //! whoever asks. Each instance works it out from what it sees of the others; nobody is asked and nobody decides.
 
+use std::collections::BTreeMap;
+
 use sha2::{Digest, Sha256};
 
-use super::node::{Node, Status};
+use super::{
+    node::{Node, Status},
+    unlike::spread_of,
+};
 
 /// The nodes that have `tool`, of those that serve, take calls over and say that they can run it; with `spread`, at most
 /// so many. Which they are depends on the names alone, so that a node that comes or goes changes no more than one place
@@ -20,16 +25,17 @@ pub(crate) fn placed<'v>(tool: &str, spread: Option<usize>, nodes: &'v [Node]) -
     nodes
 }
 
-/// Leaves to each node of a table those tools that are placed on it.
-pub(crate) fn shown(nodes: &mut [Node], spread_of: impl Fn(&str) -> Option<usize>) {
+/// Leaves to each node of a table those tools that are placed on it, as that node works it out: by its own settings, where
+/// it says them, and else by those of `spreads`.
+pub(crate) fn shown(nodes: &mut [Node], spreads: &BTreeMap<String, usize>) {
     let all = nodes.to_vec();
-    for node in nodes {
+    for (node, said) in nodes.iter_mut().zip(&all) {
         // Who does not serve yet, or any more, has what it can run.
         if node.status != Status::Running {
             continue;
         }
-        let id = &node.id;
-        node.tools.retain(|tool| match spread_of(tool) {
+        let id = &said.id;
+        node.tools.retain(|tool| match spread_of(said, tool).unwrap_or_else(|| spreads.get(tool).copied()) {
             None => true,
             spread => placed(tool, spread, &all).iter().any(|node| node.id == *id),
         });
@@ -106,9 +112,37 @@ mod tests {
 
     #[test]
     fn a_table_shows_where_tools_are() {
-        let mut nodes = ["a", "b", "c"].map(|id| node(id, Status::Running, &["all", "few"]));
-        shown(&mut nodes, |tool| (tool == "few").then_some(1));
-        assert_eq!(nodes.iter().filter(|node| node.tools == ["all", "few"]).count(), 1);
-        assert_eq!(nodes.iter().filter(|node| node.tools == ["all"]).count(), 2);
+        let spreads = |count| BTreeMap::from([("few".to_owned(), count)]);
+        let can = ["a", "b", "c"].map(|id| node(id, Status::Running, &["all", "few"]));
+        let count = |nodes: &[Node], tools: &[&str]| nodes.iter().filter(|node| node.tools == tools).count();
+        let mut nodes = can.clone();
+        shown(&mut nodes, &spreads(1));
+        assert_eq!((count(&nodes, &["all", "few"]), count(&nodes, &["all"])), (1, 2), "none says how it is set");
+        let say = |placed: &str| can.clone().map(|node| Node { placed: Some(vec![placed.into()]), ..node });
+        let mut nodes = say("few??2");
+        shown(&mut nodes, &spreads(1));
+        assert_eq!((count(&nodes, &["all", "few"]), count(&nodes, &["all"])), (2, 1), "what they say counts");
+        let mut nodes = say("few?web?");
+        shown(&mut nodes, &spreads(1));
+        assert_eq!(count(&nodes, &["all", "few"]), 3);
+        // Without tools that are placed nobody takes calls over, and each has what it can run.
+        let mut nodes = can.map(|node| Node { placed: Some(Vec::new()), forwards: String::new(), ..node });
+        shown(&mut nodes, &spreads(1));
+        assert_eq!(count(&nodes, &["all", "few"]), 3);
+    }
+
+    #[test]
+    fn where_settings_differ_each_node_has_what_it_thinks_that_it_has() {
+        let mut nodes = ["a", "b", "c"].map(|id| node(id, Status::Running, &["few"]));
+        let first = placed("few", Some(1), &nodes)[0].id.clone();
+        let other = nodes.iter().position(|node| node.id != first).expect("two others");
+        let other_id = nodes[other].id.clone();
+        for node in &mut nodes {
+            node.placed = Some(if node.id == other_id { Vec::new() } else { vec!["few??1".into()] });
+        }
+        shown(&mut nodes, &BTreeMap::new());
+        let has: Vec<_> = nodes.iter().filter(|node| !node.tools.is_empty()).map(|node| node.id.clone()).collect();
+        assert_eq!(has.len(), 2, "{has:?}");
+        assert!(has.contains(&first) && has.contains(&other_id), "{has:?}");
     }
 }

@@ -22,6 +22,14 @@ pub(crate) fn place(tool: &str, roles: &[String], spread: Option<usize>) -> Stri
     format!("{tool}?{}?{spread}", roles.join(","))
 }
 
+/// How many instances of those that can are to have a tool, as this one is set. None where it does not say, as one of an
+/// earlier version.
+pub(super) fn spread_of(node: &Node, tool: &str) -> Option<Option<usize>> {
+    let mut places = node.placed.as_ref()?.iter().filter_map(|text| text.split_once('?'));
+    let place = places.find(|(name, _)| *name == tool).map(|(_, rest)| rest);
+    Some(place.and_then(|rest| rest.split_once('?')?.1.parse().ok()))
+}
+
 fn places(node: &Node) -> Option<Places<'_>> {
     let of = |text: &'_ str| {
         let (roles, spread) = text.split_once('?').unwrap_or_default();
@@ -64,6 +72,32 @@ pub(super) fn unlike(own: &Node, all: &[Node]) -> Vec<String> {
                     "tools.{tool}.{setting} is {} here, and {theirs}: set it to the same on all, since each instance \
                      works out by itself where a tool is",
                     own[at]
+                ));
+            }
+        }
+    }
+    found.truncate(TOLD_MAX);
+    found
+}
+
+/// Where instances differ in where a tool is to be, in words, for who is none of them.
+pub(super) fn among(all: &[Node]) -> Vec<String> {
+    let said: Vec<_> = all.iter().filter_map(|node| Some((node, places(node)?))).collect();
+    let mut tools: Vec<&str> = said.iter().flat_map(|(_, places)| places.keys()).copied().collect();
+    tools.sort_unstable();
+    tools.dedup();
+    let mut found = Vec::new();
+    for tool in tools {
+        for (at, setting) in SETTINGS.into_iter().enumerate() {
+            let value =
+                |places: &Places<'_>| places.get(tool).map_or_else(|| UNSET.to_owned(), |place| place[at].clone());
+            let values: Vec<_> = said.iter().map(|(node, places)| (*node, value(places))).collect();
+            if values.iter().any(|(_, value)| values.first().is_some_and(|(_, first)| first != value))
+                && let Some(values) = told("", values.into_iter())
+            {
+                found.push(format!(
+                    "tools.{tool}.{setting} is {values}: set it to the same on all, since each instance works out by \
+                     itself where a tool is"
                 ));
             }
         }
@@ -121,6 +155,16 @@ mod tests {
         assert!(found.iter().zip(parts).all(|(told, part)| told.starts_with(part)), "{found:?}");
         let same = [place("read_file", &roles(&["disk", "files", "disk"]), None), place("echo", &[], Some(2))];
         assert_eq!(unlike(&node("d", 5, Some(&same)), &all[..2]), [""; 0], "the order says nothing");
+        let among = among(&all);
+        let parts = [
+            "tools.burn.spread is 1 at \"c\", and not set at \"a\", \"b\":",
+            "tools.read_file.roles is [\"disk\", \"files\"] at \"a\", \"b\", and [\"web\"] at \"c\":",
+        ];
+        assert_eq!(among.len(), parts.len(), "{among:?}");
+        assert!(among.iter().zip(parts).all(|(told, part)| told.starts_with(part)), "{among:?}");
+        assert_eq!(super::among(&all[..2]), [""; 0]);
+        let spreads = all.each_ref().map(|node| spread_of(node, "burn"));
+        assert_eq!(spreads, [Some(None), Some(None), Some(Some(1)), None]);
         let unset = unlike(&node("e", 5, Some(&[])), &all[..1]);
         assert_eq!(unset.len(), 2, "{unset:?}");
         assert!(unset[0].starts_with("tools.echo.spread is not set here, and 2 at \"a\""), "{unset:?}");

@@ -139,6 +139,15 @@ fn who_comes_and_is_set_otherwise_than_the_others_says_so() {
     ]) {
         assert!(told.contains(part), "{told}");
     }
+    // Who is none of them shows what they say, and not what it is told itself.
+    let listed = bigiron("nodes", &redis, &["--json", "--set", "tools.echo.spread=1"]);
+    let nodes: Value = serde_json::from_slice(&listed.stdout).expect("JSON");
+    let has_echo = |node: &&Value| node["tools"].as_array().is_some_and(|tools| tools.contains(&json!("echo")));
+    let having = nodes["nodes"].as_array().expect("nodes").iter().filter(has_echo).count();
+    assert_eq!(having, 2, "{nodes}");
+    let err = String::from_utf8_lossy(&listed.stderr).into_owned();
+    let difference = "tools.read_file.roles is [\"files\"] at \"a\", \"b\", and [\"web\"] at \"c\"";
+    assert!(err.contains(difference) && !err.contains("echo"), "{err}");
     // Another process under the name of one that lives: both say so, and the first one when it is back.
     let twin = start(&redis, "b", &same);
     let found = told(&twin);
