@@ -9,14 +9,17 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::{runtime::Runtime, time::sleep};
+use tokio::{
+    runtime::Runtime,
+    time::{Instant, sleep},
+};
 
 use super::StartError;
 use crate::{
     call::Ctx,
     cluster::{
         Cluster, Status, View,
-        forward::{self, Forwarder, Hears, Limits, Listener, Outcome, Places, Runs, Turned},
+        forward::{self, Forwarder, Hears, Key, Limits, Listener, Outcome, Places, Runs, Turned},
         placement, unlike,
     },
     config::{Loaded, Tuning, listener_address},
@@ -37,6 +40,10 @@ const CALLS_BYTES_MIN: usize = 16 << 20;
 const CALLS_BYTES_MAX: u64 = 1 << 30;
 /// From a connection of another instance to its proof that it is one.
 const PROOF_WITHIN: Duration = Duration::from_secs(5);
+
+/// A tool that nobody can run is said to be so after this many heartbeats, at the look at the others that comes with one: a
+/// look is now a bit later and now a bit earlier.
+const PATIENCE_HEARTBEATS: f32 = 0.9;
 
 /// Whether some tool is not everywhere, and there is an elsewhere.
 pub(super) fn is_on(tuning: &Tuning) -> bool {
@@ -83,11 +90,11 @@ pub(super) fn begin(
         .read_node_key()
         .map_err(|message| StartError::config(loaded.fault("cluster.node_key_file", message)))?;
     let key = match &given {
-        Some(key) => key.expose().to_owned(),
+        Some(key) => Key::of_file(key.expose()),
         None => {
             let own = cluster.new_node_key().map_err(|error| failed(&error))?;
             // Without Redis nobody is there to hand anything over, and the next look finds the key of all.
-            runtime.block_on(cluster.node_key(&own)).unwrap_or(own)
+            runtime.block_on(cluster.node_key(&own)).map_or_else(|_| Key::own(&own), |key| Key::shared(&key))
         }
     };
     let call_bytes_max = tuning.limits.request_bytes_max.as_usize().saturating_add(CALL_EXTRA_BYTES);
@@ -97,9 +104,9 @@ pub(super) fn begin(
         result_bytes_max: tuning.limits.result_bytes_max.as_usize(),
         in_flight_max: tuning.cluster.forwards_max,
     };
-    let forwarder = Arc::new(Forwarder::new(cluster.id(), &key, config, runtime.handle().clone()));
+    let forwarder = Arc::new(Forwarder::new(cluster.id(), key, config, runtime.handle().clone()));
     router.dispatch.hand_over(&forwarder);
-    see(&View { nodes: Vec::new(), at: tokio::time::Instant::now() }, cluster, router, &forwarder);
+    see(&View { nodes: Vec::new(), at: Instant::now() }, cluster, router, &forwarder);
     let share = (loaded.host.memory_usable_bytes() / 16).min(CALLS_BYTES_MAX) as usize;
     let limits = Limits {
         calls_max: tuning.cluster.forwards_max,
@@ -145,7 +152,8 @@ pub(super) fn follow(cluster: &Arc<Cluster>, router: &Arc<Router>) {
     let (mut views, forwarder) = (registry.watch(), Arc::clone(forwarder));
     let (cluster, router) = (Arc::clone(cluster), Arc::downgrade(router));
     tokio::spawn(async move {
-        let mut lacking = Lacking::default();
+        let patience = Duration::from_secs(cluster.config.heartbeat_s).mul_f32(PATIENCE_HEARTBEATS);
+        let mut lacking = Lacking { patience, since: BTreeMap::new(), said: BTreeSet::new(), had: BTreeSet::new() };
         loop {
             {
                 let Some(router) = router.upgrade() else { return };
@@ -200,13 +208,15 @@ fn see(view: &View, cluster: &Cluster, router: &Router, forwarder: &Forwarder) {
 }
 
 /// Tools that nobody can run, as far as that was said, and tools that somebody could.
-#[derive(Default)]
 struct Lacking {
+    /// For so long nobody may have one before it is said: others start at the same time, or restart.
+    patience: Duration,
+    since: BTreeMap<String, Instant>,
     said: BTreeSet<String>,
     had: BTreeSet<String>,
 }
 
-/// Says which tools nobody can run, when that changes.
+/// Says which tools nobody can run, when that changes and lasts.
 fn say_who_lacks(view: &View, own: &str, router: &Router, lacking: &mut Lacking) {
     // Who does not serve yet, or any more, does not count itself in.
     if !view.nodes.iter().any(|node| node.id == own && node.status == Status::Running) {
@@ -217,6 +227,7 @@ fn say_who_lacks(view: &View, own: &str, router: &Router, lacking: &mut Lacking)
         let (Some(place), tool) = (&served.placement, served.tool.name()) else { continue };
         let roles = place.roles().join(" ");
         match placement::placed(tool, None, &view.nodes).is_empty() {
+            true if view.at < *lacking.since.entry(tool.to_owned()).or_insert(view.at) + lacking.patience => {}
             true if lacking.said.insert(tool.to_owned()) => {
                 let mut there: Vec<_> =
                     view.nodes.iter().flat_map(|node| node.roles.iter().map(String::as_str)).collect();
@@ -238,6 +249,7 @@ fn say_who_lacks(view: &View, own: &str, router: &Router, lacking: &mut Lacking)
                 );
             }
             false => {
+                lacking.since.remove(tool);
                 if lacking.said.remove(tool) {
                     tracing::info!(tool, roles, "an instance has a role of this tool again");
                 }
@@ -253,10 +265,10 @@ fn say_who_lacks(view: &View, own: &str, router: &Router, lacking: &mut Lacking)
 /// Has the key that the others have.
 async fn keep_key(cluster: Arc<Cluster>, forwarder: Arc<Forwarder>) {
     loop {
-        let own = String::from_utf8_lossy(&forwarder.key().load()).into_owned();
+        let own = forwarder.key().load().text();
         let pause = match cluster.node_key(&own).await {
             Ok(key) => {
-                forwarder.take_over(&key);
+                forwarder.take_over(Key::shared(&key));
                 KEY_PAUSE.0
             }
             Err(error) => {

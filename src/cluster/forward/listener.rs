@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
     future::Future,
-    net::TcpListener as StdListener,
+    net::{SocketAddr, TcpListener as StdListener},
     pin::{Pin, pin},
     sync::{
         Arc, OnceLock,
@@ -39,8 +39,9 @@ use super::{
     ANSWER, CALL, FORM, HELLO, IS_STOPPING, KNOWN, PROOF,
     back::{Back, Client, Deferred},
     body::Body,
+    key::Key,
     peer::collect,
-    proof::{self, Code, Form, Hello, Proven, Used},
+    proof::{self, Code, Form, Hello, Proven, Used, Welcome},
     wire::{self, Call, Hears},
 };
 use crate::{
@@ -128,7 +129,7 @@ pub(crate) struct TakenCounts {
 /// What all connections share.
 struct Shared {
     id: String,
-    key: Arc<ArcSwap<Vec<u8>>>,
+    key: Arc<ArcSwap<Key>>,
     runs: Box<dyn Runs>,
     limits: Limits,
     memory: Arc<Semaphore>,
@@ -180,7 +181,7 @@ impl Listener {
     pub(crate) fn start(
         socket: StdListener,
         id: &str,
-        key: Arc<ArcSwap<Vec<u8>>>,
+        key: Arc<ArcSwap<Key>>,
         limits: Limits,
         runs: Box<dyn Runs>,
     ) -> std::io::Result<Self> {
@@ -225,7 +226,7 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopped: watch::Re
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
-        let (stream, place) = tokio::select! {
+        let (stream, at, place) = tokio::select! {
             biased;
             () = async { drop(stopped.wait_for(|stop| *stop).await) } => break,
             Some(_) = connections.join_next() => continue,
@@ -233,18 +234,18 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopped: watch::Re
         };
         // Here and not in the task: tasks begin in no order, and the oldest is to be the one that came first.
         let waiting = shared.unproven.enter();
-        connections.spawn(serve(stream, Arc::clone(&shared), waiting, stopped.clone(), place));
+        connections.spawn(serve((stream, at), Arc::clone(&shared), waiting, stopped.clone(), place));
     }
     drop(socket);
     let _ = timeout(LAST_WORDS, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-async fn next(socket: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+async fn next(socket: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
     loop {
         // Nobody closes the places, so that there always comes one.
         let place = Arc::clone(places).acquire_owned().await.ok();
         match socket.accept().await {
-            Ok((stream, _)) => return (stream, place),
+            Ok((stream, at)) => return (stream, at, place),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection of another instance");
                 sleep(ACCEPT_PAUSE).await;
@@ -256,12 +257,16 @@ async fn next(socket: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Opti
 /// One connection.
 struct Session {
     shared: Arc<Shared>,
+    /// From where.
+    at: SocketAddr,
     /// Who connected, and the key of the connection.
-    known: OnceLock<(String, Code)>,
+    known: OnceLock<(Hello, Code)>,
     /// Its number among those without a proof.
     number: u64,
     /// A request had the proof that it has the key of the deployment.
     is_proven: AtomicBool,
+    /// Something here was without a proof, and was told.
+    is_told: AtomicBool,
     /// Held while a hello is read: strangers have one at a time.
     greeting: Semaphore,
     used: Used,
@@ -270,7 +275,7 @@ struct Session {
 }
 
 async fn serve(
-    stream: TcpStream,
+    (stream, at): (TcpStream, SocketAddr),
     shared: Arc<Shared>,
     (number, mut crowded): (u64, oneshot::Receiver<Infallible>),
     mut stopped: watch::Receiver<bool>,
@@ -280,9 +285,11 @@ async fn serve(
     let limits = shared.limits;
     let session = Arc::new(Session {
         shared,
+        at,
         number,
         known: OnceLock::new(),
         is_proven: AtomicBool::new(false),
+        is_told: AtomicBool::new(false),
         greeting: Semaphore::new(1),
         used: Used::default(),
         backs: Mutex::default(),
@@ -312,6 +319,7 @@ async fn serve(
                 if let Err(error) = served {
                     tracing::debug!(%error, "the connection of another instance ended");
                 }
+                session.has_left();
                 break;
             }
             () = async { drop(stopped.wait_for(|stop| *stop).await) } => {
@@ -322,14 +330,14 @@ async fn serve(
             () = proof.as_mut(), if is_waiting => {
                 is_waiting = false;
                 if !session.is_proven.load(Relaxed) {
-                    session.shared.forged("there was no proof in time");
+                    session.forged("there was no proof in time");
                     break;
                 }
             }
             _ = &mut crowded, if may_be_crowded => {
                 may_be_crowded = false; // also when it is proven
                 if !session.is_proven.load(Relaxed) {
-                    session.shared.forged("there was no proof before many others came");
+                    session.forged("there was no proof before many others came");
                     break;
                 }
             }
@@ -371,14 +379,6 @@ fn status(code: StatusCode) -> Response<Body> {
 }
 
 impl Shared {
-    fn forged(&self, why: &str) -> Refused {
-        self.taken.forged.fetch_add(1, Relaxed);
-        if let Some(left_out) = self.said.may(Instant::now()) {
-            tracing::warn!(left_out, why, "a request at cluster.forward_listen is of no instance of this deployment");
-        }
-        Refused::Status(StatusCode::UNAUTHORIZED)
-    }
-
     fn turned(&self, turned: Turned) -> Refused {
         let (count, refused) = match turned {
             Turned::NotHere => (&self.taken.not_here, Refused::Status(StatusCode::NOT_FOUND)),
@@ -396,16 +396,49 @@ impl Shared {
 }
 
 impl Session {
+    fn forged(&self, why: &str) -> Refused {
+        self.is_told.store(true, Relaxed);
+        self.shared.taken.forged.fetch_add(1, Relaxed);
+        if let Some(left_out) = self.shared.said.may(Instant::now()) {
+            let at = self.at;
+            tracing::warn!(%at, left_out, why, "a request at cluster.forward_listen is of no instance of this deployment");
+        }
+        Refused::Status(StatusCode::UNAUTHORIZED)
+    }
+
+    /// Who connected has closed the connection. Who said hello and then shows no proof has found that the keys differ: it
+    /// says so where it runs, and here nobody would know of it.
+    fn has_left(&self) {
+        let Some((hello, _)) = self.known.get() else { return };
+        if self.is_proven.load(Relaxed) || self.is_told.load(Relaxed) {
+            return;
+        }
+        let shared = &self.shared;
+        shared.taken.forged.fetch_add(1, Relaxed);
+        let Some(left_out) = shared.said.may(Instant::now()) else { return };
+        let (at, node, key) = (self.at, &hello.from, shared.key.load().from);
+        match key.differs(hello.key) {
+            (why, true) => tracing::info!(%at, node, left_out, why, "an instance hands no calls over here yet"),
+            (why, false) => tracing::warn!(
+                %at,
+                node,
+                left_out,
+                why,
+                "who said hello at cluster.forward_listen left without a proof that it has the key: it hands no calls over here"
+            ),
+        }
+    }
+
     async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
         let (head, body) = request.into_parts();
         let proof = head.headers.get(PROOF).and_then(|value| value.to_str().ok());
         match (&head.method, head.uri.path()) {
             (&Method::POST, HELLO) => self.hello(body).await,
             (&Method::POST, path @ (KNOWN | CALL | ANSWER)) => {
-                let known = self.known.get().ok_or_else(|| self.shared.forged("no hello came first"))?;
-                let proof = proof.ok_or_else(|| self.shared.forged("there is no proof"))?;
+                let known = self.known.get().ok_or_else(|| self.forged("no hello came first"))?;
+                let proof = proof.ok_or_else(|| self.forged("there is no proof"))?;
                 let proven = proof::verify(&known.1, path, proof).filter(|proven| self.used.take(proven.number));
-                let proven = proven.ok_or_else(|| self.shared.forged("the proof is wrong"))?;
+                let proven = proven.ok_or_else(|| self.forged("the proof is wrong"))?;
                 if !self.is_proven.swap(true, Relaxed) {
                     self.shared.unproven.leave(self.number);
                 }
@@ -419,13 +452,13 @@ impl Session {
                     _ => Ok(status(StatusCode::NO_CONTENT)),
                 }
             }
-            _ => Err(self.shared.forged("nothing is there")),
+            _ => Err(self.forged("nothing is there")),
         }
     }
 
     async fn hello(&self, body: Incoming) -> Result<Response<Body>, Refused> {
         let shared = &self.shared;
-        let _turn = self.greeting.try_acquire().map_err(|_| shared.forged("it says hello twice at once"))?;
+        let _turn = self.greeting.try_acquire().map_err(|_| self.forged("it says hello twice at once"))?;
         let body = timeout(BODY_WITHIN, collect(body, HELLO_BYTES_MAX)).await.ok().flatten();
         let form = body.as_ref().and_then(|body| serde_json::from_slice::<Form>(body).ok());
         if let Some(Form { form }) = form.filter(|form| form.form != proof::FORM) {
@@ -443,13 +476,15 @@ impl Session {
         }
         let hello = body.and_then(|body| serde_json::from_slice::<Hello>(&body).ok());
         let hello = hello.filter(|hello| is_id(&hello.from) && proof::is_nonce(&hello.nonce));
-        let hello = hello.ok_or_else(|| shared.forged("what was said is no hello"))?;
+        let hello = hello.ok_or_else(|| self.forged("what was said is no hello"))?;
         if hello.to != shared.id {
             return Err(Refused::Status(StatusCode::MISDIRECTED_REQUEST));
         }
         let nonce = proof::nonce().map_err(|_| Refused::Status(StatusCode::INTERNAL_SERVER_ERROR))?;
-        let (welcome, key) = proof::welcome(&shared.key.load(), &hello, nonce);
-        self.known.set((hello.from, key)).map_err(|_| shared.forged("it said hello twice"))?;
+        let own = shared.key.load();
+        let (welcome, key) = proof::welcome(&own.secret, &hello, nonce);
+        let welcome = Welcome { key: own.from, ..welcome };
+        self.known.set((hello, key)).map_err(|_| self.forged("it said hello twice"))?;
         Ok(Response::new(Body::whole(serde_json::to_vec(&welcome).unwrap_or_default().into())))
     }
 
@@ -458,7 +493,7 @@ impl Session {
         let shared = &self.shared;
         let is_as_said = body.size_hint().exact() == Some(proven.length);
         let length = usize::try_from(proven.length).ok().filter(|_| is_as_said);
-        let length = length.ok_or_else(|| shared.forged("the body is longer or shorter than its proof says"))?;
+        let length = length.ok_or_else(|| self.forged("the body is longer or shorter than its proof says"))?;
         if length > shared.limits.call_bytes_max {
             shared.broken();
             return Err(Refused::Status(StatusCode::PAYLOAD_TOO_LARGE));
@@ -468,7 +503,7 @@ impl Session {
         let memory = memory.map_err(|_| shared.turned(Turned::Full))?;
         let body = timeout(BODY_WITHIN, collect(body, length)).await.ok().flatten().ok_or_else(|| shared.broken())?;
         if !proven.is_of(&body) {
-            return Err(shared.forged("the body is not the one of its proof"));
+            return Err(self.forged("the body is not the one of its proof"));
         }
         Ok((body, memory))
     }

@@ -7,10 +7,11 @@
 //! ends in an error that says that it may have run. What is handed over is not handed on.
 //!
 //! `peer` is one other instance, `listener` and `body` are how calls are taken over, `back` are questions to the client,
-//! `wire` is what travels, and `proof` how two instances know each other.
+//! `wire` is what travels, and `proof` and `key` are how two instances know each other.
 
 mod back;
 mod body;
+mod key;
 mod listener;
 mod peer;
 mod proof;
@@ -33,6 +34,7 @@ use serde_json::Value;
 use tokio::{runtime::Handle, sync::watch, time::timeout_at};
 
 pub(crate) use self::{
+    key::Key,
     listener::{Limits, Listener, Outcome, Runs, Turned},
     wire::Hears,
 };
@@ -103,7 +105,7 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     own: Arc<Own>,
-    key: Arc<ArcSwap<Vec<u8>>>,
+    key: Arc<ArcSwap<Key>>,
     call_bytes_max: usize,
     counts: Counts,
     peers: Mutex<BTreeMap<String, Arc<Peer>>>,
@@ -148,8 +150,8 @@ pub(crate) struct Wanted<'a> {
 
 impl Forwarder {
     /// For the instance `id`, whose connections live in `runtime`.
-    pub(crate) fn new(id: &str, key: &str, config: Config, runtime: Handle) -> Self {
-        let key = Arc::new(ArcSwap::from_pointee(key.as_bytes().to_vec()));
+    pub(crate) fn new(id: &str, key: Key, config: Config, runtime: Handle) -> Self {
+        let key = Arc::new(ArcSwap::from_pointee(key));
         let own = Own {
             id: id.to_owned(),
             key: Arc::clone(&key),
@@ -173,14 +175,14 @@ impl Forwarder {
     }
 
     /// The key of the deployment, as the listener needs it too.
-    pub(crate) fn key(&self) -> &Arc<ArcSwap<Vec<u8>>> {
+    pub(crate) fn key(&self) -> &Arc<ArcSwap<Key>> {
         &self.key
     }
 
     /// Uses this key for connections from here on.
-    pub(crate) fn take_over(&self, key: &str) {
-        if **self.key.load() != key.as_bytes() {
-            self.key.store(Arc::new(key.as_bytes().to_vec()));
+    pub(crate) fn take_over(&self, key: Key) {
+        if **self.key.load() != key {
+            self.key.store(Arc::new(key));
         }
     }
 
@@ -265,6 +267,7 @@ impl Forwarder {
                             strange += usize::from(was_strange);
                             &counts.strange
                         }
+                        Why::NotYet => &counts.strange,
                     }
                 }
                 Sent::MayHaveRun if wanted.is_repeatable => {

@@ -32,6 +32,7 @@ use tokio::{
 use super::{
     ANSWER, CALL, FORM, HELLO, IS_STOPPING, KNOWN, PROOF,
     back::{self, Answering},
+    key::Key,
     proof::{self, Code, Hello, Welcome},
     wire::{self, Frame},
 };
@@ -53,7 +54,7 @@ const WINDOW_BYTES: u32 = 1 << 20;
 pub(super) struct Own {
     pub(super) id: String,
     /// The key of the deployment.
-    pub(super) key: Arc<ArcSwap<Vec<u8>>>,
+    pub(super) key: Arc<ArcSwap<Key>>,
     /// Told when another instance has another key.
     pub(super) key_differs: Notify,
     pub(super) runtime: Handle,
@@ -85,6 +86,8 @@ pub(super) enum Why {
     TooLarge,
     /// It does not know us, or we do not know it.
     Strange,
+    /// One of both does not know the key of the deployment yet.
+    NotYet,
 }
 
 /// Another instance.
@@ -353,19 +356,27 @@ impl Peer {
         let made = made.unwrap_or_else(|_| Err((Why::Unreachable, "there was no connection in time".into())));
         let (why, error) = match made {
             Ok(conn) => {
-                *self.strange.lock() = None;
+                let was_strange = self.strange.lock().take().is_some();
+                if was_strange {
+                    tracing::info!(peer = self.id, at = self.at, "calls are handed over there from now on");
+                }
                 return Ok(conn);
             }
             Err(failed) => failed,
         };
-        if why != Why::Strange {
+        if !matches!(why, Why::Strange | Why::NotYet) {
             tracing::debug!(peer = self.id, at = self.at, error, "an instance cannot be reached");
             return Err(why);
         }
         // Each call tries: it is one of us again as soon as it can be, and is not spoken of each time until then.
         let before = self.strange.lock().replace(error.clone());
         if before.as_ref() != Some(&error) {
-            tracing::warn!(peer = self.id, at = self.at, error, "no calls are handed over there");
+            match why {
+                Why::NotYet => {
+                    tracing::info!(peer = self.id, at = self.at, error, "no calls are handed over there yet")
+                }
+                _ => tracing::warn!(peer = self.id, at = self.at, error, "no calls are handed over there"),
+            }
         }
         Err(why)
     }
@@ -387,8 +398,10 @@ impl Peer {
         let handshake = http.handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| unreachable(&error))?;
         tokio::spawn(connection); // ends with the sender, or with the other side
+        let own = self.own.key.load_full();
         let hello = Hello {
             form: proof::FORM,
+            key: own.from,
             from: self.own.id.clone(),
             to: self.id.clone(),
             nonce: proof::nonce().map_err(|error| (Why::Unreachable, error))?,
@@ -416,9 +429,10 @@ impl Peer {
         let welcome = collect(response.into_body(), WELCOME_BYTES_MAX).await;
         let welcome = welcome.and_then(|body| serde_json::from_slice::<Welcome>(&body).ok());
         let welcome = welcome.ok_or_else(|| strange("what is there is no instance"))?;
-        let Some(key) = proof::welcomed(&self.own.key.load(), &hello, &welcome) else {
+        let Some(key) = proof::welcomed(&own.secret, &hello, &welcome) else {
             self.own.key_differs.notify_one();
-            return Err(strange("it has another key (cluster.node_key_file)"));
+            let (told, passes) = own.from.differs(welcome.key);
+            return Err((if passes { Why::NotYet } else { Why::Strange }, told.to_owned()));
         };
         let conn = Conn { sender, key, next: AtomicU64::new(1) };
         // A call may follow late, or never, and there a stranger is soon closed.

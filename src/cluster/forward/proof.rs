@@ -8,6 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
+use super::key::From;
 use crate::cluster::keys::hex;
 
 /// Bytes of a number that was never used.
@@ -36,6 +37,9 @@ pub(super) struct Hello {
     /// Whom it means to reach.
     pub(super) to: String,
     pub(super) nonce: String,
+    /// Where it has its key from, for the words of who refuses it.
+    #[serde(default)]
+    pub(super) key: From,
 }
 
 /// What the other side answers.
@@ -44,6 +48,9 @@ pub(super) struct Welcome {
     pub(super) nonce: String,
     /// That it has the key of the deployment too.
     pub(super) proof: String,
+    /// As in the hello.
+    #[serde(default)]
+    pub(super) key: From,
 }
 
 /// A number that was never used, as text.
@@ -79,7 +86,7 @@ fn of_hello(key: &[u8], what: &[u8], hello: &Hello, nonce: &str) -> Hmac<Sha256>
 pub(super) fn welcome(key: &[u8], hello: &Hello, nonce: String) -> (Welcome, Code) {
     let proof = hex(&of_hello(key, b"bigiron forward: welcome", hello, &nonce).finalize().into_bytes());
     let connection = of_hello(key, b"bigiron forward: connection", hello, &nonce).finalize().into_bytes().into();
-    (Welcome { nonce, proof }, connection)
+    (Welcome { nonce, proof, key: From::default() }, connection)
 }
 
 /// The key of the connection, for who connected. None when the other side has not the key of the deployment.
@@ -198,7 +205,8 @@ mod tests {
     use super::*;
 
     fn hello() -> Hello {
-        Hello { form: FORM, from: "a".into(), to: "b".into(), nonce: nonce().expect("random") }
+        let key = From::File;
+        Hello { form: FORM, from: "a".into(), to: "b".into(), nonce: nonce().expect("random"), key }
     }
 
     #[test]

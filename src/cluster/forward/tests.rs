@@ -92,6 +92,7 @@ impl Runs for Serves {
 
 struct Instance {
     listener: Listener,
+    key: Arc<ArcSwap<Key>>,
     tools: Arc<Tools>,
     node: Node,
 }
@@ -102,17 +103,18 @@ fn instance(name: &'static str, key: &str) -> Instance {
 
 fn limited(name: &'static str, key: &str, calls_max: usize) -> Instance {
     let limits = Limits { calls_max, call_bytes_max: 1 << 20, bytes_max: 16 << 20, proof_within: PATIENCE };
-    with_limits(name, key, limits)
+    with_limits(name, Key::of_file(key), limits)
 }
 
-fn with_limits(name: &'static str, key: &str, limits: Limits) -> Instance {
+fn with_limits(name: &'static str, key: Key, limits: Limits) -> Instance {
     let socket = StdListener::bind("127.0.0.1:0").expect("a port");
     socket.set_nonblocking(true).expect("set");
     let at = socket.local_addr().expect("an address").to_string();
     let tools = Arc::new(Tools { name, ..Tools::default() });
-    let key = Arc::new(ArcSwap::from_pointee(key.as_bytes().to_vec()));
-    let listener = Listener::start(socket, name, key, limits, Box::new(Serves(Arc::clone(&tools)))).expect("it starts");
-    Instance { listener, tools, node: node(name, &at) }
+    let key = Arc::new(ArcSwap::from_pointee(key));
+    let listener = Listener::start(socket, name, Arc::clone(&key), limits, Box::new(Serves(Arc::clone(&tools))))
+        .expect("it starts");
+    Instance { listener, key, tools, node: node(name, &at) }
 }
 
 fn node(id: &str, at: &str) -> Node {
@@ -139,7 +141,7 @@ fn forwarder(nodes: &[&Node]) -> Forwarder {
         result_bytes_max: RESULT_BYTES_MAX,
         in_flight_max: 100,
     };
-    let forwarder = Forwarder::new("first", KEY, config, Handle::current());
+    let forwarder = Forwarder::new("first", Key::of_file(KEY), config, Handle::current());
     let nodes: Vec<Node> = nodes.iter().map(|node| (*node).clone()).collect();
     let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
     let tools = ["who", "says", "asks", "fails", "waits", "much", "missing"];
@@ -347,8 +349,44 @@ async fn strangers_are_known_on_both_sides() {
     timeout(PATIENCE, forwarder.key_differs()).await.expect("it is told");
     assert_eq!(stranger.tools.runs.load(Relaxed) + b.tools.runs.load(Relaxed), 0, "nothing was handed to either");
     // With the key of the deployment it is one of us, from the next connection on.
-    forwarder.take_over("another key, and long enough for one too");
+    forwarder.take_over(Key::of_file("another key, and long enough for one too"));
     assert!(call(&forwarder, "who", &ctx()).await.expect("it ran").is_ok());
+}
+
+/// Who is refused says so; who refuses would not know of it but for who knocked.
+#[tokio::test]
+async fn a_wrong_key_is_told_on_both_sides_and_one_that_is_not_known_yet_alarms_nobody() {
+    let said = Heard::from_now_on();
+    let b = instance("b", "another key, and long enough for one too");
+    let forwarder = forwarder(&[&b.node]);
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(nowhere("who")));
+    let left = async || {
+        while count(&b.listener.taken().forged) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        b.listener.taken().forged.store(0, Relaxed);
+    };
+    timeout(PATIENCE, left()).await.expect("it is counted");
+    let text = said.text();
+    assert_eq!(text.matches(" WARN ").count(), 2, "{text}");
+    let refused = text.lines().find(|line| line.contains("left without a proof")).expect("who refuses says so");
+    assert!(refused.contains("at=127.0.0.1:") && refused.contains("cluster.node_key_file"), "{refused}");
+
+    // Both started before Redis.
+    forwarder.take_over(Key::own("a key that was made at the start, and is long"));
+    b.key.store(Arc::new(Key::own("another one that was made at the start")));
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(nowhere("who")));
+    timeout(PATIENCE, left()).await.expect("it is counted");
+    b.key.store(Arc::new(Key::shared("the key of all, which is in Redis")));
+    assert_eq!(call(&forwarder, "who", &ctx()).await, Err(nowhere("who")));
+    timeout(PATIENCE, left()).await.expect("it is counted");
+    timeout(PATIENCE, forwarder.key_differs()).await.expect("the key is looked up at once");
+    forwarder.take_over(Key::shared("the key of all, which is in Redis"));
+    assert!(call(&forwarder, "who", &ctx()).await.expect("it ran").is_ok());
+    let later = said.text().split_off(text.len());
+    assert!(!later.contains(" WARN ") && !later.contains("node_key_file"), "{later}");
+    assert!(later.contains("does not know the shared key yet"), "{later}");
+    assert!(later.contains("calls are handed over there from now on"), "{later}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -385,6 +423,7 @@ async fn what_is_forged_is_refused_and_counted() {
         from: "x".into(),
         to: to.into(),
         nonce: proof::nonce().expect("random"),
+        key: key::From::File,
     };
     let hello_bytes = |hello: &proof::Hello| serde_json::to_vec(hello).expect("JSON");
     assert_eq!(status(post(HELLO, None, &hello_bytes(&hello("c")))).await, 421, "it is another");
@@ -454,7 +493,7 @@ async fn strangers_hold_neither_memory_nor_a_place() {
         bytes_max: 1 << 20,
         proof_within: Duration::from_millis(500),
     };
-    let b = with_limits("b", KEY, limits);
+    let b = with_limits("b", Key::of_file(KEY), limits);
     let stream = TcpStream::connect(&b.node.forwards).await.expect("connects");
     let mut http = http2::Builder::new(TokioExecutor::new());
     // It goes on answering and asking for signs of life.
@@ -492,7 +531,7 @@ async fn strangers_hold_neither_memory_nor_a_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_who_come_faster_than_they_are_closed_hold_few_places() {
     let limits = Limits { calls_max: 100, call_bytes_max: 1 << 20, bytes_max: 16 << 20, proof_within: 10 * PATIENCE };
-    let b = with_limits("b", KEY, limits);
+    let b = with_limits("b", Key::of_file(KEY), limits);
     let known = forwarder(&[&b.node]);
     assert!(call(&known, "who", &ctx()).await.is_ok());
     let mut silent = Vec::new();
@@ -605,7 +644,7 @@ async fn a_stranger_is_spoken_of_once_and_not_waited_for() {
     }
     assert_eq!((lines(), count(&forwarder.counts().strange)), (2, 12), "{}", said.text());
     // Once it is one of us, what it is later is said again.
-    forwarder.take_over("another key, and long enough for one too");
+    forwarder.take_over(Key::of_file("another key, and long enough for one too"));
     assert!(call(&forwarder, "who", &ctx()).await.expect("it ran").is_ok());
     assert!(!forwarder.peers.lock()["stranger"].is_strange());
 }
