@@ -10,7 +10,7 @@ use std::{
 
 use super::{SettingsArguments, print, refuse};
 use crate::{
-    config::{Loaded, Setting, expired, weak},
+    config::{Loaded, Setting, Tuning, expired, weak},
     runtime::Host,
     server::Builder,
 };
@@ -39,6 +39,9 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
             for warning in loaded.warnings().into_iter().chain(expired(&loaded.tuning, SystemTime::now())) {
                 let _ = writeln!(told, "bigiron: warning: {warning}");
             }
+            if let Some(unasked) = unasked(&loaded.tuning) {
+                let _ = writeln!(told, "bigiron: {unasked}");
+            }
             let weak = weak(&loaded, root.as_deref());
             for weak in &weak {
                 let _ = writeln!(told, "bigiron: weak: {weak}");
@@ -47,6 +50,14 @@ pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
         }
         Err(error) => error.tell(),
     }
+}
+
+/// Whom a start would ask and this has not asked, where there is somebody.
+fn unasked(tuning: &Tuning) -> Option<String> {
+    let redis = tuning.cluster.is_on().then_some("Redis (`bigiron nodes` does)");
+    let issuer = (!tuning.auth.jwks_url.is_empty()).then_some("the issuer");
+    let unasked: Vec<_> = [redis, issuer].into_iter().flatten().collect();
+    (!unasked.is_empty()).then(|| format!("the settings were read; nobody was asked: not {}", unasked.join(", nor ")))
 }
 
 /// Values longer than this do not move the remarks of the others to the right.

@@ -61,6 +61,8 @@ enum Verb {
     #[command(after_help = AFTER_HELP)]
     Serve(serve::Arguments),
     /// Check the settings and print each with its value, where it came from, and what 0 came to on this host
+    ///
+    /// Reads settings and files, and asks nobody: neither Redis nor an issuer is looked for. `bigiron nodes` asks Redis.
     #[command(after_help = AFTER_HELP)]
     Check(check::Arguments),
     /// Put load on a server and measure it, compare configurations, or find what this host can take
@@ -68,6 +70,9 @@ enum Verb {
     /// Change what a running server keeps of results
     Cache(cache::Arguments),
     /// List the instances that share a Redis
+    ///
+    /// Ends with 0 as soon as Redis has said who there is, also when that is nobody; with 1 when Redis does not say, and
+    /// with 78 for wrong settings, as where the keys are another deployment's.
     #[command(after_help = AFTER_HELP)]
     Nodes(nodes::Arguments),
     /// Make, list and revoke API keys

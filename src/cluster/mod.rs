@@ -328,7 +328,10 @@ fn aged(view: &View) -> Vec<Node> {
 ///
 /// # Errors
 /// Redis does not say, or says that they are another deployment's.
-pub(crate) async fn nodes(config: &Config, spreads: &BTreeMap<String, usize>) -> Result<(Vec<Node>, Vec<String>), JoinError> {
+pub(crate) async fn nodes(
+    config: &Config,
+    spreads: &BTreeMap<String, usize>,
+) -> Result<(Vec<Node>, Vec<String>), JoinError> {
     let wrong = |wrong| JoinError::Setting("cluster.redis", wrong);
     let away = |error: LinkError| JoinError::Away(error.to_string());
     let cluster = Cluster::open(config, Own::default()).map_err(wrong)?;

@@ -5,7 +5,7 @@ use std::{fs::Metadata, net::IpAddr, os::unix::fs::MetadataExt, time::SystemTime
 use http::{Uri, uri::Authority};
 use ipnet::IpNet;
 
-use super::{Loaded, Tuning, readable::readable};
+use super::{Loaded, Tuning, listener_address, readable::readable};
 use crate::{
     audit::{Arguments, Policy},
     identity::{
@@ -31,6 +31,7 @@ pub(crate) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     weak.extend(for_nobody(tuning));
     weak.extend(listener(loaded));
     weak.extend(forwards(tuning));
+    weak.extend(instances(tuning));
     weak.extend(unknown_host(loaded));
     weak.extend(keys_for_ever(tuning));
     weak.extend(audit(loaded));
@@ -142,6 +143,29 @@ fn forwards(tuning: &Tuning) -> Vec<String> {
             "cluster.node_key_file is empty: who can read Redis can call every tool that is placed, as anybody; name a file"
                 .into(),
         );
+    }
+    weak
+}
+
+/// What instances that share a Redis say to it and to each other of themselves.
+fn instances(tuning: &Tuning) -> Vec<String> {
+    let (cluster, listen) = (&tuning.cluster, &tuning.server.listen);
+    if !cluster.is_on() {
+        return Vec::new();
+    }
+    let mut weak = Vec::new();
+    if cluster.key_prefix.ends_with(|last: char| last.is_ascii_alphanumeric()) {
+        let prefix = &cluster.key_prefix;
+        weak.push(format!(
+            "cluster.key_prefix is {prefix:?}, and a key is then such as \"{prefix}cluster\": the separator is part of it; \
+             write \"{prefix}:\""
+        ));
+    }
+    if cluster.advertise.is_empty() && listener_address(listen).is_ok_and(|address| address.ip().is_unspecified()) {
+        weak.push(format!(
+            "cluster.advertise is empty and server.listen is {listen:?}, which is every address and none that others could \
+             use: `bigiron nodes` shows it as where this instance is; set cluster.advertise to a URL as others reach it"
+        ));
     }
     weak
 }
@@ -419,6 +443,28 @@ mod tests {
         assert_eq!(told("192.0.2.1:0", "https://192.0.2.1/mcp", &[]), None);
         assert_eq!(told("[2001:db8::1]:0", "https://[2001:db8::1]/mcp", &[]), None);
         assert_eq!(told("127.0.0.1:0", "http://localhost:5000/mcp", &[]), None);
+    }
+
+    #[test]
+    fn an_address_that_is_none_and_a_prefix_without_its_end_are_told() {
+        let told = |listen: &str, advertise: &str, prefix: &str, redis: &str| {
+            let mut tuning = Tuning::default();
+            tuning.server.listen = listen.into();
+            tuning.cluster.redis = redis.into();
+            tuning.cluster.advertise = advertise.into();
+            tuning.cluster.key_prefix = prefix.into();
+            instances(&tuning)
+        };
+        let redis = "redis://127.0.0.1";
+        assert_eq!(told("127.0.0.1:5000", "", "mcp:", redis), [""; 0]);
+        assert_eq!(told("0.0.0.0:5000", "", "mcp", ""), [""; 0], "it is alone");
+        for listen in ["0.0.0.0:5000", "[::]:5000"] {
+            assert_eq!(told(listen, "http://10.0.0.7:5000", "a-", redis), [""; 0]);
+            let weak = told(listen, "", "a.", redis);
+            assert!(weak.len() == 1 && weak[0].contains("set cluster.advertise"), "{weak:?}");
+        }
+        let weak = told("127.0.0.1:5000", "", "foo", redis);
+        assert!(weak.len() == 1 && weak[0].contains("foocluster") && weak[0].contains("\"foo:\""), "{weak:?}");
     }
 
     #[test]

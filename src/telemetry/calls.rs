@@ -47,7 +47,8 @@ impl Ended {
     pub(crate) const HELP: &'static str = "Calls of tools, by how each ended. ok: answered. tool_error: the tool said \
         that it failed. refused: the client asked for what cannot be, such as wrong arguments. goes_on: became a task, or \
         asks the client first. timed_out: ran past the timeout. expired: the time was over before the tool began. \
-        overloaded: a limit or a queue was full. failed: a panic, or a fault of the server. cancelled: the client left";
+        overloaded: a limit or a queue was full. failed: a panic, or a fault of the server. cancelled: the client left. \
+        One that was handed over to another instance counts where it came";
 
     pub(crate) fn with(outcome: Result<&Reply, &CallError>) -> Self {
         match outcome {

@@ -519,7 +519,8 @@ fn a_task_goes_when_its_time_is_over_and_without_redis_none_begins() {
     eventually("nothing of it is left", || redis.keys("mcp:task").is_empty());
     redis.kill();
     // Neither is at a limit of theirs: what is away is said, and that it can be back at any moment.
-    let refused = ["tasks/get", "tasks/update", "tasks/cancel"].map(|method| ask(&b, method, &id, json!({ "taskId": id })));
+    let refused =
+        ["tasks/get", "tasks/update", "tasks/cancel"].map(|method| ask(&b, method, &id, json!({ "taskId": id })));
     for refused in refused.into_iter().chain([ask(&a, "tools/call", "hang", json!({ "name": "hang" }))]) {
         assert_eq!((refused.status, refused.code()), (503, Some(-31503)), "{refused:?}");
         assert_eq!(refused.header("retry-after"), Some("1"));
