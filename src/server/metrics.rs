@@ -288,8 +288,12 @@ impl Sources {
         out.gauge("bigiron_callers", "Callers with open connections, or with requests behind a proxy")
             .only(front.gate.callers());
         out.gauge("bigiron_streams", "Streams open that no call owns").only(front.streams.inside());
-        out.gauge("bigiron_sessions", "Sessions of the older revisions that this instance knows: of several \
-                 instances each counts one that its client has used there").only(front.router.sessions.len());
+        out.gauge(
+            "bigiron_sessions",
+            "Sessions of the older revisions that this instance knows: of several \
+                 instances each counts one that its client has used there",
+        )
+        .only(front.router.sessions.len());
         let draining = u8::from(front.router.drain.is_started());
         out.gauge("bigiron_draining", "1 once the server is stopping, 0 before").only(draining);
         out.counter("bigiron_refusals_total", refusals::HELP);
