@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        config::Config,
+        config::{Config, LastStop},
         endpoint::{Endpoint, Kind},
     },
     units::Secret,
@@ -41,6 +41,8 @@ pub(super) struct Way {
     /// What is looked at to see whether Redis answers: a key, so that in a cluster one node is asked and not all.
     probed_key: String,
     prefix: String,
+    /// Whether the last stop removes keys.
+    removes: bool,
 }
 
 impl fmt::Debug for Way {
@@ -180,6 +182,7 @@ impl Way {
             command: config.command_timeout(),
             probed_key: format!("{}cluster", config.key_prefix),
             prefix: config.key_prefix.clone(),
+            removes: config.last_stop == LastStop::Remove,
         };
         way.clients().map_err(|error| format!("cluster: {}", plain(&error)))?; // certificates are read here
         Ok(way)
@@ -330,15 +333,22 @@ impl Way {
     }
 
     /// Whether we may do what instances do: write, run scripts (by their hash, and with the text where Redis does not know
-    /// it), publish. No key is changed, and nobody hears it. Who may publish on a channel may listen to it.
+    /// it), publish, and remove where the last stop does. No key is changed, and nobody hears it. Who may publish on a channel may listen to it.
     async fn try_rights(&self, connection: &mut Connection) -> Result<(), RedisError> {
         const TEXT: &str = "return 1";
         let absent = format!("{}:absent", self.probed_key);
-        let mut tries = ["PEXPIRE", "SCRIPT", "EVALSHA", "PUBLISH"].map(redis::cmd);
+        let mut tries = ["PEXPIRE", "SCRIPT", "EVALSHA", "PUBLISH"].map(redis::cmd).to_vec();
         tries[0].arg(&absent).arg(1);
         tries[1].arg("LOAD").arg(TEXT);
         tries[2].arg(redis::Script::new(TEXT).get_hash()).arg(1).arg(&absent);
         tries[3].arg(&absent).arg("");
+        if self.removes {
+            let mut removal = [redis::cmd("UNLINK"), redis::cmd("SCAN")];
+            removal[0].arg(&absent);
+            removal[1].arg(0).arg("COUNT").arg(1);
+            // In a cluster there is no one place that SCAN would go to.
+            tries.extend(removal.into_iter().take(if self.is_cluster() { 1 } else { 2 }));
+        }
         for one in tries {
             match within(self.command, one.query_async::<Value>(connection)).await {
                 Err(error) if LinkError::of(&error) == LinkError::Refused(Refused::Denied) => return Err(error),
