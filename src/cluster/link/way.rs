@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline,
-    RedisConnectionInfo, RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection, PubSub},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
@@ -239,6 +239,9 @@ impl Way {
                 }
             };
             self.probe(&mut connection).await?;
+            if self.endpoint.kind == Kind::Single {
+                self.is_no_node(&mut connection).await?;
+            }
             if is_instance {
                 self.try_rights(&mut connection).await?;
             }
@@ -332,8 +335,22 @@ impl Way {
         within(self.command, ask.query_async(connection)).await
     }
 
+    /// That a single server is none of a cluster: the one that has the slot of the key that is looked at answers as if it
+    /// were alone, and refuses what has keys elsewhere. Who may not ask goes on.
+    async fn is_no_node(&self, connection: &mut Connection) -> Result<(), RedisError> {
+        let mut ask = redis::cmd("CLUSTER");
+        ask.arg("INFO");
+        match within(self.command, ask.query_async::<String>(connection)).await {
+            Ok(told) if told.contains("cluster_state:") => {
+                Err((ErrorKind::Server(ServerErrorKind::Moved), "some of the keys are elsewhere").into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether we may do what instances do: write, run scripts (by their hash, and with the text where Redis does not know
-    /// it), publish, and remove where the last stop does. No key is changed, and nobody hears it. Who may publish on a channel may listen to it.
+    /// it), publish, and remove where the last stop does. No key is changed, and nobody hears it. Who may publish on a
+    /// channel may listen to it.
     async fn try_rights(&self, connection: &mut Connection) -> Result<(), RedisError> {
         const TEXT: &str = "return 1";
         let absent = format!("{}:absent", self.probed_key);
