@@ -1,8 +1,9 @@
 //! Who there is: each instance writes a heartbeat, looks at those of the others, and removes who has none any more. The
 //! clock is Redis' own. What changes is told at once, and found with the next heartbeat where that was not heard.
 //! Everything that is written expires by itself, so nothing is left when all are gone at once; what an empty Redis has
-//! lost is there again with the next heartbeat, which is made at once where the link finds it emptied. Whose the keys are is said for longer than there are instances: as long as
-//! there can be something of their clients, which another deployment is not to take for its own.
+//! lost is there again with the next heartbeat, which is made at once where the link finds it emptied. Whose the keys are is
+//! said for longer than there are instances: as long as there can be something of their clients, which another deployment
+//! is not to take for its own.
 
 use std::{
     collections::HashMap,
@@ -41,6 +42,8 @@ const ORDERS_MAX: usize = 8;
 /// ours.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The least time between two looks for the news of others.
+/// Between two lines on the same that keeps this instance out, which does not come right by itself.
+const TOLD_PAUSE: Duration = Duration::from_secs(60);
 const NEWS_PAUSE: Duration = Duration::from_millis(500);
 
 /// Writes a heartbeat. A process that takes a name over says so, and learns whose it was; one that finds its name taken
@@ -199,7 +202,7 @@ impl Registry {
             is_new: true,
             is_news: true,
             has_run: false,
-            is_told: false,
+            told: None,
             is_compared: false,
             is_owed: false,
             unanswered: None,
@@ -253,8 +256,8 @@ struct Member {
     is_news: bool,
     /// It was said here that clients are served: from then on something of theirs may be in Redis.
     has_run: bool,
-    /// That the keys or the name are another's was said.
-    is_told: bool,
+    /// When it was said last that the keys or the name are another's.
+    told: Option<Instant>,
     /// What should be equal was compared with that of the others: once, by who comes.
     is_compared: bool,
     /// The last heartbeat was not taken or not answered, though Redis is there.
@@ -368,7 +371,7 @@ impl Member {
         if let Ok(beat_ms) = beat_ms.parse::<i64>() {
             self.took_over(Duration::from_millis(now_ms.saturating_sub(beat_ms).unsigned_abs()), &address);
         }
-        if std::mem::take(&mut self.is_told) {
+        if self.told.take().is_some() {
             tracing::info!(node = self.named.id, "this node is in the registry again");
         }
         self.is_new = false;
@@ -444,8 +447,9 @@ impl Member {
 
     fn say(&mut self, what: &str) {
         self.counts.missed.fetch_add(1, Relaxed);
-        if !self.is_told {
-            self.is_told = true;
+        let now = Instant::now();
+        if self.told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_PAUSE) {
+            self.told = Some(now);
             tracing::error!("this node is not in the registry: {what}");
         }
     }

@@ -214,11 +214,12 @@ fn without_redis_calls_are_served_and_it_is_said() {
 #[test]
 fn a_redis_is_back_as_soon_as_it_says_that_it_is_ours() {
     type Step<'a> = &'a [&'a str];
-    let cases: [(Step<'_>, Step<'_>, &str); 2] = [
-        (&["CLIENT", "PAUSE", "600000", "WRITE"], &["CLIENT", "UNPAUSE"], "a heartbeat was not taken"),
-        (&["SET", "mcp:cluster", "other"], &["DEL", "mcp:cluster"], "not in the registry"),
+    let cases: [(Step<'_>, Step<'_>, &str, &str, u16); 2] = [
+        (&["CLIENT", "PAUSE", "600000", "WRITE"], &["CLIENT", "UNPAUSE"], "a heartbeat was not taken", "away", 200),
+        // Clients that a balancer sent there would be known to no other instance.
+        (&["SET", "mcp:cluster", "other"], &["DEL", "mcp:cluster"], "not in the registry", "foreign", 503),
     ];
-    for (begin, end, said) in cases {
+    for (begin, end, said, word, status) in cases {
         let redis = Redis::start();
         assert_eq!(redis.cli(begin), "OK");
         redis.hang();
@@ -233,7 +234,11 @@ fn a_redis_is_back_as_soon_as_it_says_that_it_is_ours() {
         let missed = || metric(&server, "bigiron_cluster_heartbeats_missed_total");
         let before = missed();
         eventually("it asks again", || missed() >= before + 2.0);
-        assert_eq!(cluster(), "away");
+        for addr in [server.addr, server.admin_addr] {
+            let ready = get(addr, "/ready");
+            assert_eq!((ready.status, &ready.json()["cluster"]), (status, &json!(word)));
+        }
+        assert_eq!(metric(&server, "bigiron_cluster_up"), 0.0);
         let lines: Vec<_> = server.began.iter().cloned().chain(server.log_lines()).collect();
         assert!(!lines.iter().any(|line| line.contains("Redis is back")), "it is of no use yet: {lines:#?}");
         assert!(lines.iter().filter(|line| line.contains(said)).count() <= 1, "{lines:#?}");

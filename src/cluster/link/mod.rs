@@ -207,6 +207,11 @@ impl Link {
     /// Returns when it was ours and is nobody's any more, though it is there: it was emptied. Until that is said again
     /// another deployment could take it.
     pub(super) async fn forgot_owner(&self) {
+    /// Whether it is known to be another deployment's.
+    pub(crate) fn is_anothers(&self) -> bool {
+        *self.shared.owner.borrow() == Owner::Another
+    }
+
         self.shared.forgot_owner.notified().await;
     }
 
