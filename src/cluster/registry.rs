@@ -326,25 +326,18 @@ impl Member {
             Err(error) => error,
         };
         self.counts.missed.fetch_add(1, Relaxed);
-        self.is_owed = error != LinkError::Away; // else the next one goes with the news of it
+        let is_first = !std::mem::replace(&mut self.is_owed, error != LinkError::Away);
         match &error {
-            LinkError::Away => {} // the link has said it
+            LinkError::Away => {} // the link has said it, and the next one goes with the news of it
+            // Mostly it is over with the next one, or the link says that Redis is away.
+            LinkError::Refused(Refused::NotNow) if is_first => tracing::debug!(%error, "a heartbeat was not taken"),
+            LinkError::Refused(Refused::NotNow) => self.say_unanswered(error),
             LinkError::Refused(why) if why.is_for_now() => {
                 if !self.counts.is_refused.swap(true, Relaxed) {
                     tracing::warn!(%why, "Redis takes no writes; what instances share stays as it is until it does");
                 }
             }
-            error if self.unanswered.as_ref() == Some(error) => tracing::debug!(%error, "a heartbeat was not taken"),
-            error => {
-                match self.link.is_foreign() {
-                    true => tracing::warn!(
-                        %error,
-                        "a heartbeat was not taken; whose the keys are is not known, and until it is nothing there is used"
-                    ),
-                    false => tracing::warn!(%error, "a heartbeat was not taken"),
-                }
-                self.unanswered = Some(error.clone());
-            }
+            _ => self.say_unanswered(error),
         }
         false
     }
@@ -356,6 +349,20 @@ impl Member {
         if let Err(foreign) = claim(&self.link, &self.named, self.has_run).await? {
             self.say(&foreign.told(keys));
             return Ok(false);
+    fn say_unanswered(&mut self, error: LinkError) {
+        if self.unanswered.as_ref() == Some(&error) {
+            return tracing::debug!(%error, "a heartbeat was not taken");
+        }
+        match self.link.is_foreign() {
+            true => tracing::warn!(
+                %error,
+                "a heartbeat was not taken; whose the keys are is not known, and until it is nothing there is used"
+            ),
+            false => tracing::warn!(%error, "a heartbeat was not taken"),
+        }
+        self.unanswered = Some(error);
+    }
+
         }
         let Some(me) = self.myself() else { return Ok(false) };
         let mut script = BEAT.key(keys.node(&self.named.id));

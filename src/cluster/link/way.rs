@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::{
     error::{LinkError, Refused, plain},
-    redirect,
+    parts, redirect,
     why::Why,
 };
 use crate::{
@@ -99,6 +99,10 @@ impl ConnectionLike for Connection {
 pub(super) struct Master(Arc<str>);
 
 impl Master {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn of(client: &Client) -> Self {
         Self(client.get_connection_info().addr().to_string().into())
     }
@@ -202,6 +206,11 @@ impl Way {
         Why::of(error, &self.endpoint, self.user.as_deref(), &self.prefix, self.command / 2).await
     }
 
+    /// Why commands fail, as far as they tell.
+    pub(super) fn outage(&self, text: String) -> Why {
+        if self.is_cluster() { Why::of_cluster(&text) } else { Why::passing(text) }
+    }
+
     /// Whether a sentinel watches a master of this name, up or not. True also where none says.
     async fn is_watched(&self, master: &str) -> bool {
         let mut ask = redis::cmd("SENTINEL");
@@ -228,8 +237,13 @@ impl Way {
     }
 
     /// One attempt, in its time: a connection that Redis has answered on, and where it goes, if that is up to sentinels.
-    /// With `is_instance` only where all is allowed that instances do.
-    pub(super) async fn connect(&self, is_instance: bool) -> Result<(Connection, Option<Master>), RedisError> {
+    /// With `is_instance` only where all is allowed that instances do; with `is_to_be_whole` only where no part of a
+    /// cluster is missing.
+    pub(super) async fn connect(
+        &self,
+        is_instance: bool,
+        is_to_be_whole: bool,
+    ) -> Result<(Connection, Option<Master>), RedisError> {
         within(self.connect, async {
             let (mut connection, master) = match &self.endpoint.kind {
                 Kind::Cluster => (Connection::Cluster(self.cluster()?.get_async_connection().await?), None),
@@ -241,6 +255,9 @@ impl Way {
             self.probe(&mut connection).await?;
             if self.endpoint.kind == Kind::Single {
                 self.is_no_node(&mut connection).await?;
+            }
+            if is_to_be_whole && self.is_cluster() {
+                within(self.command, parts::is_whole(&mut connection)).await?;
             }
             if is_instance {
                 self.try_rights(&mut connection).await?;

@@ -29,6 +29,11 @@ impl Why {
         Self { text: text.into(), is_lasting: false }
     }
 
+    /// The same of a cluster, of which mostly a part is away and seldom all.
+    pub(super) fn of_cluster(text: &str) -> Self {
+        Self::passing(format!("a node of the cluster is down, or all of it ({text})"))
+    }
+
     fn lasting(text: impl Into<String>) -> Self {
         Self { text: text.into(), is_lasting: true }
     }
@@ -134,6 +139,9 @@ impl Why {
                     plain(error)
                 ))
             }
+            // That one names who is down.
+            ErrorKind::Server(ServerErrorKind::ClusterDown) => Self::passing(plain(error)),
+            _ if endpoint.kind == Kind::Cluster => Self::of_cluster(&plain(error)),
             _ => Self::passing(plain(error)),
         }
     }
