@@ -91,7 +91,9 @@ pub fn log_panics() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -100,7 +102,7 @@ mod tests {
 
     impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -123,7 +125,7 @@ mod tests {
             tracing::info!(target: "bigiron::cluster", "ours");
             tracing::error!(target: "author", "theirs");
         });
-        let text = String::from_utf8(lines.0.lock().expect("nobody panicked").clone()).expect("text");
+        let text = String::from_utf8(lines.0.lock().clone()).expect("text");
         text.lines().filter_map(|line| line.split(' ').next_back()).map(str::to_owned).collect()
     }
 
