@@ -20,6 +20,7 @@ pub(crate) mod placement;
 pub(crate) mod presence;
 pub(crate) mod rate;
 mod registry;
+mod roll;
 pub(crate) mod sessions;
 mod spool;
 mod state_key;
@@ -297,8 +298,8 @@ impl Cluster {
     /// Whether Redis is there, in a word. Another deployment's stays so while it is away: it comes right by no restart.
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
-            _ if self.link.is_foreign() => "away",              // for us it is
             _ if self.link.is_anothers() => "foreign",
+            _ if self.link.is_foreign() => "away",              // for us it is
             State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
             State::Up | State::Connecting if self.takes_no_writes() => "read-only",
             State::Up | State::Connecting if self.link.is_deaf() => "deaf",

@@ -6,7 +6,7 @@
 //! is not to take for its own.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     pin::pin,
     sync::{
@@ -26,6 +26,7 @@ use super::{
     keys::Keys,
     link::{Event, Link, LinkError, Refused, Script, Subscription, cmd},
     node::{Node, Status, is_id},
+    roll::Roll,
     unlike::unlike,
 };
 
@@ -41,9 +42,9 @@ const ORDERS_MAX: usize = 8;
 /// The longest time to the next heartbeat after one that Redis did not take or answer, and while it is not known to be
 /// ours.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// The least time between two looks for the news of others.
 /// Between two lines on the same that keeps this instance out, which does not come right by itself.
 const TOLD_PAUSE: Duration = Duration::from_secs(60);
+/// The least time between two looks for the news of others.
 const NEWS_PAUSE: Duration = Duration::from_millis(500);
 
 /// Writes a heartbeat. A process that takes a name over says so, and learns whose it was; one that finds its name taken
@@ -206,6 +207,8 @@ impl Registry {
             is_compared: false,
             is_owed: false,
             unanswered: None,
+            roll: Roll::new(),
+            told_by: BTreeSet::new(),
             seen,
             counts: Arc::clone(&counts),
         };
@@ -264,6 +267,10 @@ struct Member {
     is_owed: bool,
     /// What was said of heartbeats that were not answered, since the last one that was.
     unanswered: Option<LinkError>,
+    /// Who came and who left.
+    roll: Roll,
+    /// Who has told something since the last look.
+    told_by: BTreeSet<String>,
     seen: watch::Sender<Arc<View>>,
     counts: Arc<Counts>,
 }
@@ -302,7 +309,7 @@ impl Member {
                 },
                 () = sleep_until(next) => {}
                 // Many that come or go at once are looked at together.
-                () = async { others(&mut news, &self.named.id).await; sleep_until(news_from).await } => {}
+                () = async { others(&mut news, &self.named.id, &mut self.told_by).await; sleep_until(news_from).await } => {}
                 () = self.link.forgot_owner(), if !self.is_owed => {}
                 // A Redis that is back may have forgotten everything.
                 changed = link.changed(), if is_watched => is_watched = changed.is_ok(),
@@ -342,13 +349,6 @@ impl Member {
         false
     }
 
-    async fn heartbeat(&mut self) -> Result<bool, LinkError> {
-        let Named { keys, period, .. } = &self.named;
-        let expiry = *period * PERIODS_TO_EXPIRY;
-        let expiry_ms = expiry.as_millis() as u64;
-        if let Err(foreign) = claim(&self.link, &self.named, self.has_run).await? {
-            self.say(&foreign.told(keys));
-            return Ok(false);
     fn say_unanswered(&mut self, error: LinkError) {
         if self.unanswered.as_ref() == Some(&error) {
             return tracing::debug!(%error, "a heartbeat was not taken");
@@ -363,6 +363,13 @@ impl Member {
         self.unanswered = Some(error);
     }
 
+    async fn heartbeat(&mut self) -> Result<bool, LinkError> {
+        let Named { keys, period, .. } = &self.named;
+        let expiry = *period * PERIODS_TO_EXPIRY;
+        let expiry_ms = expiry.as_millis() as u64;
+        if let Err(foreign) = claim(&self.link, &self.named, self.has_run).await? {
+            self.say(&foreign.told(keys));
+            return Ok(false);
         }
         let Some(me) = self.myself() else { return Ok(false) };
         let mut script = BEAT.key(keys.node(&self.named.id));
@@ -397,6 +404,9 @@ impl Member {
         let found = look(&self.link, &self.named.keys, Some(dead)).await?;
         self.counts.corrupt.fetch_add(found.corrupt, Relaxed);
         self.say_reaped(&found, PERIODS_TO_DEATH);
+        let others: Vec<_> = found.nodes.iter().filter(|node| node.id != self.named.id).collect();
+        let changes = self.roll.note(&others, &found.reaped, &std::mem::take(&mut self.told_by), Instant::now());
+        self.roll.say(&changes, others.len() + 1);
         if let Some(own) = found.nodes.iter().find(|node| node.id == self.named.id)
             && !std::mem::replace(&mut self.is_compared, true)
         {
@@ -489,12 +499,19 @@ impl Member {
     }
 }
 
-/// Returns when another node has news of itself, or may have had.
-async fn others(news: &mut Subscription, id: &str) {
+/// Returns when another node has news of itself, or may have had: it is among `told_by` then.
+async fn others(news: &mut Subscription, id: &str, told_by: &mut BTreeSet<String>) {
     loop {
         match news.next().await {
             Some(Event::Message(message)) if message.payload == id.as_bytes() => {}
             Some(Event::Begun) => {}
+            Some(Event::Message(message)) => {
+                let other = String::from_utf8(message.payload).ok().filter(|other| is_id(other));
+                if let Some(other) = other.filter(|_| told_by.len() < NODES_MAX) {
+                    told_by.insert(other);
+                }
+                return;
+            }
             Some(_) => return,
             None => std::future::pending().await, // the runtime ends
         }
