@@ -20,6 +20,7 @@ pub(crate) mod placement;
 pub(crate) mod presence;
 pub(crate) mod rate;
 mod registry;
+mod roll;
 pub(crate) mod sessions;
 mod spool;
 mod state_key;
@@ -294,9 +295,10 @@ impl Cluster {
         self.registry().is_some_and(|registry| registry.counts().is_refused.load(Relaxed))
     }
 
-    /// Whether Redis is there, in a word.
+    /// Whether Redis is there, in a word. Another deployment's stays so while it is away: it comes right by no restart.
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
+            _ if self.link.is_anothers() => "foreign",
             _ if self.link.is_foreign() => "away",              // for us it is
             State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
             State::Up | State::Connecting if self.takes_no_writes() => "read-only",

@@ -1,11 +1,12 @@
 //! Who there is: each instance writes a heartbeat, looks at those of the others, and removes who has none any more. The
 //! clock is Redis' own. What changes is told at once, and found with the next heartbeat where that was not heard.
 //! Everything that is written expires by itself, so nothing is left when all are gone at once; what an empty Redis has
-//! lost is there again with the next heartbeat, which is made at once where the link finds it emptied. Whose the keys are is said for longer than there are instances: as long as
-//! there can be something of their clients, which another deployment is not to take for its own.
+//! lost is there again with the next heartbeat, which is made at once where the link finds it emptied. Whose the keys are is
+//! said for longer than there are instances: as long as there can be something of their clients, which another deployment
+//! is not to take for its own.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     pin::pin,
     sync::{
@@ -25,6 +26,7 @@ use super::{
     keys::Keys,
     link::{Event, Link, LinkError, Refused, Script, Subscription, cmd},
     node::{Node, Status, is_id},
+    roll::Roll,
     unlike::unlike,
 };
 
@@ -40,6 +42,8 @@ const ORDERS_MAX: usize = 8;
 /// The longest time to the next heartbeat after one that Redis did not take or answer, and while it is not known to be
 /// ours.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Between two lines on the same that keeps this instance out, which does not come right by itself.
+const TOLD_PAUSE: Duration = Duration::from_secs(60);
 /// The least time between two looks for the news of others.
 const NEWS_PAUSE: Duration = Duration::from_millis(500);
 
@@ -199,10 +203,12 @@ impl Registry {
             is_new: true,
             is_news: true,
             has_run: false,
-            is_told: false,
+            told: None,
             is_compared: false,
             is_owed: false,
             unanswered: None,
+            roll: Roll::new(),
+            told_by: BTreeSet::new(),
             seen,
             counts: Arc::clone(&counts),
         };
@@ -253,14 +259,18 @@ struct Member {
     is_news: bool,
     /// It was said here that clients are served: from then on something of theirs may be in Redis.
     has_run: bool,
-    /// That the keys or the name are another's was said.
-    is_told: bool,
+    /// When it was said last that the keys or the name are another's.
+    told: Option<Instant>,
     /// What should be equal was compared with that of the others: once, by who comes.
     is_compared: bool,
     /// The last heartbeat was not taken or not answered, though Redis is there.
     is_owed: bool,
     /// What was said of heartbeats that were not answered, since the last one that was.
     unanswered: Option<LinkError>,
+    /// Who came and who left.
+    roll: Roll,
+    /// Who has told something since the last look.
+    told_by: BTreeSet<String>,
     seen: watch::Sender<Arc<View>>,
     counts: Arc<Counts>,
 }
@@ -299,7 +309,7 @@ impl Member {
                 },
                 () = sleep_until(next) => {}
                 // Many that come or go at once are looked at together.
-                () = async { others(&mut news, &self.named.id).await; sleep_until(news_from).await } => {}
+                () = async { others(&mut news, &self.named.id, &mut self.told_by).await; sleep_until(news_from).await } => {}
                 () = self.link.forgot_owner(), if !self.is_owed => {}
                 // A Redis that is back may have forgotten everything.
                 changed = link.changed(), if is_watched => is_watched = changed.is_ok(),
@@ -323,27 +333,34 @@ impl Member {
             Err(error) => error,
         };
         self.counts.missed.fetch_add(1, Relaxed);
-        self.is_owed = error != LinkError::Away; // else the next one goes with the news of it
+        let is_first = !std::mem::replace(&mut self.is_owed, error != LinkError::Away);
         match &error {
-            LinkError::Away => {} // the link has said it
+            LinkError::Away => {} // the link has said it, and the next one goes with the news of it
+            // Mostly it is over with the next one, or the link says that Redis is away.
+            LinkError::Refused(Refused::NotNow) if is_first => tracing::debug!(%error, "a heartbeat was not taken"),
+            LinkError::Refused(Refused::NotNow) => self.say_unanswered(error),
             LinkError::Refused(why) if why.is_for_now() => {
                 if !self.counts.is_refused.swap(true, Relaxed) {
                     tracing::warn!(%why, "Redis takes no writes; what instances share stays as it is until it does");
                 }
             }
-            error if self.unanswered.as_ref() == Some(error) => tracing::debug!(%error, "a heartbeat was not taken"),
-            error => {
-                match self.link.is_foreign() {
-                    true => tracing::warn!(
-                        %error,
-                        "a heartbeat was not taken; whose the keys are is not known, and until it is nothing there is used"
-                    ),
-                    false => tracing::warn!(%error, "a heartbeat was not taken"),
-                }
-                self.unanswered = Some(error.clone());
-            }
+            _ => self.say_unanswered(error),
         }
         false
+    }
+
+    fn say_unanswered(&mut self, error: LinkError) {
+        if self.unanswered.as_ref() == Some(&error) {
+            return tracing::debug!(%error, "a heartbeat was not taken");
+        }
+        match self.link.is_foreign() {
+            true => tracing::warn!(
+                %error,
+                "a heartbeat was not taken; whose the keys are is not known, and until it is nothing there is used"
+            ),
+            false => tracing::warn!(%error, "a heartbeat was not taken"),
+        }
+        self.unanswered = Some(error);
     }
 
     async fn heartbeat(&mut self) -> Result<bool, LinkError> {
@@ -368,7 +385,7 @@ impl Member {
         if let Ok(beat_ms) = beat_ms.parse::<i64>() {
             self.took_over(Duration::from_millis(now_ms.saturating_sub(beat_ms).unsigned_abs()), &address);
         }
-        if std::mem::take(&mut self.is_told) {
+        if self.told.take().is_some() {
             tracing::info!(node = self.named.id, "this node is in the registry again");
         }
         self.is_new = false;
@@ -387,6 +404,9 @@ impl Member {
         let found = look(&self.link, &self.named.keys, Some(dead)).await?;
         self.counts.corrupt.fetch_add(found.corrupt, Relaxed);
         self.say_reaped(&found, PERIODS_TO_DEATH);
+        let others: Vec<_> = found.nodes.iter().filter(|node| node.id != self.named.id).collect();
+        let changes = self.roll.note(&others, &found.reaped, &std::mem::take(&mut self.told_by), Instant::now());
+        self.roll.say(&changes, others.len() + 1);
         if let Some(own) = found.nodes.iter().find(|node| node.id == self.named.id)
             && !std::mem::replace(&mut self.is_compared, true)
         {
@@ -444,8 +464,9 @@ impl Member {
 
     fn say(&mut self, what: &str) {
         self.counts.missed.fetch_add(1, Relaxed);
-        if !self.is_told {
-            self.is_told = true;
+        let now = Instant::now();
+        if self.told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_PAUSE) {
+            self.told = Some(now);
             tracing::error!("this node is not in the registry: {what}");
         }
     }
@@ -478,12 +499,19 @@ impl Member {
     }
 }
 
-/// Returns when another node has news of itself, or may have had.
-async fn others(news: &mut Subscription, id: &str) {
+/// Returns when another node has news of itself, or may have had: it is among `told_by` then.
+async fn others(news: &mut Subscription, id: &str, told_by: &mut BTreeSet<String>) {
     loop {
         match news.next().await {
             Some(Event::Message(message)) if message.payload == id.as_bytes() => {}
             Some(Event::Begun) => {}
+            Some(Event::Message(message)) => {
+                let other = String::from_utf8(message.payload).ok().filter(|other| is_id(other));
+                if let Some(other) = other.filter(|_| told_by.len() < NODES_MAX) {
+                    told_by.insert(other);
+                }
+                return;
+            }
             Some(_) => return,
             None => std::future::pending().await, // the runtime ends
         }

@@ -164,7 +164,8 @@ pub(crate) fn alive() -> Response<Body> {
 }
 
 /// `cluster` says whether what instances share is there, where there are several. It is said and no more: without it
-/// an instance still serves.
+/// an instance still serves. With what is another deployment's it is set wrongly, and what clients begin there no other
+/// instance could go on with.
 pub(crate) fn ready(is_ready: bool, audit: Option<&Audit>, cluster: Option<&'static str>) -> Response<Body> {
     if is_ready && audit.is_some_and(Audit::stops_calls) {
         let json = br#"{"status":"unready","reason":"the audit log cannot be written, and audit.policy is required"}"#;
@@ -175,6 +176,10 @@ pub(crate) fn ready(is_ready: bool, audit: Option<&Audit>, cluster: Option<&'sta
         (true, Some("up")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"up"}"#),
         (true, Some("read-only")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"read-only"}"#),
         (true, Some("deaf")) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"deaf"}"#),
+        (true, Some("foreign")) => {
+            let json = br#"{"status":"unready","cluster":"foreign","reason":"the keys in Redis are those of another deployment"}"#;
+            status_page(StatusCode::SERVICE_UNAVAILABLE, json)
+        }
         (true, Some(_)) => status_page(StatusCode::OK, br#"{"status":"ready","cluster":"away"}"#),
         (false, _) => status_page(StatusCode::SERVICE_UNAVAILABLE, br#"{"status":"draining"}"#),
     }

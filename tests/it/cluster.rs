@@ -117,6 +117,45 @@ fn a_start_says_which_redis_it_has_and_why_it_is_away_is_said_when_it_changes() 
 }
 
 #[test]
+fn all_others_say_who_comes_who_leaves_and_who_dies() {
+    let redis = Redis::start();
+    let (a, b) = (start(&redis, "a", &[]), start(&redis, "b", &[]));
+    let said = |server: &Process, text: &str| -> Value {
+        serde_json::from_str(&server.log_line_with(text)).expect("a log line is JSON")
+    };
+    let came = said(&a, "an instance came");
+    assert_eq!([&came["level"], &came["node"], &came["instances"]], [&json!("INFO"), &json!("b"), &json!(2)], "{came}");
+    let mut c = start(&redis, "c", &[]);
+    for server in [&a, &b] {
+        let came = said(server, "an instance came");
+        assert_eq!([&came["node"], &came["instances"]], [&json!("c"), &json!(3)], "{came}");
+    }
+    c.signal("TERM");
+    assert!(c.wait().success());
+    for server in [&a, &b] {
+        let left = said(server, "an instance left");
+        assert_eq!([&left["node"], &left["instances"]], [&json!("c"), &json!(2)], "{left}");
+    }
+    let d = start(&redis, "d", &[]);
+    assert_eq!([&a, &b].map(|server| said(server, "an instance came")["node"].clone()), [json!("d"), json!("d")]);
+    d.signal("KILL");
+    // Who removes it says that, and the other one that it is gone.
+    for server in [&a, &b] {
+        let gone = loop {
+            let line: Value = serde_json::from_str(&server.log_line_with("\"node\":\"d\"")).expect("JSON");
+            assert_ne!(line["message"], "an instance left", "{line}");
+            if line["message"].as_str().is_some_and(|text| text.contains("for gone") || text.contains("no more")) {
+                break line;
+            }
+        };
+        assert_eq!(gone["node"], "d", "{gone}");
+    }
+    assert_eq!(told(&a), running(&["a", "b"]));
+    let more: Vec<_> = [&a, &b].into_iter().flat_map(Process::log_lines).collect();
+    assert!(!more.iter().any(|line| line.contains("an instance ")), "each is said once: {more:#?}");
+}
+
+#[test]
 fn who_comes_and_is_set_otherwise_than_the_others_says_so() {
     let redis = Redis::start();
     let placed = ["--set", "tools.read_file.roles=[\"files\"]", "--set", "tools.echo.spread=2"];
@@ -223,11 +262,12 @@ fn without_redis_calls_are_served_and_it_is_said() {
 #[test]
 fn a_redis_is_back_as_soon_as_it_says_that_it_is_ours() {
     type Step<'a> = &'a [&'a str];
-    let cases: [(Step<'_>, Step<'_>, &str); 2] = [
-        (&["CLIENT", "PAUSE", "600000", "WRITE"], &["CLIENT", "UNPAUSE"], "a heartbeat was not taken"),
-        (&["SET", "mcp:cluster", "other"], &["DEL", "mcp:cluster"], "not in the registry"),
+    let cases: [(Step<'_>, Step<'_>, &str, &str, u16); 2] = [
+        (&["CLIENT", "PAUSE", "600000", "WRITE"], &["CLIENT", "UNPAUSE"], "a heartbeat was not taken", "away", 200),
+        // Clients that a balancer sent there would be known to no other instance.
+        (&["SET", "mcp:cluster", "other"], &["DEL", "mcp:cluster"], "not in the registry", "foreign", 503),
     ];
-    for (begin, end, said) in cases {
+    for (begin, end, said, word, status) in cases {
         let redis = Redis::start();
         assert_eq!(redis.cli(begin), "OK");
         redis.hang();
@@ -242,7 +282,11 @@ fn a_redis_is_back_as_soon_as_it_says_that_it_is_ours() {
         let missed = || metric(&server, "bigiron_cluster_heartbeats_missed_total");
         let before = missed();
         eventually("it asks again", || missed() >= before + 2.0);
-        assert_eq!(cluster(), "away");
+        for addr in [server.addr, server.admin_addr] {
+            let ready = get(addr, "/ready");
+            assert_eq!((ready.status, &ready.json()["cluster"]), (status, &json!(word)));
+        }
+        assert_eq!(metric(&server, "bigiron_cluster_up"), 0.0);
         let lines: Vec<_> = server.began.iter().cloned().chain(server.log_lines()).collect();
         assert!(!lines.iter().any(|line| line.contains("Redis is back")), "it is of no use yet: {lines:#?}");
         assert!(lines.iter().filter(|line| line.contains(said)).count() <= 1, "{lines:#?}");

@@ -343,6 +343,8 @@ fn failovers(times: usize) -> (Counts, Duration) {
     for server in [&a, &b] {
         let times_away = metric(server, "bigiron_cluster_away_total");
         println!("  Redis was away {times_away} times for one of the instances");
+        // It is said which one is the master by now, whether Redis was away in between or not.
+        server.log_line_with(&format!("\"master\":\"127.0.0.1:{}\"", all.master()));
     }
     (counts, without)
 }

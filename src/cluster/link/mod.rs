@@ -12,6 +12,7 @@
 //! ```
 
 mod error;
+mod parts;
 mod redirect;
 mod scan;
 mod state;
@@ -46,12 +47,14 @@ use self::{
     scan::Part,
     state::{Current, Switch},
     way::{Master, Way},
-    why::Why,
 };
 use super::config::Config;
 
 /// Between two looks at a connection that is used or idle, so that a Redis that hangs is noticed whoever asks it.
 const WATCH: Duration = Duration::from_millis(500);
+/// A cluster that was away is back once all its masters answer: where one is down, some of what is asked fails, and it would
+/// be away again at once. After so long what answers is used, since the rest may never come.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two questions to the sentinels who the master is. Mostly they end the connections to one that is none any more;
 /// where they cannot reach it, or a connection was made a moment too late, it would be used for ever.
 const MASTER_LOOK: Duration = Duration::from_secs(5);
@@ -202,6 +205,11 @@ impl Link {
     /// Whether it is not ours, or not known to be.
     pub(crate) fn is_foreign(&self) -> bool {
         !self.shared.owner.borrow().lets_pass()
+    }
+
+    /// Whether it is known to be another deployment's.
+    pub(crate) fn is_anothers(&self) -> bool {
+        *self.shared.owner.borrow() == Owner::Another
     }
 
     /// Returns when it was ours and is nobody's any more, though it is there: it was emptied. Until that is said again
@@ -363,7 +371,7 @@ impl Shared {
             // One that broke says nothing about Redis: the task finds that out.
             LinkError::Unknown("the connection broke") => self.look.notify_one(),
             _ if self.switch.failed(current) => {
-                self.switch.away(Why::passing(error.to_string()), self.probe);
+                self.switch.away(self.way.outage(error.to_string()), self.probe);
                 self.look.notify_one();
             }
             _ => {}
@@ -380,23 +388,26 @@ impl Shared {
 
 /// Keeps a connection, for ever.
 async fn keep(shared: &Shared) -> std::convert::Infallible {
-    let mut next_attempt = Instant::now();
+    let (mut next_attempt, mut away_since) = (Instant::now(), None);
     loop {
         if Instant::now() < next_attempt {
             if !shared.switch.state().is_away() {
                 let why = "the connection broke, and the one before was just made";
-                shared.switch.away(Why::passing(why), shared.probe);
+                shared.switch.away(shared.way.outage(why.to_owned()), shared.probe);
             }
             sleep_until(next_attempt).await;
         }
         next_attempt = Instant::now() + shared.pause();
         shared.counts.connects.fetch_add(1, Relaxed);
         let is_instance = *shared.owner.borrow() != Owner::Anybody;
-        match shared.way.connect(is_instance).await {
+        let is_back = shared.switch.was_up() && shared.switch.state().is_away();
+        let is_to_be_whole = is_back && away_since.get_or_insert_with(Instant::now).elapsed() < WHOLE_PATIENCE;
+        match shared.way.connect(is_instance, is_to_be_whole).await {
             Ok((connection, master)) => {
+                away_since = None;
                 shared.is_stale.store(false, Relaxed);
                 shared.master.send_replace(master.clone());
-                shared.switch.up(connection, || shared.owner.borrow().lets_pass());
+                shared.switch.up(connection, master.clone(), || shared.owner.borrow().lets_pass());
                 tokio::select! {
                     () = watch_over(shared) => {}
                     () = until_moved(shared, master) => shared.switch.connecting(),
@@ -442,7 +453,7 @@ async fn until_moved(shared: &Shared, master: Option<Master>) {
         sleep(MASTER_LOOK).await;
         match watchers.other_than(&master).await {
             Ok(None) => {}
-            Ok(Some(next)) => return tracing::info!(%master, %next, "the sentinels name another master of Redis"),
+            Ok(Some(next)) => return tracing::debug!(%master, %next, "the sentinels name another master of Redis"),
             Err(error) => tracing::debug!(%error, "no sentinel says who the master of Redis is"),
         }
     }

@@ -77,7 +77,7 @@ impl Link {
 }
 
 /// How many masters there are, as one of them says.
-fn size(info: &str) -> Option<usize> {
+pub(super) fn size(info: &str) -> Option<usize> {
     info.lines().find_map(|line| line.strip_prefix("cluster_size:")?.trim_end().parse().ok())
 }
 

@@ -16,7 +16,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{LinkError, way::Connection, why::Why};
+use super::{
+    LinkError,
+    way::{Connection, Master},
+    why::Why,
+};
 
 /// Between two lines on one absence.
 const SAY_PAUSE: Duration = Duration::from_secs(5);
@@ -56,6 +60,8 @@ pub(super) struct Switch {
     failures_max: u32,
     times_away: AtomicU64,
     address: String,
+    /// Where the last connection went, if that is up to sentinels.
+    master: Mutex<Option<Master>>,
     /// What was said of this absence.
     said: Mutex<Option<Said>>,
     /// It answers again, but was not known to be ours yet: that it is back is still to be said.
@@ -72,6 +78,7 @@ impl Switch {
             failures_max,
             times_away: AtomicU64::new(0),
             address,
+            master: Mutex::new(None),
             said: Mutex::new(None),
             owes_back: AtomicBool::new(false),
         }
@@ -114,8 +121,9 @@ impl Switch {
         }
     }
 
-    /// There is a connection, to a Redis that may be used or not.
-    pub(super) fn up(&self, connection: Connection, may_be_used: impl FnOnce() -> bool) {
+    /// There is a connection, to a Redis that may be used or not; to this master, if that is up to sentinels.
+    pub(super) fn up(&self, connection: Connection, master: Option<Master>, may_be_used: impl FnOnce() -> bool) {
+        let was = std::mem::replace(&mut *self.master.lock(), master.clone());
         let number = self.numbers.fetch_add(1, Relaxed);
         self.failures.store(0, Relaxed);
         self.current.store(Some(Arc::new(Current { connection, number })));
@@ -123,6 +131,12 @@ impl Switch {
         let _order = self.said.lock(); // with whoever finds at this moment that it may be used
         match before {
             State::Up => {}
+            // It was not away in between, so that this is all that is said.
+            State::Connecting if was.is_some() && was != master => tracing::info!(
+                was = was.as_ref().map(Master::as_str),
+                master = master.as_ref().map(Master::as_str),
+                "another one is the master of Redis"
+            ),
             State::Connecting => tracing::debug!("connected to Redis"),
             State::Away(_) => self.owes_back.store(true, Relaxed),
         }
@@ -141,7 +155,8 @@ impl Switch {
 
     fn say_back(&self) {
         if self.owes_back.swap(false, Relaxed) {
-            tracing::info!(redis = self.address, "Redis is back");
+            let master = self.master.lock().clone();
+            tracing::info!(redis = self.address, master = master.as_ref().map(Master::as_str), "Redis is back");
         }
     }
 
@@ -180,20 +195,26 @@ impl Switch {
             return tracing::debug!(why = why.text, "Redis is still away");
         }
         let (redis, probe_ms) = (&self.address, probe.as_millis() as u64);
+        let master = self.master.lock().clone();
+        let master = master.as_ref().map(Master::as_str);
         match (is_new_to_all, why.is_lasting) {
             (_, true) => tracing::error!(
                 redis,
+                master,
                 why = why.text,
                 probe_ms,
                 "Redis is away for as long as the settings do not fit it; this does not come right by itself"
             ),
             (true, false) => tracing::warn!(
                 redis,
+                master,
                 why = why.text,
                 probe_ms,
                 "Redis is away; what instances share follows the settings until it is back"
             ),
-            (false, false) => tracing::warn!(redis, why = why.text, probe_ms, "Redis stays away, now because of this"),
+            (false, false) => {
+                tracing::warn!(redis, master, why = why.text, probe_ms, "Redis stays away, now because of this")
+            }
         }
     }
 

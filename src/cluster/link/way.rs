@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline,
-    RedisConnectionInfo, RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection, PubSub},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
@@ -16,12 +16,12 @@ use tokio::time::timeout;
 
 use super::{
     error::{LinkError, Refused, plain},
-    redirect,
+    parts, redirect,
     why::Why,
 };
 use crate::{
     cluster::{
-        config::Config,
+        config::{Config, LastStop},
         endpoint::{Endpoint, Kind},
     },
     units::Secret,
@@ -41,6 +41,8 @@ pub(super) struct Way {
     /// What is looked at to see whether Redis answers: a key, so that in a cluster one node is asked and not all.
     probed_key: String,
     prefix: String,
+    /// Whether the last stop removes keys.
+    removes: bool,
 }
 
 impl fmt::Debug for Way {
@@ -97,6 +99,10 @@ impl ConnectionLike for Connection {
 pub(super) struct Master(Arc<str>);
 
 impl Master {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn of(client: &Client) -> Self {
         Self(client.get_connection_info().addr().to_string().into())
     }
@@ -180,6 +186,7 @@ impl Way {
             command: config.command_timeout(),
             probed_key: format!("{}cluster", config.key_prefix),
             prefix: config.key_prefix.clone(),
+            removes: config.last_stop == LastStop::Remove,
         };
         way.clients().map_err(|error| format!("cluster: {}", plain(&error)))?; // certificates are read here
         Ok(way)
@@ -197,6 +204,11 @@ impl Way {
             return Why::no_master(master, was_up || self.is_watched(master).await);
         }
         Why::of(error, &self.endpoint, self.user.as_deref(), &self.prefix, self.command / 2).await
+    }
+
+    /// Why commands fail, as far as they tell.
+    pub(super) fn outage(&self, text: String) -> Why {
+        if self.is_cluster() { Why::of_cluster(&text) } else { Why::passing(text) }
     }
 
     /// Whether a sentinel watches a master of this name, up or not. True also where none says.
@@ -225,8 +237,13 @@ impl Way {
     }
 
     /// One attempt, in its time: a connection that Redis has answered on, and where it goes, if that is up to sentinels.
-    /// With `is_instance` only where all is allowed that instances do.
-    pub(super) async fn connect(&self, is_instance: bool) -> Result<(Connection, Option<Master>), RedisError> {
+    /// With `is_instance` only where all is allowed that instances do; with `is_to_be_whole` only where no part of a
+    /// cluster is missing.
+    pub(super) async fn connect(
+        &self,
+        is_instance: bool,
+        is_to_be_whole: bool,
+    ) -> Result<(Connection, Option<Master>), RedisError> {
         within(self.connect, async {
             let (mut connection, master) = match &self.endpoint.kind {
                 Kind::Cluster => (Connection::Cluster(self.cluster()?.get_async_connection().await?), None),
@@ -236,6 +253,12 @@ impl Way {
                 }
             };
             self.probe(&mut connection).await?;
+            if self.endpoint.kind == Kind::Single {
+                self.is_no_node(&mut connection).await?;
+            }
+            if is_to_be_whole && self.is_cluster() {
+                within(self.command, parts::is_whole(&mut connection)).await?;
+            }
             if is_instance {
                 self.try_rights(&mut connection).await?;
             }
@@ -329,16 +352,37 @@ impl Way {
         within(self.command, ask.query_async(connection)).await
     }
 
+    /// That a single server is none of a cluster: the one that has the slot of the key that is looked at answers as if it
+    /// were alone, and refuses what has keys elsewhere. Who may not ask goes on.
+    async fn is_no_node(&self, connection: &mut Connection) -> Result<(), RedisError> {
+        let mut ask = redis::cmd("CLUSTER");
+        ask.arg("INFO");
+        match within(self.command, ask.query_async::<String>(connection)).await {
+            Ok(told) if told.contains("cluster_state:") => {
+                Err((ErrorKind::Server(ServerErrorKind::Moved), "some of the keys are elsewhere").into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether we may do what instances do: write, run scripts (by their hash, and with the text where Redis does not know
-    /// it), publish. No key is changed, and nobody hears it. Who may publish on a channel may listen to it.
+    /// it), publish, and remove where the last stop does. No key is changed, and nobody hears it. Who may publish on a
+    /// channel may listen to it.
     async fn try_rights(&self, connection: &mut Connection) -> Result<(), RedisError> {
         const TEXT: &str = "return 1";
         let absent = format!("{}:absent", self.probed_key);
-        let mut tries = ["PEXPIRE", "SCRIPT", "EVALSHA", "PUBLISH"].map(redis::cmd);
+        let mut tries = ["PEXPIRE", "SCRIPT", "EVALSHA", "PUBLISH"].map(redis::cmd).to_vec();
         tries[0].arg(&absent).arg(1);
         tries[1].arg("LOAD").arg(TEXT);
         tries[2].arg(redis::Script::new(TEXT).get_hash()).arg(1).arg(&absent);
         tries[3].arg(&absent).arg("");
+        if self.removes {
+            let mut removal = [redis::cmd("UNLINK"), redis::cmd("SCAN")];
+            removal[0].arg(&absent);
+            removal[1].arg(0).arg("COUNT").arg(1);
+            // In a cluster there is no one place that SCAN would go to.
+            tries.extend(removal.into_iter().take(if self.is_cluster() { 1 } else { 2 }));
+        }
         for one in tries {
             match within(self.command, one.query_async::<Value>(connection)).await {
                 Err(error) if LinkError::of(&error) == LinkError::Refused(Refused::Denied) => return Err(error),

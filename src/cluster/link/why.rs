@@ -29,6 +29,11 @@ impl Why {
         Self { text: text.into(), is_lasting: false }
     }
 
+    /// The same of a cluster, of which mostly a part is away and seldom all.
+    pub(super) fn of_cluster(text: &str) -> Self {
+        Self::passing(format!("a node of the cluster is down, or all of it ({text})"))
+    }
+
     fn lasting(text: impl Into<String>) -> Self {
         Self { text: text.into(), is_lasting: true }
     }
@@ -118,12 +123,25 @@ impl Why {
                     plain(error)
                 ))
             }
+            // By TLS it cannot be asked by other words.
+            kind if is_of_the_line(kind)
+                && (endpoint.tls && kind == ErrorKind::Parse || is_other(endpoint, patience).await) =>
+            {
+                Self::lasting(format!(
+                    "what answers there is not Redis: cluster.redis is to name the host and the port where Redis listens, \
+                     mostly 6379 ({})",
+                    plain(error)
+                ))
+            }
             kind if is_of_the_line(kind) && endpoint.tls && plain(error).contains("certificate") => {
                 Self::lasting(format!(
                     "{}; its certificate is checked with those in cluster.ca_file, or those that the host trusts",
                     plain(error)
                 ))
             }
+            // That one names who is down.
+            ErrorKind::Server(ServerErrorKind::ClusterDown) => Self::passing(plain(error)),
+            _ if endpoint.kind == Kind::Cluster => Self::of_cluster(&plain(error)),
             _ => Self::passing(plain(error)),
         }
     }
@@ -157,13 +175,24 @@ fn hello() -> Vec<u8> {
 
 /// Whether what the first host answers to this begins so.
 async fn speaks(endpoint: &Endpoint, said: &[u8], words: &[u8], patience: Duration) -> bool {
-    let Some((host, port)) = endpoint.hosts.first() else { return false };
+    first_word(endpoint, said, patience).await.is_some_and(|first| words.contains(&first))
+}
+
+/// Whether the first host answers, and as no Redis does, with TLS or without.
+async fn is_other(endpoint: &Endpoint, patience: Duration) -> bool {
+    let first = first_word(endpoint, PLAIN, patience).await;
+    !endpoint.tls && first.is_some_and(|first| !PLAIN_WORDS.contains(&first) && !TLS_WORDS.contains(&first))
+}
+
+/// How what the first host answers to this begins.
+async fn first_word(endpoint: &Endpoint, said: &[u8], patience: Duration) -> Option<u8> {
+    let (host, port) = endpoint.hosts.first()?;
     let asked = async {
         let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
         stream.write_all(said).await?;
         stream.read_u8().await
     };
-    timeout(patience, asked).await.is_ok_and(|first| first.is_ok_and(|first| words.contains(&first)))
+    timeout(patience, asked).await.ok()?.ok()
 }
 
 #[cfg(test)]

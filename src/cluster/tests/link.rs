@@ -3,7 +3,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::*;
 use crate::{
@@ -85,6 +89,21 @@ async fn a_wrong_password_is_told_and_not_tried_in_a_storm() {
     assert_eq!(get(&link, "a").await, Ok(None));
 }
 
+/// Where something listens that is asked by HTTP.
+async fn web() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut asked = [0; 1024];
+            if stream.read(&mut asked).await.is_ok() {
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await; // who asked may be gone
+            }
+        }
+    });
+    address
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_come_right_by_itself_is_told_with_the_setting_that_is_wrong() {
     let (open, closed) = (Redis::start(), Redis::with_password("right"));
@@ -102,9 +121,9 @@ async fn what_does_not_come_right_by_itself_is_told_with_the_setting_that_is_wro
     let at = |form: &str| format!("{form}://127.0.0.1:{port}");
     let sentinel = sentinels.url().replace("+sentinel", "");
     let sentinel = sentinel.split(',').next().expect("the first").to_owned();
-    // Of three nodes two do not have the key that is looked at.
-    let elsewhere =
-        six.masters().into_iter().map(|of| &six.0[of]).find(|one| one.cli(&["EXISTS", "mcp:cluster"]) != "0");
+    // Each node of a cluster: one of three has the key that is looked at, and the replicas have not.
+    let nodes = six.0.iter().map(|node| (with("", "", node.url()), &["redis-cluster://HOST:PORT"][..]));
+    let web = web().await;
     for (config, parts) in [
         (
             with("", "hunter2", closed.url()),
@@ -120,9 +139,13 @@ async fn what_does_not_come_right_by_itself_is_told_with_the_setting_that_is_wro
         (with("", "", format!("{}no", sentinels.url())), &["no master", "sentinel monitor"]),
         (with("unasked", "right", sentinels.url()), &["NOPERM", "\"unasked\"", "`+role`"]),
         (with("", "", sentinel), &["redis+sentinel://HOST:PORT/MASTER"]),
-        (with("", "", elsewhere.expect("one of them").url()), &["redis-cluster://HOST:PORT"]),
         (with("", "", at("rediss")), &["without TLS", "tls-port", "cluster.redis"]),
-    ] {
+        (with("", "", format!("redis://{web}")), &["is not Redis", "cluster.redis", "6379"]),
+        (with("", "", format!("redis-cluster://{web}")), &["is not Redis", "cluster.redis", "6379"]),
+    ]
+    .into_iter()
+    .chain(nodes)
+    {
         let link = Link::start(&config).expect("settings");
         let why = link.first_word(PATIENCE).await.expect_err(&config.redis);
         for part in parts {

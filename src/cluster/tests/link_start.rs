@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::{tls::Secure, *};
 use crate::{
     cluster::{
-        About, Cluster, JoinError, Start, Status,
+        About, Cluster, JoinError, LastStop, Start, Status,
         link::{Event, LinkError},
         sessions::Hash,
     },
@@ -45,6 +45,7 @@ async fn who_may_not_do_what_instances_do_is_not_in() {
         redis.cli(&[&["ACL", "SETUSER", name, "on", ">pass", "resetchannels", "+@all", "-@admin"], rights].concat());
         Config { user: name.into(), password: Secret::new("pass"), ..config(&redis.url()) }
     };
+    let removing = |config| Config { last_stop: LastStop::Remove, ..config };
     for (config, said) in [
         (user("elsewhere", &["~other:*", "&mcp:*"]), "keys"),
         (user("reader", &["~mcp:*", "&mcp:*", "-@write"]), "pexpire"),
@@ -52,6 +53,8 @@ async fn who_may_not_do_what_instances_do_is_not_in() {
         (user("unloaded", &["~mcp:*", "&mcp:*", "-script"]), "script|load"),
         (user("unhashed", &["~mcp:*", "&mcp:*", "-evalsha"]), "evalsha"),
         (user("mute", &["~mcp:*"]), "channels"),
+        (removing(user("blind", &["~mcp:*", "&mcp:*", "-scan"])), "scan"),
+        (removing(user("keeper", &["~mcp:*", "&mcp:*", "-unlink"])), "unlink"),
     ] {
         let refused = Config { start: Start::Refuse, ..config.clone() };
         let Err(JoinError::Away(why)) = Cluster::connect(&refused, own("")).await else { panic!("{}", config.user) };
@@ -62,7 +65,7 @@ async fn who_may_not_do_what_instances_do_is_not_in() {
         assert_eq!(degraded.word(), "away", "{}", config.user);
     }
     // Scripts are run by their hash, and no other way is needed.
-    let right = user("right", &["~mcp:*", "&mcp:*", "-eval"]);
+    let right = user("right", &["~mcp:*", "&mcp:*", "-eval", "-scan", "-unlink"]);
     let right = Cluster::connect(&right, own("")).await.expect("it is let in");
     assert_eq!(right.word(), "up");
     assert_eq!(redis.cli(&["KEYS", "*"]), "mcp:cluster", "looking whether it may leaves nothing");

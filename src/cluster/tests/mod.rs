@@ -2,6 +2,7 @@
 
 mod last_stop;
 mod link;
+mod link_parts;
 mod link_start;
 mod results;
 mod servers;

@@ -367,13 +367,22 @@ impl Six {
 
     /// Slots that a master has.
     pub(crate) fn slots_of(&self, of: usize) -> usize {
+        self.ranges_of(of).iter().map(|(first, last)| usize::from(last + 1 - first)).sum()
+    }
+
+    /// Whether a master has this slot.
+    pub(crate) fn has_slot(&self, of: usize, slot: u16) -> bool {
+        self.ranges_of(of).iter().any(|(first, last)| (*first..=*last).contains(&slot))
+    }
+
+    fn ranges_of(&self, of: usize) -> Vec<(u16, u16)> {
         let (id, told) = (self.id(of), self.0[of].cli(&["CLUSTER", "NODES"]));
         let line = told.lines().find(|line| line.starts_with(&id)).expect("itself");
         let range = |range: &str| {
             let (first, last) = range.split_once('-').unwrap_or((range, range));
-            Some(last.parse::<usize>().ok()? + 1 - first.parse::<usize>().ok()?)
+            Some((first.parse().ok()?, last.parse().ok()?))
         };
-        line.split(' ').skip(8).filter_map(range).sum()
+        line.split(' ').skip(8).filter_map(range).collect()
     }
 
     pub(crate) fn url(&self) -> String {

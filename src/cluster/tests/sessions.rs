@@ -71,7 +71,7 @@ async fn what_is_another_deployments_is_as_if_redis_were_away() {
     late.status(crate::cluster::Status::Running).await;
     until(&late.link, |state| *state == State::Up).await;
     late.status(crate::cluster::Status::Running).await;
-    assert!(late.link.is_foreign() && late.link.is_away() && late.word() == "away");
+    assert!(late.link.is_foreign() && late.link.is_away() && late.word() == "foreign");
     assert_eq!(records.load(hash).await, Err(crate::cluster::link::LinkError::Away));
     late.leave().await;
     assert_eq!(redis.cli(&["TTL", "mcp:cluster"]), "-1", "nothing there is touched");
