@@ -55,7 +55,7 @@ type Limits = [(&'static str, u64); 7];
 /// What instances share.
 fn shared(out: &mut Exposition, cluster: &Cluster) {
     let link = &cluster.link;
-    out.gauge("bigiron_cluster_up", "1 while what instances share can be had, 0 while Redis is away")
+    out.gauge("bigiron_cluster_up", "1 while what instances share can be had, 0 while Redis is away or not ours")
         .only(u8::from(!link.is_away()));
     out.gauge("bigiron_cluster_writable", "1 while Redis is there and takes writes, 0 while it is away or full")
         .only(u8::from(!link.is_away() && !cluster.takes_no_writes()));

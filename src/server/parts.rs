@@ -82,7 +82,7 @@ pub(super) async fn join(cluster: &Arc<Cluster>, front: &Arc<Front>, max_load: u
     }));
     place::follow(cluster, &front.router);
     cluster.status(Status::Running).await;
-    if cluster.word() != "away" {
+    if !cluster.link.is_away() {
         cluster.first_look(FIRST_LOOK).await;
     }
 }
