@@ -354,8 +354,13 @@ impl Six {
 
     /// Moves so many slots of one master to another one with the tool that comes with Redis.
     pub(crate) fn reshard(&self, from: usize, to: usize, slots: usize) {
+        let address = format!("127.0.0.1:{}", self.0[0].port);
+        let mut check = Command::new("redis-cli");
+        check.args(["--cluster", "check", &address]);
+        // Each may say that all is well while they do not say the same yet, and then the tool does nothing.
+        eventually("all say the same", || check.output().is_ok_and(|output| output.status.success()));
         let mut reshard = Command::new("redis-cli");
-        reshard.args(["--cluster", "reshard", &format!("127.0.0.1:{}", self.0[0].port)]);
+        reshard.args(["--cluster", "reshard", &address]);
         reshard.args(["--cluster-from", &self.id(from), "--cluster-to", &self.id(to)]);
         reshard.args(["--cluster-slots", &slots.to_string(), "--cluster-yes"]);
         let output = reshard.output().expect("redis-cli (package redis-tools) is there");
