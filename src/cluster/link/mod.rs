@@ -404,7 +404,10 @@ async fn keep(shared: &Shared) -> std::convert::Infallible {
         let is_to_be_whole = is_back && away_since.get_or_insert_with(Instant::now).elapsed() < WHOLE_PATIENCE;
         match shared.way.connect(is_instance, is_to_be_whole).await {
             Ok((connection, master)) => {
-                away_since = None;
+                // Where a part is missing for good, what answers is used from now on after each absence, without a wait.
+                if is_back && (is_to_be_whole || shared.way.is_whole(&connection).await) {
+                    away_since = None;
+                }
                 shared.is_stale.store(false, Relaxed);
                 shared.master.send_replace(master.clone());
                 shared.switch.up(connection, master.clone(), || shared.owner.borrow().lets_pass());

@@ -267,6 +267,11 @@ impl Way {
         .await
     }
 
+    /// Whether no part of it is missing.
+    pub(super) async fn is_whole(&self, connection: &Connection) -> bool {
+        !self.is_cluster() || within(self.command, parts::is_whole(&mut connection.clone())).await.is_ok()
+    }
+
     /// Whom to ask who the master is, again and again; nobody where that is not up to sentinels.
     pub(super) fn watchers(&self) -> Option<Watchers<'_>> {
         let Kind::Sentinel(master) = &self.endpoint.kind else { return None };

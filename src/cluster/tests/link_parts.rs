@@ -8,7 +8,7 @@ use crate::cluster::link::{LinkError, cmd};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_whose_part_fails_over_is_away_once_and_back_once() {
     let mut six = Six::start();
-    let link = up(Link::start(&hasty(&six.url())).expect("settings")).await;
+    let link = linked(&six.url()).await;
     let masters = six.masters();
     let set = async |key: &str| -> Result<(), LinkError> { link.query(cmd("SET").arg(key).arg("x")).await };
     // What is looked at is elsewhere: there it answers all the time.
