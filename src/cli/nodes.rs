@@ -46,7 +46,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok((nodes, differences)) => {
             // Where a script does not look for nodes.
             for what in differences {
-                let _ = writeln!(io::stderr().lock(), "bigiron nodes: warning: instances differ: {what}");
+                let _ = writeln!(io::stderr().lock(), "bigiron nodes: warning: instances differ: {}", plain(&what));
             }
             super::print(&match nodes.is_empty() {
                 _ if arguments.json => format!("{}\n", json!({ "nodes": nodes })),
@@ -73,6 +73,11 @@ fn nobody(config: &Config) -> String {
     )
 }
 
+/// What others wrote into Redis, as a terminal may have it.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 const HEADS: [&str; 7] = ["ID", "STATUS", "HEARTBEAT", "LOAD", "ADDRESS", "VERSION", "ROLES"];
 
 fn table(nodes: &[Node]) -> String {
@@ -88,7 +93,6 @@ fn table(nodes: &[Node]) -> String {
         ]
     });
     let rows: Vec<[String; 7]> = std::iter::once(HEADS.map(str::to_owned)).chain(rows).collect();
-    let plain = |text: &str| -> String { text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect() };
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 7] = std::array::from_fn(width);
     let mut text = String::new();

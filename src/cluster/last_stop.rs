@@ -18,11 +18,14 @@ use tokio::time::{sleep, timeout};
 use super::{
     config::Config,
     link::{Link, LinkError, Script, cmd, pipe},
+    node::Node,
     registry::{self, Named},
 };
 
 /// After something that may be over in a moment.
 const RETRY: Duration = Duration::from_millis(100);
+/// What is written to see whether anything can be is there for so long at most.
+const WRITTEN_MS: u64 = 1000;
 
 /// Says no more whose the keys are.
 static GIVE_UP: LazyLock<Script> = LazyLock::new(|| {
@@ -93,6 +96,7 @@ fn is_for_now(error: &LinkError) -> bool {
 async fn remove(link: &Link, named: &Named, removed: &AtomicU64) -> Result<Standing, LinkError> {
     let (keys, claim) = (&named.keys, named.keys.cluster());
     loop {
+        takes_writes(link, named).await?;
         // Where nothing is to be removed all of Redis is not to be looked through either.
         let standing = standing(link, named).await?;
         if standing != Standing::Last {
@@ -150,6 +154,23 @@ async fn standing(link: &Link, named: &Named) -> Result<Standing, LinkError> {
     if owner.as_deref() != Some(&named.cluster) {
         return Ok(Standing::NotOurs);
     }
+    let found = registry::look(link, &named.keys, None).await?;
+    if found.nodes.is_empty() && found.corrupt == 0 {
+        return Ok(Standing::Last);
+    }
+    if found.corrupt > 0 || !found.nodes.iter().all(Node::is_late) {
+        return Ok(Standing::Others);
+    }
+    // Who seems gone may only have been kept from saying that it lives, as by a Redis that was away. It has time to.
+    let period = Duration::from_secs(found.nodes.iter().map(|node| node.heartbeat_s).max().unwrap_or_default());
+    sleep(period + period / 4).await;
     let found = registry::look(link, &named.keys, Some(named.late())).await?;
     Ok(if found.nodes.is_empty() && found.corrupt == 0 { Standing::Last } else { Standing::Others })
+}
+
+/// Whether Redis takes writes, of anything: where it does not, others cannot say that they live.
+async fn takes_writes(link: &Link, named: &Named) -> Result<(), LinkError> {
+    let key = format!("{}:absent", named.keys.cluster());
+    let () = link.query(cmd("SET").arg(&key).arg("").arg("PX").arg(WRITTEN_MS)).await?;
+    link.query(cmd("UNLINK").arg(&key)).await
 }

@@ -103,7 +103,7 @@ impl Node {
             id: id.to_owned(),
             status: Status::of(fields.get("status")?)?,
             heartbeat_age_ms: now_ms.saturating_sub(number("lastHeartbeat")?),
-            heartbeat_s: number("heartbeat").unwrap_or(0),
+            heartbeat_s: number("heartbeat").filter(|seconds| *seconds <= HEARTBEAT_S_MAX).unwrap_or(0),
             load: number("load")?,
             max_load: number("maxLoad")?,
             address: text("address"),
@@ -120,6 +120,9 @@ impl Node {
         self.heartbeat_s > 0 && self.heartbeat_age_ms > 2000 * self.heartbeat_s
     }
 }
+
+/// The longest period that can be set; what is said beyond it was not said by an instance.
+pub(crate) const HEARTBEAT_S_MAX: u64 = 300;
 
 /// Whether this can be the id of a node.
 pub(crate) fn is_id(text: &str) -> bool {
@@ -154,7 +157,10 @@ mod tests {
         let mut early = fields.clone();
         early.retain(|field, _| field != "heartbeat" && field != "placed");
         let early = Node::read("a", &early, 1250).expect("one of an earlier version");
-        assert_eq!((early.heartbeat_s, early.placed, early.id), (0, None, node.id));
+        assert_eq!((early.heartbeat_s, early.placed, &early.id), (0, None, &node.id));
+        let mut odd = fields.clone();
+        odd.insert("heartbeat".into(), u64::MAX.to_string());
+        assert_eq!(Node::read("a", &odd, 1250).map(|odd| odd.heartbeat_s), Some(0), "no period is as long");
         for (key, value) in [("status", "asleep"), ("lastHeartbeat", "soon"), ("load", "-1")] {
             let broken = HashMap::from_iter(fields.clone().into_iter().chain([(key.to_owned(), value.to_owned())]));
             assert_eq!(Node::read("a", &broken, 1250), None, "{key}");

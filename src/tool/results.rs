@@ -1,11 +1,13 @@
 //! Whether a result is what its tool says that it returns. Clients check that as well, and fail where it is not; here it is
 //! known which tool is at fault. Arguments are `schema`'s business.
 
+use std::time::Instant;
+
 use memchr::memmem;
 use serde_json::{Map, Value};
 
 use super::schema::{fault_of, validator};
-use crate::{call::Reply, error::CallError};
+use crate::{call::Reply, error::CallError, telemetry::rarely::Rarely};
 
 /// An output schema, compiled.
 #[derive(Debug)]
@@ -43,14 +45,18 @@ impl ResultSchema {
     /// # Errors
     /// An answer that tells the agent what is wrong with `structured`, and that it cannot mend it.
     pub(crate) fn check(&self, structured: Option<&Value>) -> Result<(), CallError> {
-        let fault = match structured {
-            None => "it has no structured content".into(),
+        static RARELY: Rarely = Rarely::new();
+        let (place, fault) = match structured {
+            None => ("the result".to_owned(), "it has no structured content".to_owned()),
             Some(structured) => match fault_of(&self.validator, structured) {
                 None => return Ok(()),
-                Some(fault) => fault,
+                Some(fault) => (fault.place.clone(), fault.to_string()),
             },
         };
-        tracing::error!(name = self.tool, fault, "a result is not of its tool's output schema");
+        // What is wrong there quotes the result, which is the caller's alone.
+        if let Some(left_out) = RARELY.may(Instant::now()) {
+            tracing::error!(left_out, name = self.tool, place, "a result is not of its tool's output schema");
+        }
         Err(CallError::tool(format!(
             "the tool ran, and its result is not what it says that it returns: {fault}. This is a fault of the tool; other \
              arguments may avoid it"

@@ -1,7 +1,7 @@
 //! What a tool's input schema is good for: checking arguments (JSON Schema 2020-12, compiled once, nothing fetched,
 //! patterns in linear time), and finding the arguments that clients repeat in headers.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use jsonschema::{Draft, PatternOptions, Retrieve, Uri, ValidationError, Validator};
 use serde_json::{Map, Value};
@@ -39,17 +39,29 @@ pub(super) fn validator(schema: &Map<String, Value>) -> Result<Validator, Valida
         .build(&Value::Object(schema.clone()))
 }
 
-/// Where a value is not of a schema and what is wrong there. The first fault only: to find them all takes as long as who
-/// made the value likes.
-pub(super) fn fault_of(validator: &Validator, value: &Value) -> Option<String> {
+/// Where a value is not of a schema.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) place: String,
+    /// What is wrong there. It may quote the value.
+    told: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.told)
+    }
+}
+
+/// The first fault only: to find them all takes as long as who made the value likes.
+pub(super) fn fault_of(validator: &Validator, value: &Value) -> Option<Fault> {
     if validator.is_valid(value) {
         return None;
     }
     let error = validator.validate(value).err()?;
     let path = error.instance_path().to_string();
-    let place = if path.is_empty() { "the object" } else { path.as_str() };
-    let told: String = error.to_string().chars().take(FAULT_CHARS_MAX).collect();
-    Some(format!("{place}: {told}"))
+    let place = if path.is_empty() { "the object".to_owned() } else { path };
+    Some(Fault { place, told: error.to_string().chars().take(FAULT_CHARS_MAX).collect() })
 }
 
 impl ArgumentSchema {

@@ -28,7 +28,7 @@ impl From {
         match (self, theirs) {
             (Self::Unsaid, _) | (_, Self::Unsaid) => ("it has another key (cluster.node_key_file)", false),
             (Self::File, Self::File) => {
-                ("it has another key: the file of cluster.node_key_file has another content there", false)
+                ("its key may be another: compare what the files of cluster.node_key_file have in them", false)
             }
             (Self::File, _) => ("it has another key: cluster.node_key_file is set here, and not there", false),
             (_, Self::File) => ("it has another key: cluster.node_key_file is set there, and not here", false),

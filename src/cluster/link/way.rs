@@ -30,6 +30,10 @@ use crate::{
 /// Commands that wait in a connection to be written; over it they wait to get there, within their time.
 const WRITE_QUEUE: usize = 1024;
 
+/// An attempt at a cluster connects to the nodes that are configured and then to all that they name, and waits for the slowest
+/// each time: one on a host that answers nothing is not to take the time of all.
+const CONNECTS_OF_AN_ATTEMPT: u32 = 3;
+
 /// How to get a connection.
 pub(super) struct Way {
     endpoint: Endpoint,
@@ -474,7 +478,7 @@ impl Way {
         let nodes = self.endpoint.hosts.iter().map(|host| self.info(host)).collect::<RedisResult<Vec<_>>>()?;
         let mut builder = ClusterClient::builder(nodes)
             .retries(0) // see `redirect`; and what may have been done is not done again
-            .connection_timeout(self.connect)
+            .connection_timeout(self.connect / CONNECTS_OF_AN_ATTEMPT)
             .response_timeout(self.command)
             .overall_response_timeout(Some(self.command));
         if let (true, Some(certificates)) = (self.endpoint.tls, &self.certificates) {

@@ -102,7 +102,14 @@ async fn nothing_is_removed_once_another_one_is_there_or_the_keys_are_not_ours()
     assert_eq!(remove().await, (Standing::Last, 0));
     let b = joined(&config(&redis.url()), "b").await;
     assert_eq!(remove().await, (Standing::Others, 1), "it came after the keys were found");
+    let silent = |id: &str| redis.cli(&["HSET", &format!("mcp:node:{id}"), "lastHeartbeat", "1"]);
+    silent("b");
+    assert_eq!(remove().await, (Standing::Others, 1), "it was late, and says in time that it lives");
+    redis.cli(&["COPY", "mcp:node:b", "mcp:node:dead"]);
+    redis.cli(&["SADD", "mcp:nodes", "dead"]);
     b.leave().await;
+    silent("dead");
+    assert_eq!(remove().await, (Standing::Last, 0), "it says nothing any more");
     redis.cli(&["SADD", "mcp:nodes", "later"]);
     redis.cli(&["HSET", "mcp:node:later", "status", "of another version"]);
     assert_eq!(remove().await, (Standing::Others, 1), "who cannot be read may live");
@@ -111,7 +118,7 @@ async fn nothing_is_removed_once_another_one_is_there_or_the_keys_are_not_ours()
         redis.cli(way);
         assert_eq!(remove().await, (Standing::NotOurs, 1), "{way:?}");
     }
-    assert_eq!(removed.into_inner(), 1);
+    assert_eq!(removed.into_inner(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
