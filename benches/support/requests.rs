@@ -44,6 +44,7 @@ pub(crate) enum Row {
     /// `tools/list`, stateless. Servers list their own tools, so their answers differ in size.
     ToolsList,
     /// `tools/list` with a hundred tools.
+    #[value(name = "tools-list-100")] // as it is printed
     ToolsList100,
     /// `tools/call` of a tool whose result of 100 bytes is kept.
     #[value(name = "cached-100b")]
