@@ -154,17 +154,16 @@ async fn standing(link: &Link, named: &Named) -> Result<Standing, LinkError> {
     if owner.as_deref() != Some(&named.cluster) {
         return Ok(Standing::NotOurs);
     }
-    let found = registry::look(link, &named.keys, None).await?;
-    if found.nodes.is_empty() && found.corrupt == 0 {
-        return Ok(Standing::Last);
-    }
-    if found.corrupt > 0 || !found.nodes.iter().all(Node::is_late) {
-        return Ok(Standing::Others);
-    }
+    let mut found = registry::look(link, &named.keys, None).await?;
     // Who seems gone may only have been kept from saying that it lives, as by a Redis that was away. It has time to.
-    let period = Duration::from_secs(found.nodes.iter().map(|node| node.heartbeat_s).max().unwrap_or_default());
-    sleep(period + period / 4).await;
-    let found = registry::look(link, &named.keys, Some(named.late())).await?;
+    if let Some(longest_s) = found.nodes.iter().map(|node| node.heartbeat_s).max()
+        && found.corrupt == 0
+        && found.nodes.iter().all(Node::is_late)
+    {
+        let period = Duration::from_secs(longest_s);
+        sleep(period + period / 4).await;
+        found = registry::look(link, &named.keys, Some(named.late())).await?;
+    }
     Ok(if found.nodes.is_empty() && found.corrupt == 0 { Standing::Last } else { Standing::Others })
 }
 

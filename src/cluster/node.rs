@@ -121,6 +121,27 @@ impl Node {
     }
 }
 
+#[cfg(test)]
+impl Node {
+    /// One that runs, was heard just now, and says nothing else of itself.
+    pub(crate) fn running(id: &str) -> Self {
+        Self {
+            id: id.into(),
+            status: Status::Running,
+            heartbeat_age_ms: 0,
+            heartbeat_s: 5,
+            load: 0,
+            max_load: 100,
+            address: String::new(),
+            forwards: String::new(),
+            version: String::new(),
+            roles: Vec::new(),
+            tools: Vec::new(),
+            placed: None,
+        }
+    }
+}
+
 /// The longest period that can be set; what is said beyond it was not said by an instance.
 pub(crate) const HEARTBEAT_S_MAX: u64 = 300;
 

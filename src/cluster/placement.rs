@@ -53,20 +53,8 @@ mod tests {
     use super::*;
 
     fn node(id: &str, status: Status, tools: &[&str]) -> Node {
-        Node {
-            id: id.into(),
-            status,
-            heartbeat_age_ms: 0,
-            heartbeat_s: 5,
-            load: 0,
-            max_load: 100,
-            address: String::new(),
-            forwards: "127.0.0.1:1".into(),
-            version: String::new(),
-            roles: Vec::new(),
-            tools: tools.iter().map(|tool| (*tool).to_owned()).collect(),
-            placed: None,
-        }
+        let tools = tools.iter().map(|tool| (*tool).to_owned()).collect();
+        Node { status, tools, forwards: "127.0.0.1:1".into(), ..Node::running(id) }
     }
 
     fn ids(nodes: Vec<&Node>) -> Vec<&str> {

@@ -123,20 +123,7 @@ mod tests {
     use super::*;
 
     fn node(id: &str, status: Status, heartbeat_age_ms: u64) -> Node {
-        Node {
-            id: id.into(),
-            status,
-            heartbeat_age_ms,
-            heartbeat_s: 5,
-            load: 0,
-            max_load: 1,
-            address: String::new(),
-            forwards: String::new(),
-            version: String::new(),
-            roles: Vec::new(),
-            tools: Vec::new(),
-            placed: None,
-        }
+        Node { status, heartbeat_age_ms, ..Node::running(id) }
     }
 
     #[test]

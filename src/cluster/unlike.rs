@@ -119,23 +119,9 @@ fn told<'n>(own: &str, theirs: impl Iterator<Item = (&'n Node, String)>) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Status;
 
     fn node(id: &str, heartbeat_s: u64, placed: Option<&[String]>) -> Node {
-        Node {
-            id: id.into(),
-            status: Status::Running,
-            heartbeat_age_ms: 0,
-            heartbeat_s,
-            load: 0,
-            max_load: 1,
-            address: String::new(),
-            forwards: String::new(),
-            version: String::new(),
-            roles: Vec::new(),
-            tools: Vec::new(),
-            placed: placed.map(<[String]>::to_vec),
-        }
+        Node { heartbeat_s, placed: placed.map(<[String]>::to_vec), ..Node::running(id) }
     }
 
     #[test]

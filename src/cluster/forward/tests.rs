@@ -15,7 +15,6 @@ use tokio::{
 use super::*;
 use crate::{
     call::{Caller, ClientCapabilities, Deadline},
-    cluster::Status,
     input::{Answers, Exchange, Input, Memory, Rounds},
     outbox::{LogLevel, Message, Outbox},
     telemetry::heard::Heard,
@@ -118,20 +117,7 @@ fn with_limits(name: &'static str, key: Key, limits: Limits) -> Instance {
 }
 
 fn node(id: &str, at: &str) -> Node {
-    Node {
-        id: id.into(),
-        status: Status::Running,
-        heartbeat_age_ms: 0,
-        heartbeat_s: 5,
-        load: 0,
-        max_load: 100,
-        address: String::new(),
-        forwards: at.into(),
-        version: String::new(),
-        roles: Vec::new(),
-        tools: Vec::new(),
-        placed: None,
-    }
+    Node { forwards: at.into(), ..Node::running(id) }
 }
 
 fn forwarder(nodes: &[&Node]) -> Forwarder {
