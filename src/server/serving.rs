@@ -39,12 +39,13 @@ impl Builder {
             let _inside = running.io.enter();
             Signals::listen().map_err(|e| StartError::host("cannot listen for signals", e))?
         };
+        // Before the start is told: who reads that line may send any signal.
+        running.reload_on_hangup().map_err(|e| StartError::host("cannot listen for signals", e))?;
         running.announce(loaded, root.as_deref());
         standing::announce(loaded, &running.front, running.secure.as_deref());
         for weak in weak(loaded, root.as_deref()) {
             tracing::warn!("weak: {weak}");
         }
-        running.reload_on_hangup().map_err(|e| StartError::host("cannot listen for signals", e))?;
         Ok(running.until_signal(signals))
     }
 
