@@ -56,6 +56,15 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        name: "pool-refusals",
+        load: TOO_MUCH,
+        configurations: &[
+            ("gather 500 us", "[pool]\nqueue_max = 20\non_full = \"reject\"\n"),
+            ("at once", "[pool]\nqueue_max = 20\non_full = \"reject\"\nrefusal_gather_us = 0\n"),
+            ("gather 2 ms", "[pool]\nqueue_max = 20\non_full = \"reject\"\nrefusal_gather_us = 2000\n"),
+        ],
+    },
+    Group {
         name: "io-threads",
         load: SHORT,
         configurations: &[

@@ -12,6 +12,7 @@ use super::{StartError, place, share};
 use crate::{
     cluster::{About, Cluster, JoinError, Own, Status},
     config::{Loaded, Tuning},
+    dispatch::pool::gather,
     front::{Front, doorkeeper::Doorkeeper},
     identity::Fetcher,
     listener::Secure,
@@ -164,6 +165,7 @@ pub(super) fn io_runtime(threads: usize) -> Result<Runtime, StartError> {
         .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
         .event_interval(TURNS)
         .max_io_events_per_tick(READY_AT_ONCE)
+        .on_thread_park(gather::before_wait)
         .enable_all()
         .build()
         .map_err(|e| StartError::host("cannot start the I/O threads", e))

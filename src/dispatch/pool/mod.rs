@@ -5,6 +5,7 @@
 //! that caller-runs put on an I/O thread has nobody to answer for it before its tool returns. Whose job is next is
 //! decided in `lines`.
 
+pub(crate) mod gather;
 mod rate;
 mod worker;
 
@@ -58,6 +59,8 @@ pub struct Config {
     pub queue_max: usize,
     /// Time that jobs may wait in the queue before further ones are refused, in milliseconds; 0 sets none.
     pub queue_wait_ms_max: u64,
+    /// Time that an I/O thread lets requests gather after it has refused one, in microseconds; 0 sets none.
+    pub refusal_gather_us: u64,
     /// How far the threads stand back behind the others when there are not cores for all: 0 to 19, as `nice` has it.
     pub nice: u8,
     /// Threads that hang in a tool past its deadline and are replaced, at most.
@@ -88,6 +91,7 @@ impl Default for Config {
             keep_alive_s: 60,
             queue_max: 1000,
             queue_wait_ms_max: 0,
+            refusal_gather_us: 500,
             nice: 5,
             lost_max: 64,
             on_full: OnFull::default(),
@@ -113,6 +117,8 @@ pub(crate) struct Pool {
     on_full: OnFull,
     /// See [`Config::queue_wait_ms_max`].
     wait_max: Option<Duration>,
+    /// See [`Config::refusal_gather_us`].
+    gather: Duration,
     lost_max: usize,
     /// Core threads that could not be started in the place of lost ones.
     owed: AtomicUsize,
@@ -271,6 +277,7 @@ impl Pool {
             tickets,
             on_full: config.on_full,
             wait_max,
+            gather: Duration::from_micros(config.refusal_gather_us),
             lost_max: config.lost_max,
             rate,
             owed: AtomicUsize::new(0),
@@ -363,8 +370,12 @@ impl Pool {
         self.tickets.try_send(()).map_err(|_| CallError::Internal)
     }
 
+    /// Refuses a call, on an I/O thread.
     fn overloaded(&self) -> CallError {
-        CallError::Overloaded { retry_after_s: self.retry_after_s() }
+        let queued = self.shared.lines.lock().len();
+        let rate = self.rate.lock();
+        gather::after_refusal(self.gather, rate.takes(queued));
+        CallError::Overloaded { retry_after_s: rate.retry_after_s(queued) }
     }
 
     /// When the queue will have drained, as fast as it does now.

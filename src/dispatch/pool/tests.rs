@@ -82,3 +82,39 @@ async fn what_waits_past_its_deadline_takes_no_place_and_never_runs() {
     assert!(running.await.is_ok());
     assert!(begun.try_recv().is_err(), "no other ran");
 }
+
+#[tokio::test]
+async fn refusals_gather_while_the_queue_holds_work_for_long() {
+    let (pool, work, begun, end) = held();
+    let mut running = Box::pin(pool.run(&work, json!({}), ctx(60_000)));
+    assert!(poll(&mut running).is_pending());
+    begun.recv().expect("the thread has it");
+    let mut queued = [(); 2].map(|()| Box::pin(pool.run(&work, json!({}), ctx(60_000))));
+    assert!(queued.iter_mut().all(|call| poll(call).is_pending()));
+    let refuse = || {
+        let refused = poll(&mut Box::pin(pool.run(&work, json!({}), ctx(60_000))));
+        assert!(matches!(refused, Poll::Ready(Err(CallError::Overloaded { .. }))), "{refused:?}");
+        gather::pause()
+    };
+    assert_eq!(refuse(), Duration::ZERO, "how long the queue lasts is not known yet");
+    let busy = |jobs_per_s: u64| {
+        let mut rate = Rate::new(Instant::now());
+        (1..=20).for_each(|half_s| {
+            rate.measure(
+                Instant::now() + half_s * Duration::from_millis(500),
+                u64::from(half_s) * jobs_per_s / 2,
+                true,
+            );
+        });
+        *pool.rate.lock() = rate;
+    };
+    busy(100);
+    assert_eq!(refuse(), Duration::from_micros(500), "20 ms");
+    busy(100_000);
+    assert_eq!(refuse(), Duration::ZERO, "20 us, which the pause would outlast");
+    (0..3).for_each(|_| end.send(()).expect("the tool waits"));
+    assert!(running.await.is_ok());
+    for call in queued {
+        assert!(call.await.is_ok());
+    }
+}
