@@ -23,7 +23,7 @@ impl ResultSchema {
     fn compile(tool: &str, schema: &Map<String, Value>) -> Result<Self, String> {
         validator(schema)
             .map(|validator| Self { validator, tool: tool.to_owned() })
-            .map_err(|error| format!("its output schema does not compile: {error} (at {})", error.instance_path()))
+            .map_err(|error| format!("its output schema does not compile: {error}"))
     }
 
     /// Of a schema that was made from a type. What becomes of a value of that type is valid by itself, but for numbers that
@@ -142,5 +142,8 @@ mod tests {
             assert!(schema.check(wrong.as_ref()).is_err(), "{wrong:?}");
         }
         assert!(ResultSchema::compile("n", json!({ "type": 1 }).as_object().expect("an object")).is_err());
+        let unknown = json!({ "$schema": "urn:own" });
+        let error = ResultSchema::compile("n", unknown.as_object().expect("an object")).expect_err("not known");
+        assert!(error.contains("output schema") && error.contains("\"urn:own\""), "{error}");
     }
 }
