@@ -1,8 +1,10 @@
 //! Where an answer comes from: a [`Tool`], a [`Prompt`] or a [`Resource`] is a name, what it says of itself, a lane and
 //! something to run. `native`, `prompt` and `resource` make them from functions, `handler` from an rmcp handler;
-//! `registry` holds the tools and `features` the rest; `schema` checks arguments and `results` results; `header_params`
-//! are the arguments that clients repeat in headers. Where and whether something runs is `dispatch`'s business.
+//! `registry` holds the tools and `features` the rest; `schema` checks arguments and `results` results, both
+//! by a `checker`; `header_params` are the arguments that clients repeat in headers. Where and whether something runs is
+//! `dispatch`'s business.
 
+mod checker;
 mod features;
 pub(crate) mod handler;
 mod header_params;

@@ -6,13 +6,13 @@ use std::time::Instant;
 use memchr::memmem;
 use serde_json::{Map, Value};
 
-use super::schema::{fault_of, validator};
+use super::checker::Checker;
 use crate::{call::Reply, error::CallError, telemetry::rarely::Rarely};
 
 /// An output schema, compiled.
 #[derive(Debug)]
 pub(crate) struct ResultSchema {
-    validator: jsonschema::Validator,
+    checker: Checker,
     /// Whose it is.
     tool: String,
 }
@@ -21,8 +21,8 @@ impl ResultSchema {
     /// # Errors
     /// It does not compile, and why.
     fn compile(tool: &str, schema: &Map<String, Value>) -> Result<Self, String> {
-        validator(schema)
-            .map(|validator| Self { validator, tool: tool.to_owned() })
+        Checker::compile(schema)
+            .map(|checker| Self { checker, tool: tool.to_owned() })
             .map_err(|error| format!("its output schema does not compile: {error}"))
     }
 
@@ -48,7 +48,7 @@ impl ResultSchema {
         static RARELY: Rarely = Rarely::new();
         let (place, fault) = match structured {
             None => ("the result".to_owned(), "it has no structured content".to_owned()),
-            Some(structured) => match fault_of(&self.validator, structured) {
+            Some(structured) => match self.checker.fault(structured) {
                 None => return Ok(()),
                 Some(fault) => (fault.place.clone(), fault.to_string()),
             },

@@ -1,15 +1,15 @@
-//! Schemas, and what they find wrong with arguments (JSON Schema of the draft that they name, compiled once, nothing
+//! Schemas, and what is told of arguments that are not of theirs (JSON Schema of the draft that they name, compiled once, nothing
 //! fetched, patterns in linear time). Results are `results`' business, and what a schema says of headers is `header_params`'.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
 use jsonschema::{Draft, PatternOptions, Retrieve, Uri, Validator};
 use serde_json::{Map, Value};
 
+use super::checker::Checker;
+
 /// Size of one compiled pattern.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
-/// How much of a fault's text is told: it may quote the value itself.
-const FAULT_CHARS_MAX: usize = 300;
 
 /// The drafts that are known, each with or without `#` at its end, and by http or https.
 const KNOWN: [&str; 5] = [
@@ -21,12 +21,12 @@ const KNOWN: [&str; 5] = [
 ];
 
 /// Keywords whose values are no schemas.
-const VALUES: [&str; 4] = ["const", "default", "enum", "examples"];
+pub(super) const VALUES: [&str; 4] = ["const", "default", "enum", "examples"];
 
 /// An input schema, compiled.
 #[derive(Debug)]
 pub(crate) struct ArgumentSchema {
-    validator: Validator,
+    checker: Checker,
     /// The names of the arguments, for who gives a wrong one.
     names: String,
 }
@@ -83,41 +83,16 @@ fn unknown_draft(schema: &Map<String, Value>) -> Option<&str> {
     unknown.or_else(|| schemas().find_map(|(_, value)| inside(value)))
 }
 
-/// Where a value is not of a schema.
-#[derive(Debug)]
-pub(super) struct Fault {
-    pub(super) place: String,
-    /// What is wrong there. It may quote the value.
-    told: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.told)
-    }
-}
-
-/// The first fault only: to find them all takes as long as who made the value likes.
-pub(super) fn fault_of(validator: &Validator, value: &Value) -> Option<Fault> {
-    if validator.is_valid(value) {
-        return None;
-    }
-    let error = validator.validate(value).err()?;
-    let path = error.instance_path().to_string();
-    let place = if path.is_empty() { "the object".to_owned() } else { path };
-    Some(Fault { place, told: error.to_string().chars().take(FAULT_CHARS_MAX).collect() })
-}
-
 impl ArgumentSchema {
     pub(crate) fn compile(schema: &Map<String, Value>) -> Result<Self, String> {
-        validator(schema)
-            .map(|validator| Self { validator, names: names(schema) })
+        Checker::compile(schema)
+            .map(|checker| Self { checker, names: names(schema) })
             .map_err(|error| format!("its input schema does not compile: {error}"))
     }
 
     /// Says what is wrong with `arguments`, for the agent to mend; `None` when nothing is.
     pub(crate) fn fault(&self, arguments: &Value) -> Option<String> {
-        let fault = fault_of(&self.validator, arguments)?;
+        let fault = self.checker.fault(arguments)?;
         let mut text = format!("the arguments are not valid: {fault}");
         if !self.names.is_empty() {
             let _ = write!(text, ". The tool takes: {}", self.names);
@@ -210,9 +185,10 @@ mod tests {
     fn notes_are_no_demands_in_any_draft() {
         let schema = json!({"type":"object","properties":{
             "mail":{"type":"string","format":"email"},
-            "data":{"type":"string","contentEncoding":"base64","contentMediaType":"application/json"}}});
-        for draft in KNOWN {
-            assert!(is_good(Some(draft), schema.clone(), &json!({"mail":"?","data":"?"})), "{draft}");
+            "data":{"type":"string","contentEncoding":"base64"},
+            "json":{"type":"string","contentMediaType":"application/json"}}});
+        for (draft, name) in KNOWN.iter().flat_map(|draft| ["mail", "data", "json"].map(|name| (draft, name))) {
+            assert!(is_good(Some(draft), schema.clone(), &json!({name:"?"})), "{draft}: {name}");
         }
     }
 
