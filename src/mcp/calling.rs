@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::{
     audit::{Entry, Outcome},
     call::{Caller, ClientCapabilities, Ctx, Deadline, Kind, Lane, Raw, Reply},
-    dispatch::{Answered, Served, ServedTool, Work},
+    dispatch::{Answered, Arguments, Served, ServedTool, Work},
     error::CallError,
     input::{Exchange, Memory, Required, Rounds},
     mcp::{
@@ -50,7 +50,7 @@ const NAME_TOLD_CHARS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct PendingCall {
     target: Target,
-    arguments: Value,
+    arguments: Arguments,
     ctx: Ctx,
     id: OwnedId,
     era: Era,
@@ -158,7 +158,7 @@ impl Router {
             }
         }
         let arguments = arguments(request.params)?;
-        let arguments = match self.at_once(&request, tool, arguments, scope.as_deref())? {
+        let arguments = match self.at_once(&request, tool, arguments.into(), scope.as_deref())? {
             Ok(step) => return Ok(step),
             Err(arguments) => arguments,
         };
@@ -187,7 +187,7 @@ impl Router {
         if let Some(work) = self.features.prompt(name) {
             let target = Target::Work(Arc::clone(work), Hints::No);
             let arguments = arguments(request.params)?;
-            return self.call(request, target, arguments, scope);
+            return self.call(request, target, arguments.into(), scope);
         }
         let told: String = name.chars().take(NAME_TOLD_CHARS_MAX).collect();
         self.call_hosted(request, "prompts/get", Hints::No, scope).unwrap_or_else(|| {
@@ -203,7 +203,7 @@ impl Router {
         };
         if let Some((work, arguments)) = self.features.resource(uri) {
             let target = Target::Work(Arc::clone(work), Hints::Ours);
-            return self.call(request, target, arguments, scope);
+            return self.call(request, target, arguments.into(), scope);
         }
         if let Some(members) = self.skills.read(uri) {
             let modern = request.era == Era::Modern;
@@ -237,11 +237,17 @@ impl Router {
                 params.remove("requestState");
             }
         }
-        Some(self.call(request, Target::Work(Arc::clone(work), hints), params, scope))
+        Some(self.call(request, Target::Work(Arc::clone(work), hints), params.into(), scope))
     }
 
     /// Makes a call ready.
-    fn call(&self, request: Request<'_, '_>, target: Target, arguments: Value, scope: Option<Arc<Session>>) -> Handled {
+    fn call(
+        &self,
+        request: Request<'_, '_>,
+        target: Target,
+        arguments: Arguments,
+        scope: Option<Arc<Session>>,
+    ) -> Handled {
         let (log_level, client) = said_of(&request, scope.as_deref())?;
         let Request { id, era, params, head, body, now, method } = request;
         let (work, timeout_ms) = match &target {
@@ -264,7 +270,7 @@ impl Router {
         if work.lane != Lane::Inline {
             if era == Era::Modern && !method.starts_with("tasks/") && (params.is_retry || !client.is_empty()) {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
-                let binding = seal::binding(ctx.caller(), method, name, &arguments);
+                let binding = seal::binding(ctx.caller(), method, name, &arguments.value);
                 let rounds = if params.is_retry { self.rounds(body, &binding)? } else { Rounds::default() };
                 ctx.exchange = Exchange::Rounds(Arc::new(rounds));
                 bound_to = BoundTo::This(binding);
@@ -285,7 +291,7 @@ impl Router {
             ctx.raw = Some(Box::new(Self::raw(&id, params.meta.whole.take(), era, scope.as_deref())));
             if era == Era::Modern && matches!(bound_to, BoundTo::Nothing) {
                 let name = params.name.get().or_else(|| params.uri.get()).unwrap_or_default();
-                bound_to = BoundTo::Request(head.caller.clone(), method.into(), name.into(), arguments.clone());
+                bound_to = BoundTo::Request(head.caller.clone(), method.into(), name.into(), arguments.value.clone());
             }
         }
         if method.starts_with("tasks/") {
@@ -301,7 +307,7 @@ impl Router {
         let is_shared = method == "tasks/get" && self.tasks.as_ref().is_some_and(|tasks| tasks.is_shared());
         let asker = is_shared.then(|| Box::new(Asker::of(head)));
         let is_tool = matches!(target, Target::Tool(_));
-        let entry = self.admitted(head, method, params, is_tool, &arguments)?;
+        let entry = self.admitted(head, method, params, is_tool, &arguments.value)?;
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
         Ok(Step::Call(PendingCall {
             target,
@@ -533,7 +539,7 @@ impl PendingCall {
     /// and the end of the drain's grace.
     pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
         let Self { target, arguments, ctx, id, era, in_flight, bound_to, deferral, entry, asker, .. } = self;
-        let asked = asker.map(|asker| (asker, arguments.clone()));
+        let asked = asker.map(|asker| (asker, arguments.value.clone()));
         let (meter, hints) = match &target {
             Target::Tool(tool) => (tool.tool.work.meter.as_deref(), None),
             Target::Work(_, hints) => (None, Some(*hints)),
@@ -546,14 +552,14 @@ impl PendingCall {
                 let call = Box::pin(async move {
                     match &target {
                         Target::Tool(tool) => router.dispatch.call(tool, arguments, ctx).await,
-                        Target::Work(work, _) => router.dispatch.run(work, arguments, ctx).await,
+                        Target::Work(work, _) => router.dispatch.run(work, arguments.value, ctx).await,
                     }
                 });
                 return deferral.run(call).await;
             }
             match &target {
                 Target::Tool(tool) => router.dispatch.call(tool, arguments, ctx).await,
-                Target::Work(work, _) => router.dispatch.run(work, arguments, ctx).await,
+                Target::Work(work, _) => router.dispatch.run(work, arguments.value, ctx).await,
             }
         });
         let outcome = match &in_flight {
