@@ -11,8 +11,9 @@ use crate::{
     dispatch::{Answered, Arguments, ServedTool},
     error::CallError,
     mcp::{
-        calling::{BoundTo, Ending, ended_with, said_of},
+        calling::said_of,
         code::Refusal,
+        ending::{BoundTo, Ending, ended_with},
         router::{Handled, Request, Router, Step},
         session::Session,
         wire::IdField,
