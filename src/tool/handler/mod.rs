@@ -133,7 +133,8 @@ impl Handler {
     }
 
     /// Where one of its tools runs, by the name that the handler gives it; `Async` when nothing is said. With `Pool` it
-    /// may block or burn CPU.
+    /// may block or burn CPU. A tool whose results have megabytes burns it: what is made of one here, its JSON and the
+    /// check of its output schema, takes some three milliseconds for each, on the thread that the tool runs on.
     #[must_use]
     pub fn lane(mut self, tool: impl Into<String>, lane: Lane) -> Self {
         self.lanes.insert(tool.into(), lane);

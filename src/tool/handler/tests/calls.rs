@@ -103,6 +103,16 @@ async fn a_result_that_is_not_what_its_tool_returns_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_result_is_checked_by_the_draft_that_its_tool_names_and_not_by_one_that_is_not_known() {
+    let (hosted, _) = host_plain().await;
+    let pair = async |name| call(&hosted, name, modern(ClientCapabilities::default())).await;
+    assert_eq!(pair("pair").await.expect("as it says").to_json()["structuredContent"]["pair"], json!(["a"]));
+    let told = pair("pair_wrong").await.expect_err("it is not what it says").to_string();
+    assert!(told.contains("/pair: "), "{told}");
+    assert!(pair("pair_unknown").await.is_ok(), "nobody knows whether it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_questions_at_once_are_bounded_and_all_answered() {
     let (hosted, _) = host_plain().await;
     let refused = text(call(&hosted, "flood", modern(ClientCapabilities::default())).await);

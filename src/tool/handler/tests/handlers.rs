@@ -63,7 +63,18 @@ impl ServerHandler for Plain {
         let Value::Object(sum) = sum else { panic!("an object") };
         let sums = ["sum", "sum_wrong", "sum_missing", "sum_failed"];
         let sums = sums.map(|name| tool(name).with_raw_output_schema(Arc::new(sum.clone())));
-        Ok(ListToolsResult::with_all_items(names.into_iter().map(tool).chain(sums).collect()))
+        let pair = |name, draft| {
+            let list = json!({ "type": "array", "items": [{ "type": "string" }], "additionalItems": false });
+            let pair = json!({ "$schema": draft, "type": "object", "properties": { "pair": list } });
+            let Value::Object(pair) = pair else { panic!("an object") };
+            tool(name).with_raw_output_schema(Arc::new(pair))
+        };
+        let pairs = [
+            pair("pair", "http://json-schema.org/draft-07/schema#"),
+            pair("pair_wrong", "http://json-schema.org/draft-07/schema#"),
+            pair("pair_unknown", "urn:own"),
+        ];
+        Ok(ListToolsResult::with_all_items(names.into_iter().map(tool).chain(sums).chain(pairs).collect()))
     }
 
     async fn call_tool(
@@ -115,6 +126,8 @@ impl ServerHandler for Plain {
             "panic" => panic!("as asked"),
             "sum" => Ok(CallToolResult::structured(json!({ "sum": 3 })).into()),
             "sum_wrong" => Ok(CallToolResult::structured(json!({ "sum": "three" })).into()),
+            "pair" => Ok(CallToolResult::structured(json!({ "pair": ["a"] })).into()),
+            "pair_wrong" | "pair_unknown" => Ok(CallToolResult::structured(json!({ "pair": ["a", 1] })).into()),
             "sum_missing" => said("three"),
             "sum_failed" => Ok(CallToolResult::error(vec![ContentBlock::text("no sum")]).into()),
             "task" => {
