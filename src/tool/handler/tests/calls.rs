@@ -123,7 +123,6 @@ async fn many_questions_at_once_are_bounded_and_all_answered() {
 }
 
 /// Runs a tool of the worker pool as the pool does.
-
 fn run_on_this_thread(work: &Work, ctx: Ctx) -> Result<Reply, CallError> {
     match &work.run {
         Run::Sync(run) => run(json!({}), ctx),
