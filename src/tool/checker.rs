@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use super::schema::{VALUES, validator};
 
-/// Pairs of a schema and a value inside that may be looked at to tell a fault: some ten milliseconds.
-const PAIRS_MAX: usize = 100_000;
+/// Pairs of a schema and a value inside that may be looked at to tell a fault: some four milliseconds.
+const PAIRS_MAX: usize = 20_000;
 /// Values in a value, up to which faults are usually to be told.
-const USUAL_VALUES: usize = 1000;
+const USUAL_VALUES: usize = 100;
 /// Schemas inside a schema that are counted, each as often as it is referred to. One that refers to itself has more.
 const SCHEMAS_MAX: usize = 10_000;
 /// How much of a fault's text is told: it may quote the value itself.
