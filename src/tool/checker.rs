@@ -20,9 +20,10 @@ const SCHEMAS_MAX: usize = 10_000;
 /// How much of a fault's text is told: it may quote the value itself.
 const TOLD_CHARS_MAX: usize = 300;
 /// Keywords by which a value is looked at more than once.
-const REPEATING: [&str; 7] = ["allOf", "anyOf", "oneOf", "then", "else", "dependentSchemas", "dependencies"];
+const REPEATING: [&str; 8] =
+    ["allOf", "anyOf", "oneOf", "then", "else", "dependentSchemas", "dependencies", "patternProperties"];
 /// The same where they stand beside a reference.
-const REPEATING_A_REFERENCE: [&str; 4] = ["properties", "patternProperties", "additionalProperties", "items"];
+const REPEATING_A_REFERENCE: [&str; 3] = ["properties", "additionalProperties", "items"];
 /// Keywords whose values are objects of schemas by names.
 const NAMED: [&str; 6] =
     ["properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions"];
@@ -256,6 +257,18 @@ mod tests {
         let wrong = (0..30).fold(json!({ "not": "x" }), |inside, _| json!({ "inside": [1_i32, inside] }));
         let wrong = json!({ "tree": wrong });
         assert!(told(&checker(tree), &wrong).contains("is not of type \"object\""));
+    }
+
+    #[test]
+    fn keywords_by_which_a_value_is_looked_at_again_are_seen_wherever_they_stand() {
+        for keyword in REPEATING {
+            let inside = json!({ "items": [{ "not": { keyword: {} } }] });
+            assert!(repeats(&inside), "{keyword}");
+            let named = json!({ "properties": { keyword: { "enum": [{ keyword: 1 }] } }, "$defs": { keyword: {} } });
+            assert!(!repeats(&named), "{keyword} as a name");
+        }
+        assert!(repeats(&json!({ "$defs": { "a": { "$ref": "#", "properties": {} } } })));
+        assert!(!repeats(&json!({ "$ref": "#/definitions/a", "definitions": { "a": { "properties": {} } } })));
     }
 
     #[test]
