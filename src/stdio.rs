@@ -19,12 +19,12 @@ use tokio::{
 
 use crate::call::{Caller, Share};
 use crate::mcp::{
-    calling::{PendingCall, Voice},
     code::{Era, Refusal},
     encode::{self, OwnedId},
     feed::Feed,
     head::{Field, Head, Via},
     legacy::{Listening, OwnSession},
+    pending::{PendingCall, Voice},
     router::{Answer, Router, Step},
     session::Session,
     trail::About,

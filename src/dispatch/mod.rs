@@ -67,6 +67,20 @@ pub(crate) enum Served {
     },
 }
 
+/// What a tool is called with, and what has been found out about it, so that it is found out once.
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    pub(crate) value: Value,
+    /// The key of the call, when a kept result was looked for: then the arguments are good too.
+    key: Option<CacheKey>,
+}
+
+impl From<Value> for Arguments {
+    fn from(value: Value) -> Self {
+        Self { value, key: None }
+    }
+}
+
 /// Takes calls to their tools.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
@@ -118,8 +132,16 @@ impl Dispatch {
     }
 
     /// Answers one call. Dropping the future cancels it.
-    pub(crate) async fn call(&self, tool: &Arc<ServedTool>, arguments: Value, ctx: Ctx) -> Result<Answered, CallError> {
-        if let Some(fault) = tool.arguments.fault(&arguments) {
+    pub(crate) async fn call(
+        &self,
+        tool: &Arc<ServedTool>,
+        arguments: Arguments,
+        ctx: Ctx,
+    ) -> Result<Answered, CallError> {
+        let Arguments { value: arguments, key } = arguments;
+        if key.is_none()
+            && let Some(fault) = tool.arguments.fault(&arguments)
+        {
             return Err(CallError::Tool(fault));
         }
         // What came of a client's answers is its own: neither taken from others nor kept for them.
@@ -127,7 +149,7 @@ impl Dispatch {
             let reply = self.core.run_tool(tool, arguments, ctx).await?;
             return Ok(Answered { reply, served: Served::Fresh });
         };
-        let key = CacheKey::new(tool, &arguments, policy.scope, ctx.caller());
+        let key = key.unwrap_or_else(|| CacheKey::new(tool, &arguments, policy.scope, ctx.caller()));
         let caller = ctx.caller().clone();
         let asked = asked(tool, key, policy, &caller);
         match self.core.cache.find(&asked, Instant::now()) {
@@ -254,10 +276,12 @@ impl Dispatch {
         self.core.bulkheads.read().get(tool).map(|bulkhead| bulkhead.load())
     }
 
-    /// The kept result of a call, when there is one that is as good as new.
-    pub(crate) fn kept(&self, tool: &ServedTool, arguments: &Value, caller: &Caller) -> Option<Answered> {
-        let policy = tool.cache.filter(|_| tool.arguments.fault(arguments).is_none())?;
-        let key = CacheKey::new(tool, arguments, policy.scope, caller);
+    /// The kept result of a call, when there is one that is as good as new. The arguments are from then on those of a
+    /// call of this tool by this caller, and of no other.
+    pub(crate) fn kept(&self, tool: &ServedTool, arguments: &mut Arguments, caller: &Caller) -> Option<Answered> {
+        let policy = tool.cache.filter(|_| tool.arguments.fault(&arguments.value).is_none())?;
+        let key = CacheKey::new(tool, &arguments.value, policy.scope, caller);
+        arguments.key = Some(key);
         self.core.cache.fresh(&asked(tool, key, policy, caller), Instant::now())
     }
 
@@ -364,8 +388,20 @@ impl Core {
 mod tests {
     use std::time::Instant;
 
+    use serde_json::json;
+
     use super::*;
     use crate::call::{Caller, ClientCapabilities, Deadline, Lane};
+
+    fn dispatch(registry: Registry) -> Dispatch {
+        let sizes = pool::Sizes { threads: 1, threads_max: 1, io_threads: 1 };
+        let pool = Pool::start(&pool::Config::default(), sizes).expect("a pool");
+        Dispatch::new(registry, &cache::Config::default(), None, pool, 1000)
+    }
+
+    fn ctx() -> Ctx {
+        Ctx::new(Caller::ANONYMOUS, Deadline::after(Instant::now(), 1000), ClientCapabilities::default())
+    }
 
     /// Each call that waits keeps room for this, so a large one costs a large host dearly.
     #[test]
@@ -373,12 +409,38 @@ mod tests {
         let tool = Tool::new("t", "d", Lane::Inline, |(): (), _| "x");
         let registry = Registry::new(vec![tool], &BTreeMap::new(), 1000).expect("a registry");
         let tool = Arc::clone(registry.snapshot().get("t").expect("the tool"));
-        let sizes = pool::Sizes { threads: 1, threads_max: 1, io_threads: 1 };
-        let pool = Pool::start(&pool::Config::default(), sizes).expect("a pool");
-        let dispatch = Dispatch::new(registry, &cache::Config::default(), None, pool, 1000);
-        let deadline = Deadline::after(Instant::now(), 1000);
-        let ctx = Ctx::new(Caller::ANONYMOUS, deadline, ClientCapabilities::default());
-        let call = dispatch.call(&tool, Value::Null, ctx);
+        let dispatch = dispatch(registry);
+        let call = dispatch.call(&tool, Value::Null.into(), ctx());
         assert!(size_of_val(&call) <= 2560, "{} bytes", size_of_val(&call));
+    }
+
+    /// Arguments of a call are checked and walked once: where a kept result is looked for, or where there is none.
+    #[tokio::test]
+    async fn what_was_found_out_about_arguments_is_not_found_out_again() {
+        #[derive(serde::Deserialize, schemars::JsonSchema)]
+        struct N {
+            #[allow(dead_code)]
+            n: u32,
+        }
+        let kept = ToolConfig { cache_ttl_s: Some(60), cache_not_read_only: Some(true), ..ToolConfig::default() };
+        let tool = Tool::new("t", "d", Lane::Inline, |_: N, _: Ctx| "x");
+        let registry = Registry::new(vec![tool], &BTreeMap::from([("t".into(), kept)]), 1000).expect("a registry");
+        let tool = Arc::clone(registry.snapshot().get("t").expect("the tool"));
+        let dispatch = dispatch(registry);
+        let looked_for = |n: Value| {
+            let mut arguments = Arguments::from(json!({ "n": n }));
+            let kept = dispatch.kept(&tool, &mut arguments, &Caller::ANONYMOUS);
+            (arguments, kept)
+        };
+        let (wrong, _) = looked_for(json!("x"));
+        assert!(wrong.key.is_none(), "what is not good has none");
+        assert!(matches!(dispatch.call(&tool, wrong, ctx()).await, Err(CallError::Tool(_))));
+        let (one, none) = looked_for(json!(1));
+        assert!(none.is_none());
+        let (two, _) = looked_for(json!(2));
+        let mixed = Arguments { value: two.value, key: one.key };
+        assert_eq!(dispatch.call(&tool, mixed, ctx()).await.map(|answered| answered.served), Ok(Served::Miss));
+        assert!(looked_for(json!(1)).1.is_some(), "it is kept under the key that was there");
+        assert!(looked_for(json!(2)).1.is_none());
     }
 }

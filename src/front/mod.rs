@@ -53,7 +53,7 @@ use crate::{
     identity::Identity,
     mcp::{
         again::Asker,
-        calling::PendingCall,
+        pending::PendingCall,
         router::{Answer, Router, Step},
         shared::{Named, Shared},
     },

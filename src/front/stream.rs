@@ -31,8 +31,8 @@ use crate::{
     },
     mcp::{
         LEGACY_VERSIONS,
-        calling::PendingCall,
         events::EventLog,
+        pending::PendingCall,
         router::Answer,
         speaking::{Speaking, Spoken},
     },

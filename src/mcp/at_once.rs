@@ -8,11 +8,12 @@ use serde_json::Value;
 use crate::{
     audit::Entry,
     call::{ClientCapabilities, Ctx, Deadline},
-    dispatch::{Answered, ServedTool},
+    dispatch::{Answered, Arguments, ServedTool},
     error::CallError,
     mcp::{
-        calling::{BoundTo, Ending, ended_with, said_of},
+        calling::said_of,
         code::Refusal,
+        ending::{BoundTo, Ending, ended_with},
         router::{Handled, Request, Router, Step},
         session::Session,
         wire::IdField,
@@ -26,9 +27,9 @@ impl Router {
         &self,
         request: &Request<'_, '_>,
         tool: &ServedTool,
-        arguments: Value,
+        mut arguments: Arguments,
         session: Option<&Session>,
-    ) -> Result<Result<Step, Value>, Refusal> {
+    ) -> Result<Result<Step, Arguments>, Refusal> {
         if !request.head.at_once {
             return Ok(Err(arguments));
         }
@@ -36,14 +37,14 @@ impl Router {
         // What came of a client's answers is its own.
         if tool.cache.is_some()
             && !request.params.is_retry
-            && let Some(kept) = self.dispatch.kept(tool, &arguments, request.head.caller)
+            && let Some(kept) = self.dispatch.kept(tool, &mut arguments, request.head.caller)
         {
-            let entry = self.admitted(request.head, request.method, request.params, true, &arguments)?;
+            let entry = self.admitted(request.head, request.method, request.params, true, &arguments.value)?;
             return Ok(Ok(self.answer_at_once(request, tool, client, Ok(kept), entry)));
         }
         let says_nothing = log_level.is_none() && matches!(request.params.meta.progress_token, IdField::Absent);
         if tool.needs_no_waiting() && (says_nothing || !request.head.takes_events) {
-            return self.call_at_once(request, tool, arguments, client).map(Ok);
+            return self.call_at_once(request, tool, arguments.value, client).map(Ok);
         }
         Ok(Err(arguments))
     }

@@ -3,8 +3,8 @@
 //! In the order of a message's way: `wire` reads it (by `reader`, `strict` and `scan`), `batch` takes several apart,
 //! `modern` says which rules it follows, `modern` and `legacy` check it by them, `router` sends it to its handler,
 //! `encode` writes the answer. Handlers: `calling` for what runs (tools, prompts, resources; `at_once` for what needs no
-//! waiting), `tasking` for calls that become tasks, `feed` for streams that no call owns, `catalogue` and `listing` for
-//! answers that do not depend on the call.
+//! waiting; `pending` is a call that is ready, `ending` what it is answered with), `tasking` for calls that become tasks,
+//! `feed` for streams that no call owns, `catalogue` and `listing` for answers that do not depend on the call.
 //!
 //! What is remembered: `session` is the record, `live` what a session has while more goes on in it, `events` what its
 //! streams keep for who lost the connection, `seal` what clients carry for us; `trail` is what the audit trail is told.
@@ -15,11 +15,12 @@
 pub(crate) mod again;
 mod at_once;
 pub(crate) mod batch;
-pub(crate) mod calling;
+mod calling;
 pub(crate) mod catalogue;
 pub(crate) mod code;
 mod elsewhere;
 pub(crate) mod encode;
+mod ending;
 pub(crate) mod events;
 pub(crate) mod feed;
 pub(crate) mod head;
@@ -27,6 +28,7 @@ pub(crate) mod legacy;
 pub mod listing;
 pub(crate) mod live;
 mod modern;
+pub(crate) mod pending;
 mod reader;
 pub(crate) mod router;
 mod scan;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
-    mcp::{calling::Voice, router::Answer},
+    mcp::{pending::Voice, router::Answer},
     outbox::Message,
 };
 

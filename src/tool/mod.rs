@@ -1,10 +1,13 @@
 //! Where an answer comes from: a [`Tool`], a [`Prompt`] or a [`Resource`] is a name, what it says of itself, a lane and
 //! something to run. `native`, `prompt` and `resource` make them from functions, `handler` from an rmcp handler;
-//! `registry` holds the tools and `features` the rest; `schema` checks arguments and `results` results. Where and whether
-//! something runs is `dispatch`'s business.
+//! `registry` holds the tools and `features` the rest; `schema` checks arguments and `results` results, both
+//! by a `checker`; `header_params` are the arguments that clients repeat in headers. Where and whether something runs is
+//! `dispatch`'s business.
 
+mod checker;
 mod features;
 pub(crate) mod handler;
+mod header_params;
 mod native;
 mod placement;
 mod prompt;
@@ -17,12 +20,12 @@ use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc};
 
 pub(crate) use features::Features;
 pub use handler::Handler;
+pub(crate) use header_params::HeaderParam;
 pub use native::{IntoReply, Json};
 pub(crate) use placement::Placement;
 pub use prompt::{IntoMessages, Prompt};
 pub(crate) use registry::Registry;
 pub use resource::{IntoContents, Resource, Wanted};
-pub(crate) use schema::HeaderParam;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -87,7 +87,7 @@ impl Tool {
     }
 
     /// Replaces the input schema that was made from the argument type by one written by hand. It is sent to clients as
-    /// it stands; arguments are checked against it.
+    /// it stands; arguments are checked against it, as the draft of JSON Schema that its `$schema` names, or 2020-12.
     #[must_use]
     pub fn input_schema(mut self, schema: Map<String, Value>) -> Self {
         self.definition.input_schema = Arc::new(schema);

@@ -16,7 +16,8 @@ use crate::{
     identity::{Identity, Rights, Rule},
     tool::{
         CacheScope, Concurrency, Config, OneRun, Placement, Run, Tool,
-        schema::{ArgumentSchema, HeaderParam, header_params},
+        header_params::{HeaderParam, header_params},
+        schema::ArgumentSchema,
     },
 };
 

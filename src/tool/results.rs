@@ -1,18 +1,22 @@
 //! Whether a result is what its tool says that it returns. Clients check that as well, and fail where it is not; here it is
 //! known which tool is at fault. Arguments are `schema`'s business.
+//!
+//! A result is checked on the thread that its tool runs on, whatever its size: a megabyte of rows takes 0.6 ms, where the
+//! JSON that is made of it takes 0.9 ms, and letting go of it another 1.5 ms. To hand the check alone to another thread
+//! would spare that thread the smallest part; who returns so much puts the tool into the pool, and all of it goes there.
 
 use std::time::Instant;
 
 use memchr::memmem;
 use serde_json::{Map, Value};
 
-use super::schema::{fault_of, validator};
+use super::checker::Checker;
 use crate::{call::Reply, error::CallError, telemetry::rarely::Rarely};
 
 /// An output schema, compiled.
 #[derive(Debug)]
 pub(crate) struct ResultSchema {
-    validator: jsonschema::Validator,
+    checker: Checker,
     /// Whose it is.
     tool: String,
 }
@@ -21,9 +25,9 @@ impl ResultSchema {
     /// # Errors
     /// It does not compile, and why.
     fn compile(tool: &str, schema: &Map<String, Value>) -> Result<Self, String> {
-        validator(schema)
-            .map(|validator| Self { validator, tool: tool.to_owned() })
-            .map_err(|error| format!("its output schema does not compile: {error} (at {})", error.instance_path()))
+        Checker::compile(schema)
+            .map(|checker| Self { checker, tool: tool.to_owned() })
+            .map_err(|error| format!("its output schema does not compile: {error}"))
     }
 
     /// Of a schema that was made from a type. What becomes of a value of that type is valid by itself, but for numbers that
@@ -48,7 +52,7 @@ impl ResultSchema {
         static RARELY: Rarely = Rarely::new();
         let (place, fault) = match structured {
             None => ("the result".to_owned(), "it has no structured content".to_owned()),
-            Some(structured) => match fault_of(&self.validator, structured) {
+            Some(structured) => match self.checker.fault(structured) {
                 None => return Ok(()),
                 Some(fault) => (fault.place.clone(), fault.to_string()),
             },
@@ -142,5 +146,8 @@ mod tests {
             assert!(schema.check(wrong.as_ref()).is_err(), "{wrong:?}");
         }
         assert!(ResultSchema::compile("n", json!({ "type": 1 }).as_object().expect("an object")).is_err());
+        let unknown = json!({ "$schema": "urn:own" });
+        let error = ResultSchema::compile("n", unknown.as_object().expect("an object")).expect_err("not known");
+        assert!(error.contains("output schema") && error.contains("\"urn:own\""), "{error}");
     }
 }

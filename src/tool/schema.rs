@@ -1,22 +1,32 @@
-//! What a tool's input schema is good for: checking arguments (JSON Schema 2020-12, compiled once, nothing fetched,
-//! patterns in linear time), and finding the arguments that clients repeat in headers.
+//! Schemas, and what is told of arguments that are not of theirs (JSON Schema of the draft that they name, compiled once, nothing
+//! fetched, patterns in linear time). Results are `results`' business, and what a schema says of headers is `header_params`'.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
-use jsonschema::{Draft, PatternOptions, Retrieve, Uri, ValidationError, Validator};
+use jsonschema::{Draft, PatternOptions, Retrieve, Uri, Validator};
 use serde_json::{Map, Value};
 
-/// Nesting of a schema that is still walked for header annotations.
-const SCHEMA_DEPTH_MAX: usize = 64;
+use super::checker::Checker;
+
 /// Size of one compiled pattern.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
-/// How much of a fault's text is told: it may quote the value itself.
-const FAULT_CHARS_MAX: usize = 300;
+
+/// The drafts that are known, each with or without `#` at its end, and by http or https.
+const KNOWN: [&str; 5] = [
+    "https://json-schema.org/draft/2020-12/schema",
+    "https://json-schema.org/draft/2019-09/schema",
+    "http://json-schema.org/draft-07/schema#",
+    "http://json-schema.org/draft-06/schema#",
+    "http://json-schema.org/draft-04/schema#",
+];
+
+/// Keywords whose values are no schemas.
+pub(super) const VALUES: [&str; 4] = ["const", "default", "enum", "examples"];
 
 /// An input schema, compiled.
 #[derive(Debug)]
 pub(crate) struct ArgumentSchema {
-    validator: Validator,
+    checker: Checker,
     /// The names of the arguments, for who gives a wrong one.
     names: String,
 }
@@ -30,50 +40,59 @@ impl Retrieve for Nowhere {
     }
 }
 
-/// Compiles a schema.
-pub(super) fn validator(schema: &Map<String, Value>) -> Result<Validator, ValidationError<'static>> {
+/// Compiles a schema, as the draft that it names. One that names none is of 2020-12, as MCP has it.
+///
+/// What is no more than a note in 2020-12 is one in every draft: `format` and `contentEncoding` are read differently by
+/// each who checks them, and the older drafts leave it open whether they are.
+///
+/// # Errors
+/// It does not compile, or names a draft that is not known: says why.
+pub(super) fn validator(schema: &Map<String, Value>) -> Result<Validator, String> {
     jsonschema::options()
-        .with_draft(Draft::Draft202012)
+        .with_draft(draft(schema)?)
         .with_retriever(Nowhere)
         .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX))
+        .should_validate_formats(false)
+        .without_content_encoding_support("base64")
+        .without_content_media_type_support("application/json")
         .build(&Value::Object(schema.clone()))
+        .map_err(|error| format!("{error} (at {})", error.instance_path()))
 }
 
-/// Where a value is not of a schema.
-#[derive(Debug)]
-pub(super) struct Fault {
-    pub(super) place: String,
-    /// What is wrong there. It may quote the value.
-    told: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.told)
+fn draft(schema: &Map<String, Value>) -> Result<Draft, String> {
+    if let Some(named) = unknown_draft(schema) {
+        return Err(format!("its $schema is {named:?}, which is not known; known are {}", KNOWN.join(", ")));
     }
+    // What is no text there is a fault of the schema like any other, and is found when it is compiled.
+    Ok(schema.get("$schema").and_then(Value::as_str).map_or(Draft::Draft202012, Draft::from_schema_uri))
 }
 
-/// The first fault only: to find them all takes as long as who made the value likes.
-pub(super) fn fault_of(validator: &Validator, value: &Value) -> Option<Fault> {
-    if validator.is_valid(value) {
-        return None;
+/// The name of a draft that is not known, in the schema or in one inside it.
+fn unknown_draft(schema: &Map<String, Value>) -> Option<&str> {
+    fn inside(value: &Value) -> Option<&str> {
+        match value {
+            Value::Object(schema) => unknown_draft(schema),
+            Value::Array(items) => items.iter().find_map(inside),
+            _ => None,
+        }
     }
-    let error = validator.validate(value).err()?;
-    let path = error.instance_path().to_string();
-    let place = if path.is_empty() { "the object".to_owned() } else { path };
-    Some(Fault { place, told: error.to_string().chars().take(FAULT_CHARS_MAX).collect() })
+    let named = schema.get("$schema").and_then(Value::as_str);
+    let unknown = named.filter(|named| Draft::from_schema_uri(named) == Draft::Unknown);
+    // Values, not schemas, are what some keywords have.
+    let schemas = || schema.iter().filter(|(keyword, _)| !VALUES.contains(&keyword.as_str()));
+    unknown.or_else(|| schemas().find_map(|(_, value)| inside(value)))
 }
 
 impl ArgumentSchema {
     pub(crate) fn compile(schema: &Map<String, Value>) -> Result<Self, String> {
-        validator(schema)
-            .map(|validator| Self { validator, names: names(schema) })
-            .map_err(|error| format!("its input schema does not compile: {error} (at {})", error.instance_path()))
+        Checker::compile(schema)
+            .map(|checker| Self { checker, names: names(schema) })
+            .map_err(|error| format!("its input schema does not compile: {error}"))
     }
 
     /// Says what is wrong with `arguments`, for the agent to mend; `None` when nothing is.
     pub(crate) fn fault(&self, arguments: &Value) -> Option<String> {
-        let fault = fault_of(&self.validator, arguments)?;
+        let fault = self.checker.fault(arguments)?;
         let mut text = format!("the arguments are not valid: {fault}");
         if !self.names.is_empty() {
             let _ = write!(text, ". The tool takes: {}", self.names);
@@ -93,95 +112,6 @@ fn names(schema: &Map<String, Value>) -> String {
     names.iter().map(named).collect::<Vec<_>>().join(", ")
 }
 
-/// An argument that clients repeat in a header: `Mcp-Param-{header}` says what stands at `path`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HeaderParam {
-    /// The whole header name, in lower case.
-    pub(crate) header: String,
-    /// Keys that lead from the arguments to the value.
-    pub(crate) path: Vec<String>,
-}
-
-/// The arguments annotated with `x-mcp-header`. Only where the specification allows one: a token as name, unique, on a
-/// string, integer or boolean that is reached through `properties` alone. Elsewhere clients drop the tool, so the
-/// start is refused instead.
-pub(crate) fn header_params(schema: &Map<String, Value>) -> Result<Vec<HeaderParam>, String> {
-    let mut found = Vec::new();
-    walk(schema, true, &mut Vec::new(), &mut found)?;
-    let mut names: Vec<_> = found.iter().map(|p| p.header.as_str()).collect();
-    names.sort_unstable();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("two arguments are annotated with the header {}", pair[0]));
-    }
-    Ok(found)
-}
-
-fn walk(
-    schema: &Map<String, Value>,
-    reachable: bool,
-    path: &mut Vec<String>,
-    found: &mut Vec<HeaderParam>,
-) -> Result<(), String> {
-    if path.len() > SCHEMA_DEPTH_MAX {
-        return Err(format!("its input schema is nested deeper than {SCHEMA_DEPTH_MAX}"));
-    }
-    if let Some(name) = schema.get("x-mcp-header") {
-        found.push(annotated(schema, name, reachable, path)?);
-    }
-    for (keyword, value) in schema {
-        match (keyword.as_str(), value) {
-            ("properties", Value::Object(properties)) => {
-                for (key, property) in properties {
-                    if let Value::Object(property) = property {
-                        path.push(key.clone());
-                        walk(property, reachable, path, found)?;
-                        path.pop();
-                    }
-                }
-            }
-            // Values, not schemas: what looks like an annotation in them is none.
-            ("const" | "enum" | "default" | "examples", _) => {}
-            (_, Value::Object(inner)) => {
-                path.push(keyword.clone());
-                walk(inner, false, path, found)?;
-                path.pop();
-            }
-            (_, Value::Array(items)) => {
-                path.push(keyword.clone());
-                for item in items.iter().filter_map(Value::as_object) {
-                    walk(item, false, path, found)?;
-                }
-                path.pop();
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn annotated(
-    schema: &Map<String, Value>,
-    name: &Value,
-    reachable: bool,
-    path: &[String],
-) -> Result<HeaderParam, String> {
-    let place = path.join("/");
-    let name = name.as_str().filter(|n| !n.is_empty() && n.bytes().all(is_token_byte));
-    let name = name.ok_or_else(|| format!("x-mcp-header at {place} is not a header token"))?;
-    if !reachable || path.is_empty() {
-        return Err(format!("x-mcp-header at {place}: only arguments reached through `properties` can have one"));
-    }
-    if !matches!(schema.get("type").and_then(Value::as_str), Some("string" | "integer" | "boolean")) {
-        return Err(format!("x-mcp-header at {place}: the argument must be a string, integer or boolean"));
-    }
-    Ok(HeaderParam { header: format!("mcp-param-{}", name.to_ascii_lowercase()), path: path.to_vec() })
-}
-
-/// A `tchar` of RFC 9110, section 5.6.2.
-fn is_token_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -190,25 +120,6 @@ mod tests {
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().expect("an object").clone()
-    }
-
-    #[test]
-    fn headers_are_found_and_misplaced_ones_refused() {
-        let good = json!({"type":"object","properties":{"region":{"type":"string","x-mcp-header":"Region"},
-            "deep":{"type":"object","properties":{"n":{"type":"integer","x-mcp-header":"N"}}}}});
-        let found = header_params(&object(good)).expect("allowed");
-        let found: Vec<_> = found.iter().map(|p| (p.header.as_str(), p.path.join("/"))).collect();
-        assert_eq!(found, [("mcp-param-n", "deep/n".to_owned()), ("mcp-param-region", "region".to_owned())]);
-        for bad in [
-            json!({"properties":{"a":{"type":"number","x-mcp-header":"A"}}}),
-            json!({"properties":{"a":{"type":"string","x-mcp-header":"a b"}}}),
-            json!({"properties":{"a":{"type":"string","x-mcp-header":""}}}),
-            json!({"properties":{"a":{"type":"array","items":{"type":"string","x-mcp-header":"A"}}}}),
-            json!({"properties":{"a":{"anyOf":[{"type":"string","x-mcp-header":"A"}]}}}),
-            json!({"properties":{"a":{"type":"string","x-mcp-header":"X"},"b":{"type":"string","x-mcp-header":"x"}}}),
-        ] {
-            assert!(header_params(&object(bad.clone())).is_err(), "{bad}");
-        }
     }
 
     #[test]
@@ -226,5 +137,74 @@ mod tests {
         let schema = json!({"properties":{"a":{"$ref":"http://127.0.0.1:1/x.json"}}});
         let error = ArgumentSchema::compile(&object(schema)).expect_err("refused");
         assert!(error.contains("only references inside"), "{error}");
+    }
+
+    /// Whether arguments are good, by a schema that names this draft, or none.
+    fn is_good(draft: Option<&str>, mut schema: Value, arguments: &Value) -> bool {
+        if let Some(draft) = draft {
+            schema["$schema"] = draft.into();
+        }
+        ArgumentSchema::compile(&object(schema)).expect("compiles").fault(arguments).is_none()
+    }
+
+    const DRAFT_07: &str = "http://json-schema.org/draft-07/schema#";
+
+    #[test]
+    fn a_schema_is_read_as_the_draft_that_it_names() {
+        let pair = json!({"type":"object","properties":{
+            "pair":{"type":"array","items":[{"type":"string"},{"type":"integer"}],"additionalItems":false}}});
+        for draft in [KNOWN[1], KNOWN[2], KNOWN[3], KNOWN[4], "https://json-schema.org/draft-07/schema"] {
+            for (arguments, good) in [
+                (json!({"pair":["a",1]}), true),
+                (json!({"pair":["a"]}), true),
+                (json!({"pair":[1,"a"]}), false),
+                (json!({"pair":["a",1,2]}), false),
+            ] {
+                assert_eq!(is_good(Some(draft), pair.clone(), &arguments), good, "{draft}: {arguments}");
+            }
+        }
+        let pair = json!({"type":"object","properties":{
+            "pair":{"type":"array","prefixItems":[{"type":"string"},{"type":"integer"}],"items":false}}});
+        for draft in [None, Some(KNOWN[0]), Some("https://json-schema.org/schema")] {
+            assert!(is_good(draft, pair.clone(), &json!({"pair":["a",1]})), "{draft:?}");
+            assert!(!is_good(draft, pair.clone(), &json!({"pair":["a",1,2]})), "{draft:?}");
+        }
+    }
+
+    #[test]
+    fn what_stands_beside_a_reference_counts_from_2019_on() {
+        let schema = json!({"type":"object","definitions":{"name":{"type":"string"}},
+            "properties":{"name":{"$ref":"#/definitions/name","maxLength":1}}});
+        for (draft, counts) in KNOWN.iter().zip([true, true, false, false, false]) {
+            assert_eq!(is_good(Some(draft), schema.clone(), &json!({"name":"ab"})), !counts, "{draft}");
+            assert!(!is_good(Some(draft), schema.clone(), &json!({"name":1})), "{draft}");
+        }
+    }
+
+    #[test]
+    fn notes_are_no_demands_in_any_draft() {
+        let schema = json!({"type":"object","properties":{
+            "mail":{"type":"string","format":"email"},
+            "data":{"type":"string","contentEncoding":"base64"},
+            "json":{"type":"string","contentMediaType":"application/json"}}});
+        for (draft, name) in KNOWN.iter().flat_map(|draft| ["mail", "data", "json"].map(|name| (draft, name))) {
+            assert!(is_good(Some(draft), schema.clone(), &json!({name:"?"})), "{draft}: {name}");
+        }
+    }
+
+    #[test]
+    fn a_draft_that_is_not_known_is_named_with_those_that_are() {
+        for named in ["http://127.0.0.1:1/own.json", "http://json-schema.org/draft-03/schema#", ""] {
+            let error = ArgumentSchema::compile(&object(json!({"$schema":named}))).expect_err("refused");
+            assert!(error.contains(&format!("{named:?}")), "{error}");
+            assert!(error.contains(DRAFT_07) && error.contains("2020-12"), "{error}");
+        }
+        assert!(ArgumentSchema::compile(&object(json!({"$schema":7}))).is_err());
+        let own = json!({"$schema":"http://127.0.0.1:1/own.json"});
+        let inner = json!({"$schema":DRAFT_07,"properties":{"a":{"anyOf":[own]}}});
+        let error = ArgumentSchema::compile(&object(inner)).expect_err("refused");
+        assert!(error.contains("own.json"), "{error}");
+        let value = json!({"properties":{"$schema":{"type":"string","default":"own.json"},"a":{"const":own}}});
+        ArgumentSchema::compile(&object(value)).expect("it is an argument that is named so");
     }
 }

@@ -3,11 +3,10 @@
 //! says through its peer goes to that call while it is lent. A handler may keep a copy of a peer for longer than its
 //! call; such a loop is set apart and never lent again while the copy lives (`copies` says how that is seen), so that
 //! what is said by it reaches nobody else's call. What concerns everybody, changes of lists and of resources, is heard
-//! from it for as long as the handler keeps it.
+//! from it for as long as the handler keeps it. What goes over a way back is `wire`'s business.
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     future::Future,
     pin::pin,
     sync::{
@@ -20,18 +19,17 @@ use std::{
 use parking_lot::Mutex;
 use rmcp::{
     RoleServer, ServerHandler,
-    model::{CustomNotification, ErrorData, InitializeRequestParams, JsonRpcMessage, RequestId, ServerNotification},
-    service::{Peer, RunningService, RxJsonRpcMessage, TxJsonRpcMessage, serve_directly},
-    transport::Transport,
+    model::{CustomNotification, ErrorData, InitializeRequestParams, JsonRpcMessage, ServerNotification},
+    service::{Peer, RunningService, serve_directly},
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::copies::{self, Copies};
-use crate::{
-    changes::Changes,
-    outbox::{LogLevel, Outbox},
+use super::{
+    copies::{self, Copies},
+    wire::{ANSWERS_MAX, Heard, Lending, Pipe, Question, SETTLED, Wire, over},
 };
+use crate::outbox::Outbox;
 
 /// Ways back that wait for a call, of one kind. Each is a task and some 40 KiB.
 const IDLE_MAX: usize = 64;
@@ -39,21 +37,6 @@ const IDLE_MAX: usize = 64;
 const APART_MAX: usize = 1024;
 /// Ways back set apart that are looked at for each one more, to see whether they can be lent again.
 const LOOKED_AT: usize = 2;
-/// Questions of one call without an answer.
-const QUESTIONS_MAX: usize = 64;
-/// Answers on their way into a loop.
-const ANSWERS_MAX: usize = 64;
-/// What we say to a loop to see that it has taken everything that was said before.
-const SETTLED: &str = "bigiron/settled";
-
-/// A question of a handler to its client.
-#[derive(Debug)]
-pub(super) struct Question {
-    id: RequestId,
-    pub(super) method: String,
-    pub(super) params: Value,
-}
-
 /// Whom a way back is for: a peer remembers what a session said of itself, so that single requests have their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum For {
@@ -79,14 +62,6 @@ struct Parked {
     apart: VecDeque<(For, Back)>,
 }
 
-/// Where changes go that a handler tells of.
-#[derive(Clone, Debug)]
-pub(super) struct Heard {
-    pub(super) changes: Changes,
-    /// Told when a handler's tools are others.
-    pub(super) tools_changed: Arc<tokio::sync::Notify>,
-}
-
 /// One way back.
 #[derive(Debug)]
 struct Back {
@@ -109,27 +84,6 @@ impl Drop for Back {
 pub(super) struct Nobody;
 
 impl ServerHandler for Nobody {}
-
-/// What is between a loop and the call that it is lent to.
-#[derive(Debug)]
-struct Wire {
-    heard: Heard,
-    answers: mpsc::Sender<RxJsonRpcMessage<RoleServer>>,
-    lent: Mutex<Option<Lending>>,
-    /// Whether everything that was said before the last [`SETTLED`] has been taken.
-    is_settled: AtomicBool,
-}
-
-/// The call that a loop is lent to.
-#[derive(Debug, Default)]
-struct Lending {
-    outbox: Option<Arc<Outbox>>,
-    progress_token: Option<Value>,
-    questions: VecDeque<Question>,
-    /// Questions without an answer yet.
-    open: Vec<RequestId>,
-    waker: Option<Waker>,
-}
 
 /// A way back that is lent to one call, and given back on drop.
 #[derive(Debug)]
@@ -337,120 +291,4 @@ fn introduction(said: &Value) -> Option<InitializeRequestParams> {
         let with_capabilities = serde_json::from_value(least(&said["capabilities"])).ok();
         with_capabilities.or_else(|| serde_json::from_value(least(&json!({}))).ok())
     })
-}
-
-/// What a question outside a call is answered with.
-fn over(id: RequestId) -> RxJsonRpcMessage<RoleServer> {
-    JsonRpcMessage::error(ErrorData::invalid_request("the call that this was asked in is over", None), Some(id))
-}
-
-/// The loop's transport: there is nothing but the wire behind it.
-struct Pipe {
-    wire: Arc<Wire>,
-    inbound: mpsc::Receiver<RxJsonRpcMessage<RoleServer>>,
-}
-
-impl Transport<RoleServer> for Pipe {
-    type Error = Infallible;
-
-    fn send(
-        &mut self,
-        message: TxJsonRpcMessage<RoleServer>,
-    ) -> impl Future<Output = Result<(), Infallible>> + Send + 'static {
-        // At once, and not when the future is polled: what comes first is taken first.
-        let refused = self.wire.take(message);
-        let answers = self.wire.answers.clone();
-        async move {
-            if let Some(refused) = refused {
-                let _ = answers.send(refused).await; // fails only when the loop has ended
-            }
-            Ok(())
-        }
-    }
-
-    async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleServer>> {
-        self.inbound.recv().await
-    }
-
-    async fn close(&mut self) -> Result<(), Infallible> {
-        Ok(())
-    }
-}
-
-impl Wire {
-    /// Takes what a handler said; what comes back is the answer to a question that nobody can be asked.
-    fn take(&self, message: TxJsonRpcMessage<RoleServer>) -> Option<RxJsonRpcMessage<RoleServer>> {
-        match message {
-            JsonRpcMessage::Request(request) => {
-                let json = serde_json::to_value(&request.request).unwrap_or_default();
-                return self.ask(request.id, json);
-            }
-            JsonRpcMessage::Notification(notification) => match &notification.notification {
-                ServerNotification::CustomNotification(custom) if custom.method == SETTLED => {
-                    self.is_settled.store(true, Ordering::Release);
-                }
-                notification => self.notify(&serde_json::to_value(notification).unwrap_or_default()),
-            },
-            _ => {}
-        }
-        None
-    }
-
-    fn ask(&self, id: RequestId, mut request: Value) -> Option<RxJsonRpcMessage<RoleServer>> {
-        let method = request["method"].as_str().unwrap_or_default().to_owned();
-        let mut lent = self.lent.lock();
-        let Some(lending) = lent.as_mut() else { return Some(over(id)) };
-        if lending.open.len() >= QUESTIONS_MAX {
-            let error = ErrorData::internal_error("too many questions of this call have no answer yet", None);
-            return Some(JsonRpcMessage::error(error, Some(id)));
-        }
-        lending.open.push(id.clone());
-        lending.questions.push_back(Question { id, method, params: request["params"].take() });
-        let waker = lending.waker.take();
-        drop(lent);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        None
-    }
-
-    fn notify(&self, notification: &Value) {
-        let params = &notification["params"];
-        match notification["method"].as_str().unwrap_or_default() {
-            "notifications/tools/list_changed" => self.heard.tools_changed.notify_one(),
-            "notifications/prompts/list_changed" => self.heard.changes.prompts(),
-            "notifications/resources/list_changed" => self.heard.changes.resources(),
-            "notifications/resources/updated" => {
-                if let Some(uri) = params["uri"].as_str() {
-                    self.heard.changes.resource(uri);
-                }
-            }
-            method => {
-                let lent = self.lent.lock();
-                let Some(lending) = lent.as_ref() else { return };
-                let Some(outbox) = lending.outbox.clone() else { return };
-                let own_token = lending.progress_token.as_ref() == Some(&params["progressToken"]);
-                drop(lent);
-                match method {
-                    "notifications/progress" if own_token => {
-                        let message = params["message"].as_str().unwrap_or_default();
-                        outbox.progress(
-                            params["progress"].as_f64().unwrap_or_default(),
-                            params["total"].as_f64(),
-                            message,
-                        );
-                    }
-                    "notifications/message" => {
-                        let level = params["level"].as_str().and_then(LogLevel::parse);
-                        if level.is_some_and(|level| outbox.wants_log(level)) {
-                            outbox.ready(
-                                json!({ "jsonrpc": "2.0", "method": method, "params": params }).to_string().into(),
-                            );
-                        }
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
 }

@@ -1,14 +1,18 @@
 //! Hosting: an rmcp [`ServerHandler`] served as it is. Its tools become tools, so that they have lanes, limits and a
-//! cache like any others; its other methods are work that is run when nothing of ours answers. What a handler says to
-//! its client leaves by a pooled way back (`back`). No loop and no task is made for a request.
+//! cache like any others (`calls`); its other methods are work that is run when nothing of ours answers (`methods`). What a
+//! handler says to its client while it runs (`talk`) leaves by a pooled way back (`back`, `wire`). No loop and no task is
+//! made for a request.
 
 mod back;
 mod calls;
 mod copies;
 mod drive;
 mod listen;
+mod methods;
+mod talk;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,10 +31,7 @@ use rmcp::{
 use serde_json::{Map, Value, json};
 use tokio::{sync::Notify, time::timeout};
 
-use self::{
-    back::{Backs, Heard},
-    calls::Calls,
-};
+use self::{back::Backs, calls::Calls, wire::Heard};
 use crate::{
     call::Lane,
     changes::Changes,
@@ -132,7 +133,8 @@ impl Handler {
     }
 
     /// Where one of its tools runs, by the name that the handler gives it; `Async` when nothing is said. With `Pool` it
-    /// may block or burn CPU.
+    /// may block or burn CPU. A tool whose results have megabytes burns it: what is made of one here, its JSON and the
+    /// check of its output schema, takes some three milliseconds for each, on the thread that the tool runs on.
     #[must_use]
     pub fn lane(mut self, tool: impl Into<String>, lane: Lane) -> Self {
         self.lanes.insert(tool.into(), lane);
@@ -199,7 +201,7 @@ impl Hosted {
             }
             let run = Run::Async(Arc::new(move |params, ctx| {
                 let able = Arc::clone(&able);
-                Box::pin(async move { calls::answer(&able, method, params, ctx).await })
+                Box::pin(async move { methods::answer(&able, method, params, ctx).await })
             }));
             let work = Work { name: method.into(), lane: Lane::Async, run, wants_raw: true, meter: None };
             hosted.methods.insert(method, Arc::new(work));
