@@ -1,5 +1,6 @@
-//! Schemas, and what is told of arguments that are not of theirs (JSON Schema of the draft that they name, compiled once, nothing
-//! fetched, patterns in linear time). Results are `results`' business, and what a schema says of headers is `header_params`'.
+//! Schemas, and what is told of arguments that are not of theirs (JSON Schema of the draft that they name, compiled once,
+//! nothing fetched, patterns in linear time). Results are `results`' business, and what a schema says of headers is
+//! `header_params`'.
 
 use std::fmt::Write;
 
