@@ -52,14 +52,15 @@ use self::{
     rate::Rates,
     registry::Named,
 };
-pub use self::{
-    config::{Config, LastStop, Start, WhileAway},
-    node::{Node, Status},
-};
 pub(crate) use self::{
+    config::HEARTBEAT_S_MAX,
     endpoint::Endpoint,
     keys::Keys,
     registry::{About, Me, Registry, View},
+};
+pub use self::{
+    config::{Config, LastStop, Start, WhileAway},
+    node::{Node, Status},
 };
 
 /// What one instance has of the others: the link, and what is shared over it.

@@ -4,6 +4,8 @@ use std::{collections::HashMap, fmt};
 
 use serde::Serialize;
 
+use super::config::HEARTBEAT_S_MAX;
+
 /// The form of what is written. A later one may have more fields; those that are here keep their meaning.
 const FORM: &str = "1";
 /// More than this of a text of another instance is not kept.
@@ -103,6 +105,7 @@ impl Node {
             id: id.to_owned(),
             status: Status::of(fields.get("status")?)?,
             heartbeat_age_ms: now_ms.saturating_sub(number("lastHeartbeat")?),
+            // What is said beyond that was not said by an instance.
             heartbeat_s: number("heartbeat").filter(|seconds| *seconds <= HEARTBEAT_S_MAX).unwrap_or(0),
             load: number("load")?,
             max_load: number("maxLoad")?,
@@ -142,9 +145,6 @@ impl Node {
     }
 }
 
-/// The longest period that can be set; what is said beyond it was not said by an instance.
-pub(crate) const HEARTBEAT_S_MAX: u64 = 300;
-
 /// Whether this can be the id of a node.
 pub(crate) fn is_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
@@ -179,9 +179,15 @@ mod tests {
         early.retain(|field, _| field != "heartbeat" && field != "placed");
         let early = Node::read("a", &early, 1250).expect("one of an earlier version");
         assert_eq!((early.heartbeat_s, early.placed, &early.id), (0, None, &node.id));
-        let mut odd = fields.clone();
-        odd.insert("heartbeat".into(), u64::MAX.to_string());
-        assert_eq!(Node::read("a", &odd, 1250).map(|odd| odd.heartbeat_s), Some(0), "no period is as long");
+        for (said, read) in [(HEARTBEAT_S_MAX, HEARTBEAT_S_MAX), (HEARTBEAT_S_MAX + 1, 0), (u64::MAX, 0)] {
+            let mut odd = fields.clone();
+            odd.insert("heartbeat".into(), said.to_string());
+            assert_eq!(
+                Node::read("a", &odd, 1250).map(|odd| odd.heartbeat_s),
+                Some(read),
+                "no period is longer: {said}"
+            );
+        }
         for (key, value) in [("status", "asleep"), ("lastHeartbeat", "soon"), ("load", "-1")] {
             let broken = HashMap::from_iter(fields.clone().into_iter().chain([(key.to_owned(), value.to_owned())]));
             assert_eq!(Node::read("a", &broken, 1250), None, "{key}");
