@@ -47,6 +47,12 @@ pub(super) enum Standing {
 
 /// Removes all keys, if this was the last instance, in this time at most. It has left the registry.
 pub(super) async fn remove_all(config: &Config, named: &Named, patience: Duration) {
+    if patience.is_zero() {
+        return tracing::warn!(
+            "what clients have in Redis was not removed (cluster.last_stop): nothing is left of server.drain_grace_ms for \
+             it; it expires by itself"
+        );
+    }
     let removed = AtomicU64::new(0);
     let done = timeout(patience, async {
         let patience = config.connect_timeout() + config.command_timeout();

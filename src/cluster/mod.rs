@@ -251,7 +251,7 @@ impl Cluster {
     /// this.
     pub(crate) async fn remove_all_if_last(&self, patience: Duration) {
         if self.config.last_stop == LastStop::Remove {
-            self.link.note_owner(false); // so that nothing is written again meanwhile
+            self.link.give_up(); // so that nothing is written again meanwhile
             last_stop::remove_all(&self.config, &self.named, patience).await;
         }
     }
@@ -300,8 +300,8 @@ impl Cluster {
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
             _ if self.link.is_anothers() => "foreign",
-            _ if self.link.is_foreign() => "away",              // for us it is
-            State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
+            _ if self.link.is_foreign() && !self.link.is_given_up() => "away", // for us it is
+            State::Connecting if !self.link.was_up() => "away",                // nobody has seen it yet
             State::Up | State::Connecting if self.takes_no_writes() => "read-only",
             State::Up | State::Connecting if self.link.is_deaf() => "deaf",
             State::Up | State::Connecting => "up",

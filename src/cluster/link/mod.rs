@@ -202,6 +202,16 @@ impl Link {
         }
     }
 
+    /// We have left: commands fail from now on, so that nothing is written again. Whether Redis is there is known as before.
+    pub(super) fn give_up(&self) {
+        self.shared.owner.send_replace(Owner::UsNoMore);
+    }
+
+    /// Whether it was ours until we left.
+    pub(crate) fn is_given_up(&self) -> bool {
+        *self.shared.owner.borrow() == Owner::UsNoMore
+    }
+
     /// Whether it is not ours, or not known to be.
     pub(crate) fn is_foreign(&self) -> bool {
         !self.shared.owner.borrow().lets_pass()
@@ -333,6 +343,8 @@ enum Owner {
     /// It was not asked yet.
     Unknown,
     Us,
+    /// It was ours, and we have left.
+    UsNoMore,
     Another,
 }
 
