@@ -14,6 +14,7 @@
 mod error;
 mod parts;
 mod redirect;
+mod rights;
 mod scan;
 mod state;
 mod subscribe;

@@ -15,8 +15,9 @@ use redis::{
 use tokio::time::timeout;
 
 use super::{
-    error::{LinkError, Refused, plain},
+    error::plain,
     parts, redirect,
+    rights::{self, Tried},
     why::Why,
 };
 use crate::{
@@ -264,7 +265,8 @@ impl Way {
                 within(self.command, parts::is_whole(&mut connection)).await?;
             }
             if is_instance {
-                self.try_rights(&mut connection).await?;
+                let tried = Tried { absent: &format!("{}:absent", self.probed_key), removes: self.removes };
+                rights::try_all(&mut connection, &tried, self.command).await?;
             }
             Ok((connection, master))
         })
@@ -374,35 +376,6 @@ impl Way {
         }
     }
 
-    /// Whether we may do what instances do: write, run scripts (by their hash, and with the text where Redis does not know
-    /// it), publish, and remove where the last stop does. No key is changed, and nobody hears it. Who may publish on a
-    /// channel may listen to it.
-    async fn try_rights(&self, connection: &mut Connection) -> Result<(), RedisError> {
-        const TEXT: &str = "return 1";
-        let absent = format!("{}:absent", self.probed_key);
-        let mut tries = ["PEXPIRE", "SCRIPT", "EVALSHA", "PUBLISH"].map(redis::cmd).to_vec();
-        tries[0].arg(&absent).arg(1);
-        tries[1].arg("LOAD").arg(TEXT);
-        tries[2].arg(redis::Script::new(TEXT).get_hash()).arg(1).arg(&absent);
-        tries[3].arg(&absent).arg("");
-        if self.removes {
-            let mut removal = [redis::cmd("UNLINK"), redis::cmd("SCAN")];
-            removal[0].arg(&absent);
-            removal[1].arg(0).arg("COUNT").arg(1);
-            // In a cluster there is no one place that SCAN would go to.
-            tries.extend(removal.into_iter().take(if self.is_cluster() { 1 } else { 2 }));
-        }
-        for one in tries {
-            match within(self.command, one.query_async::<Value>(connection)).await {
-                Err(error) if LinkError::of(&error) == LinkError::Refused(Refused::Denied) => return Err(error),
-                // Who does not answer one in time would not answer the others, and the attempt's time is for all of them.
-                Err(error) if error.is_io_error() => return Ok(()),
-                Ok(_) | Err(_) => {} // that it is full or a replica is told where it matters
-            }
-        }
-        Ok(())
-    }
-
     /// A connection for subscriptions. In a cluster every node has all messages: `turn` says which is asked, so that
     /// one that is gone is not asked for ever.
     pub(super) async fn subscriber(&self, turn: usize) -> Result<(PubSub, Option<Master>), RedisError> {
@@ -497,7 +470,10 @@ impl Way {
     }
 }
 
-async fn within<T>(limit: std::time::Duration, ask: impl Future<Output = RedisResult<T>>) -> Result<T, RedisError> {
+pub(super) async fn within<T>(
+    limit: std::time::Duration,
+    ask: impl Future<Output = RedisResult<T>>,
+) -> Result<T, RedisError> {
     match timeout(limit, ask).await {
         Ok(answer) => answer,
         Err(_) => {
