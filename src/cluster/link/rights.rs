@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use futures_util::future::join_all;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind, Value, cmd, from_redis_value};
 
 use super::{
@@ -75,35 +76,29 @@ pub(super) struct Tried<'a> {
     pub(super) removes: bool,
 }
 
-/// Tries all that instances do, each within this time. In a cluster each node has its own users: what is asked there of no
-/// key is tried at each master. Who may publish on a channel may listen to it.
+/// Tries all that instances do: at once, and then the script, each within this time. In a cluster each node has its own
+/// users: what is asked there of no key is tried at each master. Who may publish on a channel may listen to it.
 ///
 /// # Errors
 /// Redis says that we may not do one of it.
-pub(super) async fn try_all(connection: &mut Connection, tried: &Tried<'_>, limit: Duration) -> RedisResult<()> {
+pub(super) async fn try_all(connection: &Connection, tried: &Tried<'_>, limit: Duration) -> RedisResult<()> {
     let Tried { absent, removes } = *tried;
     let is_cluster = matches!(connection, Connection::Cluster(_));
-    let mut one = ["PEXPIRE", "SCRIPT", "PUBLISH", "PUBSUB"].map(cmd);
-    one[0].arg(absent).arg(1);
-    one[1].arg("LOAD").arg(DENIED);
-    one[2].arg(absent).arg("");
-    one[3].arg("NUMSUB").arg(absent);
-    for ask in &one {
-        if !goes_on(within(limit, ask.query_async::<Value>(connection)).await)? {
-            return Ok(());
-        }
-    }
-    let mut each = Vec::new();
+    let mut tries = vec![
+        (At::Usual, asks("PEXPIRE", &[absent, "1"])),
+        (At::Usual, asks("SCRIPT", &["LOAD", DENIED])),
+        (At::Usual, asks("PUBLISH", &[absent, ""])),
+        (At::Usual, asks("PUBSUB", &["NUMSUB", absent])),
+    ];
     if is_cluster {
-        each.push(asks("CLUSTER", &["INFO"]));
+        tries.push((At::EachMaster, asks("CLUSTER", &["INFO"])));
     }
     if removes {
-        each.push(asks("SCAN", &["0", "COUNT", "1"]));
+        tries.push((At::EachMaster, asks("SCAN", &["0", "COUNT", "1"])));
     }
-    for ask in &each {
-        if !goes_on(within(limit, ask_each_master::<Value>(connection, ask)).await)? {
-            return Ok(());
-        }
+    let told = join_all(tries.iter().map(|(at, ask)| one(connection.clone(), *at, ask, limit))).await;
+    if told.into_iter().collect::<RedisResult<Option<Vec<_>>>>()?.is_none() {
+        return Ok(());
     }
     let mut ask = asks("EVALSHA", &[Script::new(DENIED).get_hash(), "0", absent]);
     ask.arg(&COMMANDS);
@@ -113,29 +108,39 @@ pub(super) async fn try_all(connection: &mut Connection, tried: &Tried<'_>, limi
     if is_cluster {
         ask.arg(MOVING);
     }
-    let told = within(limit, ask_each_master::<Value>(connection, &ask)).await;
     let mut denied = BTreeSet::new();
-    match told {
-        Ok(told) => gather(told, &mut denied),
-        told => drop(goes_on(told)?),
+    if let Some(told) = one(connection.clone(), At::EachMaster, &ask, limit).await? {
+        gather(told, &mut denied);
     }
     denied.pop_first().map_or(Ok(()), |first| Err(no_permission(&first)))
+}
+
+/// Where something is tried.
+#[derive(Clone, Copy)]
+enum At {
+    /// Where it is always asked.
+    Usual,
+    EachMaster,
+}
+
+/// What one of them comes to. None where nobody answers in time: who does not answer one would not answer the others, and an
+/// attempt's time is for all of them. That Redis is full or a replica is told where it matters.
+async fn one(mut connection: Connection, at: At, ask: &Cmd, limit: Duration) -> RedisResult<Option<Value>> {
+    let told = match at {
+        At::Usual => within(limit, ask.query_async::<Value>(&mut connection)).await,
+        At::EachMaster => within(limit, ask_each_master::<Value>(&mut connection, ask)).await,
+    };
+    match told {
+        Err(error) if LinkError::of(&error) == LinkError::Refused(Refused::Denied) => Err(error),
+        Err(error) if error.is_io_error() => Ok(None),
+        told => Ok(Some(told.unwrap_or(Value::Nil))),
+    }
 }
 
 fn asks(name: &str, arguments: &[&str]) -> Cmd {
     let mut ask = cmd(name);
     ask.arg(arguments);
     ask
-}
-
-/// Whether the next one is tried. Who does not answer one in time would not answer the others, and the attempt's time is for
-/// all of them; that Redis is full or a replica is told where it matters.
-fn goes_on(answer: RedisResult<Value>) -> RedisResult<bool> {
-    match answer {
-        Err(error) if LinkError::of(&error) == LinkError::Refused(Refused::Denied) => Err(error),
-        Err(error) if error.is_io_error() => Ok(false),
-        Ok(_) | Err(_) => Ok(true),
-    }
 }
 
 /// What one server says, or each master of a cluster under its address.

@@ -99,6 +99,15 @@ impl ConnectionLike for Connection {
     }
 }
 
+/// What an attempt came to.
+pub(super) struct Reached {
+    pub(super) connection: Connection,
+    /// Where it goes, if that is up to sentinels.
+    pub(super) master: Option<Master>,
+    /// Which part of a cluster does not answer, where that was looked at.
+    pub(super) missing: Option<RedisError>,
+}
+
 /// A master, as its sentinels name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Master(Arc<str>);
@@ -241,14 +250,9 @@ impl Way {
         self.endpoint.kind == Kind::Cluster
     }
 
-    /// One attempt, in its time: a connection that Redis has answered on, and where it goes, if that is up to sentinels.
-    /// With `is_instance` only where all is allowed that instances do; with `is_to_be_whole` only where no part of a
-    /// cluster is missing.
-    pub(super) async fn connect(
-        &self,
-        is_instance: bool,
-        is_to_be_whole: bool,
-    ) -> Result<(Connection, Option<Master>), RedisError> {
+    /// One attempt, in its time: a connection that Redis has answered on. With `is_instance` only where all is allowed that
+    /// instances do; with `is_back` it is looked whether a part of a cluster is missing.
+    pub(super) async fn connect(&self, is_instance: bool, is_back: bool) -> Result<Reached, RedisError> {
         within(self.connect, async {
             let (mut connection, master) = match &self.endpoint.kind {
                 Kind::Cluster => (Connection::Cluster(self.cluster()?.get_async_connection().await?), None),
@@ -261,21 +265,23 @@ impl Way {
             if self.endpoint.kind == Kind::Single {
                 self.is_no_node(&mut connection).await?;
             }
-            if is_to_be_whole && self.is_cluster() {
-                within(self.command, parts::is_whole(&mut connection)).await?;
-            }
-            if is_instance {
+            let missing = if is_back { self.missing(&connection).await } else { None };
+            // Those at what is missing cannot be tried, and at the others they were.
+            if is_instance && missing.is_none() {
                 let tried = Tried { absent: &format!("{}:absent", self.probed_key), removes: self.removes };
-                rights::try_all(&mut connection, &tried, self.command).await?;
+                rights::try_all(&connection, &tried, self.command).await?;
             }
-            Ok((connection, master))
+            Ok(Reached { connection, master, missing })
         })
         .await
     }
 
-    /// Whether no part of it is missing.
-    pub(super) async fn is_whole(&self, connection: &Connection) -> bool {
-        !self.is_cluster() || within(self.command, parts::is_whole(&mut connection.clone())).await.is_ok()
+    /// Which part of a cluster is missing, if one is.
+    pub(super) async fn missing(&self, connection: &Connection) -> Option<RedisError> {
+        match self.is_cluster() {
+            true => within(self.command, parts::is_whole(&mut connection.clone())).await.err(),
+            false => None,
+        }
     }
 
     /// Whom to ask who the master is, again and again; nobody where that is not up to sentinels.
