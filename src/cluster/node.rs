@@ -64,6 +64,10 @@ pub struct Node {
     /// Where other instances hand over calls that it is to run: host and port. Empty where it takes none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub forwards: String,
+    /// The key by which it and the others know each other (`cluster.node_key_file`): where it has it from, and the
+    /// fingerprint. Empty where it takes no calls over, and as long as it does not know the key of all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node_key: String,
     /// What it runs.
     pub version: String,
     /// What it is for.
@@ -85,6 +89,7 @@ impl Node {
             ("maxLoad", self.max_load.to_string()),
             ("address", self.address.clone()),
             ("forwards", self.forwards.clone()),
+            ("nodeKey", self.node_key.clone()),
             ("version", self.version.clone()),
             ("roles", self.roles.join(" ")),
             ("tools", self.tools.join(" ")),
@@ -111,6 +116,7 @@ impl Node {
             max_load: number("maxLoad")?,
             address: text("address"),
             forwards: text("forwards"),
+            node_key: text("nodeKey"),
             version: text("version"),
             roles: words("roles"),
             tools: words("tools"),
@@ -137,6 +143,7 @@ impl Node {
             max_load: 100,
             address: String::new(),
             forwards: String::new(),
+            node_key: String::new(),
             version: String::new(),
             roles: Vec::new(),
             tools: Vec::new(),
@@ -165,6 +172,7 @@ mod tests {
             max_load: 200,
             address: "http://10.0.0.1:5000/mcp".into(),
             forwards: "10.0.0.1:5002".into(),
+            node_key: "file:0a1b2c3d".into(),
             version: "0.1.0".into(),
             roles: vec!["search".into()],
             tools: vec!["echo".into(), "read_file".into()],

@@ -121,6 +121,8 @@ pub(crate) struct About {
     pub(crate) tools: Vec<String>,
     /// Where it takes calls over from others; empty where it takes none.
     pub(crate) forwards: String,
+    /// What is said of the key by which it does; empty where there is nothing to say.
+    pub(crate) node_key: String,
 }
 
 /// The nodes as of one look.
@@ -445,7 +447,7 @@ impl Member {
 
     /// What this node says of itself. None once there is no server any more.
     fn myself(&self) -> Option<Node> {
-        let About { load, max_load, tools, forwards } = (self.me)()?;
+        let About { load, max_load, tools, forwards, node_key } = (self.me)()?;
         Some(Node {
             id: self.named.id.clone(),
             status: self.status,
@@ -455,6 +457,7 @@ impl Member {
             max_load,
             address: self.named.address.clone(),
             forwards,
+            node_key,
             version: env!("CARGO_PKG_VERSION").into(),
             roles: self.named.roles.clone(),
             tools,

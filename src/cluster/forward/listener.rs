@@ -416,8 +416,8 @@ impl Session {
         let shared = &self.shared;
         shared.taken.forged.fetch_add(1, Relaxed);
         let Some(left_out) = shared.said.may(Instant::now()) else { return };
-        let (at, node, key) = (self.at, &hello.from, shared.key.load().from);
-        match key.differs(hello.key) {
+        let (at, node) = (self.at, &hello.from);
+        match shared.key.load().differs(hello.key, &hello.fingerprint) {
             (why, true) => tracing::info!(%at, node, left_out, why, "an instance hands no calls over here yet"),
             (why, false) => tracing::warn!(
                 %at,
@@ -483,7 +483,7 @@ impl Session {
         let nonce = proof::nonce().map_err(|_| Refused::Status(StatusCode::INTERNAL_SERVER_ERROR))?;
         let own = shared.key.load();
         let (welcome, key) = proof::welcome(&own.secret, &hello, nonce);
-        let welcome = Welcome { key: own.from, ..welcome };
+        let welcome = Welcome { key: own.from, fingerprint: own.fingerprint(), ..welcome };
         self.known.set((hello, key)).map_err(|_| self.forged("it said hello twice"))?;
         Ok(Response::new(Body::whole(serde_json::to_vec(&welcome).unwrap_or_default().into())))
     }
