@@ -18,8 +18,9 @@ use tokio::time::{sleep, timeout};
 use super::{
     config::Config,
     link::{Link, LinkError, Script, cmd, pipe},
+    look::look,
     node::Node,
-    registry::{self, Named},
+    registry::Named,
 };
 
 /// After something that may be over in a moment.
@@ -160,7 +161,7 @@ async fn standing(link: &Link, named: &Named) -> Result<Standing, LinkError> {
     if owner.as_deref() != Some(&named.cluster) {
         return Ok(Standing::NotOurs);
     }
-    let mut found = registry::look(link, &named.keys, None).await?;
+    let mut found = look(link, &named.keys, None).await?;
     // Who seems gone may only have been kept from saying that it lives, as by a Redis that was away. It has time to.
     if let Some(longest_s) = found.nodes.iter().map(|node| node.heartbeat_s).max()
         && found.corrupt == 0
@@ -168,7 +169,7 @@ async fn standing(link: &Link, named: &Named) -> Result<Standing, LinkError> {
     {
         let period = Duration::from_secs(longest_s);
         sleep(period + period / 4).await;
-        found = registry::look(link, &named.keys, Some(named.late())).await?;
+        found = look(link, &named.keys, Some(named.late())).await?;
     }
     Ok(if found.nodes.is_empty() && found.corrupt == 0 { Standing::Last } else { Standing::Others })
 }

@@ -8,6 +8,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod changes;
+mod claim;
 pub(crate) mod config;
 mod endpoint;
 pub(crate) mod forward;
@@ -15,6 +16,8 @@ pub(crate) mod keys;
 mod last_stop;
 pub(crate) mod leases;
 pub(crate) mod link;
+mod look;
+mod member;
 mod node;
 pub(crate) mod placement;
 pub(crate) mod presence;
@@ -118,7 +121,7 @@ impl Cluster {
             (Err(why), Start::Refuse) => return Err(JoinError::Away(why)),
             (Err(_), Start::Degraded) => return Ok(Arc::new(cluster)),
         }
-        match registry::claim(&cluster.link, &cluster.named, false).await {
+        match claim::claim(&cluster.link, &cluster.named, false).await {
             Ok(Err(foreign)) => Err(JoinError::Setting("cluster.key_prefix", foreign.told(&cluster.keys))),
             Err(error) if config.start == Start::Refuse => Err(JoinError::Away(error.to_string())),
             _ => Ok(Arc::new(cluster)),
@@ -340,9 +343,9 @@ pub(crate) async fn nodes(
     let cluster = Cluster::open(config, Own::default()).map_err(wrong)?;
     let patience = config.connect_timeout() + config.command_timeout();
     cluster.link.first_word(patience).await.map_err(JoinError::Away)?;
-    let whose = registry::whose(&cluster.link, &cluster.named).await.map_err(away)?;
+    let whose = claim::whose(&cluster.link, &cluster.named).await.map_err(away)?;
     whose.map_err(|foreign| JoinError::Setting("cluster.id", foreign.told(&cluster.keys)))?;
-    let found = registry::look(&cluster.link, &cluster.keys, None).await.map_err(away)?;
+    let found = look::look(&cluster.link, &cluster.keys, None).await.map_err(away)?;
     let mut nodes = found.nodes;
     placement::shown(&mut nodes, spreads);
     let differences = unlike::among(&nodes);
