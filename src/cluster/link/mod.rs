@@ -11,11 +11,13 @@
 //!           Away <------------+      back to Up when one look succeeds
 //! ```
 
+mod connection;
 mod error;
 mod parts;
 mod redirect;
 mod rights;
 mod scan;
+mod sentinels;
 mod state;
 mod subscribe;
 mod way;
@@ -38,17 +40,19 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
+use self::{
+    connection::Connection,
+    parts::Missing,
+    scan::Part,
+    sentinels::Master,
+    state::{Current, Switch},
+    way::{Reached, Way},
+};
 pub(crate) use self::{
     error::{LinkError, Refused},
     scan::literal,
     state::State,
     subscribe::{Event, Subscription},
-};
-use self::{
-    parts::Missing,
-    scan::Part,
-    state::{Current, Switch},
-    way::{Connection, Master, Reached, Way},
 };
 use super::config::Config;
 

@@ -7,9 +7,9 @@ use redis::{ErrorKind, RedisResult, ServerErrorKind};
 use tokio::time::Instant;
 
 use super::{
+    connection::Connection,
     error::{LinkError, Refused},
     scan::{ask_each_master, size},
-    way::Connection,
 };
 
 /// A cluster that was away is back once all its masters answer: where one is down, some of what is asked fails, and it would

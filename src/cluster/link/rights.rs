@@ -8,9 +8,10 @@ use futures_util::future::join_all;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind, Value, cmd, from_redis_value};
 
 use super::{
+    connection::Connection,
     error::{LinkError, Refused},
     scan::ask_each_master,
-    way::{Connection, within},
+    way::within,
 };
 
 /// What is asked of keys, by commands or in scripts; and `TIME`, which has none. What instances can do without is not here:
