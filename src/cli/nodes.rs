@@ -120,6 +120,7 @@ mod tests {
             max_load: 200,
             address: "http://127.0.0.1:5000/mcp\u{1b}[2J".into(),
             forwards: String::new(),
+            node_key: String::new(),
             version: "0.1.0".into(),
             roles: vec!["files".into(), "web".into()],
             tools: Vec::new(),

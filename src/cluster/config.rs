@@ -10,6 +10,8 @@ use crate::units::{Secret, is_placeholder};
 
 /// The longest password or key that is read from a file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
+/// The longest time between two heartbeats that can be set, in seconds.
+pub(crate) const HEARTBEAT_S_MAX: u64 = 300;
 /// The shortest key by which instances know each other.
 const NODE_KEY_BYTES_MIN: usize = 32;
 

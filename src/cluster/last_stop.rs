@@ -18,8 +18,9 @@ use tokio::time::{sleep, timeout};
 use super::{
     config::Config,
     link::{Link, LinkError, Script, cmd, pipe},
+    look::look,
     node::Node,
-    registry::{self, Named},
+    registry::Named,
 };
 
 /// After something that may be over in a moment.
@@ -47,6 +48,12 @@ pub(super) enum Standing {
 
 /// Removes all keys, if this was the last instance, in this time at most. It has left the registry.
 pub(super) async fn remove_all(config: &Config, named: &Named, patience: Duration) {
+    if patience.is_zero() {
+        return tracing::warn!(
+            "what clients have in Redis was not removed (cluster.last_stop): nothing is left of server.drain_grace_ms for \
+             it; it expires by itself"
+        );
+    }
     let removed = AtomicU64::new(0);
     let done = timeout(patience, async {
         let patience = config.connect_timeout() + config.command_timeout();
@@ -154,7 +161,7 @@ async fn standing(link: &Link, named: &Named) -> Result<Standing, LinkError> {
     if owner.as_deref() != Some(&named.cluster) {
         return Ok(Standing::NotOurs);
     }
-    let mut found = registry::look(link, &named.keys, None).await?;
+    let mut found = look(link, &named.keys, None).await?;
     // Who seems gone may only have been kept from saying that it lives, as by a Redis that was away. It has time to.
     if let Some(longest_s) = found.nodes.iter().map(|node| node.heartbeat_s).max()
         && found.corrupt == 0
@@ -162,7 +169,7 @@ async fn standing(link: &Link, named: &Named) -> Result<Standing, LinkError> {
     {
         let period = Duration::from_secs(longest_s);
         sleep(period + period / 4).await;
-        found = registry::look(link, &named.keys, Some(named.late())).await?;
+        found = look(link, &named.keys, Some(named.late())).await?;
     }
     Ok(if found.nodes.is_empty() && found.corrupt == 0 { Standing::Last } else { Standing::Others })
 }

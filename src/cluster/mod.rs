@@ -8,6 +8,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod changes;
+mod claim;
 pub(crate) mod config;
 mod endpoint;
 pub(crate) mod forward;
@@ -15,6 +16,8 @@ pub(crate) mod keys;
 mod last_stop;
 pub(crate) mod leases;
 pub(crate) mod link;
+mod look;
+mod member;
 mod node;
 pub(crate) mod placement;
 pub(crate) mod presence;
@@ -52,14 +55,15 @@ use self::{
     rate::Rates,
     registry::Named,
 };
-pub use self::{
-    config::{Config, LastStop, Start, WhileAway},
-    node::{Node, Status},
-};
 pub(crate) use self::{
+    config::HEARTBEAT_S_MAX,
     endpoint::Endpoint,
     keys::Keys,
     registry::{About, Me, Registry, View},
+};
+pub use self::{
+    config::{Config, LastStop, Start, WhileAway},
+    node::{Node, Status},
 };
 
 /// What one instance has of the others: the link, and what is shared over it.
@@ -117,7 +121,7 @@ impl Cluster {
             (Err(why), Start::Refuse) => return Err(JoinError::Away(why)),
             (Err(_), Start::Degraded) => return Ok(Arc::new(cluster)),
         }
-        match registry::claim(&cluster.link, &cluster.named, false).await {
+        match claim::claim(&cluster.link, &cluster.named, false).await {
             Ok(Err(foreign)) => Err(JoinError::Setting("cluster.key_prefix", foreign.told(&cluster.keys))),
             Err(error) if config.start == Start::Refuse => Err(JoinError::Away(error.to_string())),
             _ => Ok(Arc::new(cluster)),
@@ -250,7 +254,7 @@ impl Cluster {
     /// this.
     pub(crate) async fn remove_all_if_last(&self, patience: Duration) {
         if self.config.last_stop == LastStop::Remove {
-            self.link.note_owner(false); // so that nothing is written again meanwhile
+            self.link.give_up(); // so that nothing is written again meanwhile
             last_stop::remove_all(&self.config, &self.named, patience).await;
         }
     }
@@ -299,8 +303,8 @@ impl Cluster {
     pub(crate) fn word(&self) -> &'static str {
         match self.link.state() {
             _ if self.link.is_anothers() => "foreign",
-            _ if self.link.is_foreign() => "away",              // for us it is
-            State::Connecting if !self.link.was_up() => "away", // nobody has seen it yet
+            _ if self.link.is_foreign() && !self.link.is_given_up() => "away", // for us it is
+            State::Connecting if !self.link.was_up() => "away",                // nobody has seen it yet
             State::Up | State::Connecting if self.takes_no_writes() => "read-only",
             State::Up | State::Connecting if self.link.is_deaf() => "deaf",
             State::Up | State::Connecting => "up",
@@ -339,9 +343,9 @@ pub(crate) async fn nodes(
     let cluster = Cluster::open(config, Own::default()).map_err(wrong)?;
     let patience = config.connect_timeout() + config.command_timeout();
     cluster.link.first_word(patience).await.map_err(JoinError::Away)?;
-    let whose = registry::whose(&cluster.link, &cluster.named).await.map_err(away)?;
+    let whose = claim::whose(&cluster.link, &cluster.named).await.map_err(away)?;
     whose.map_err(|foreign| JoinError::Setting("cluster.id", foreign.told(&cluster.keys)))?;
-    let found = registry::look(&cluster.link, &cluster.keys, None).await.map_err(away)?;
+    let found = look::look(&cluster.link, &cluster.keys, None).await.map_err(away)?;
     let mut nodes = found.nodes;
     placement::shown(&mut nodes, spreads);
     let differences = unlike::among(&nodes);

@@ -4,6 +4,8 @@ use std::{collections::HashMap, fmt};
 
 use serde::Serialize;
 
+use super::config::HEARTBEAT_S_MAX;
+
 /// The form of what is written. A later one may have more fields; those that are here keep their meaning.
 const FORM: &str = "1";
 /// More than this of a text of another instance is not kept.
@@ -62,6 +64,10 @@ pub struct Node {
     /// Where other instances hand over calls that it is to run: host and port. Empty where it takes none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub forwards: String,
+    /// The key by which it and the others know each other (`cluster.node_key_file`): where it has it from, and the
+    /// fingerprint. Empty where it takes no calls over, and as long as it does not know the key of all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node_key: String,
     /// What it runs.
     pub version: String,
     /// What it is for.
@@ -83,6 +89,7 @@ impl Node {
             ("maxLoad", self.max_load.to_string()),
             ("address", self.address.clone()),
             ("forwards", self.forwards.clone()),
+            ("nodeKey", self.node_key.clone()),
             ("version", self.version.clone()),
             ("roles", self.roles.join(" ")),
             ("tools", self.tools.join(" ")),
@@ -103,11 +110,13 @@ impl Node {
             id: id.to_owned(),
             status: Status::of(fields.get("status")?)?,
             heartbeat_age_ms: now_ms.saturating_sub(number("lastHeartbeat")?),
+            // What is said beyond that was not said by an instance.
             heartbeat_s: number("heartbeat").filter(|seconds| *seconds <= HEARTBEAT_S_MAX).unwrap_or(0),
             load: number("load")?,
             max_load: number("maxLoad")?,
             address: text("address"),
             forwards: text("forwards"),
+            node_key: text("nodeKey"),
             version: text("version"),
             roles: words("roles"),
             tools: words("tools"),
@@ -134,6 +143,7 @@ impl Node {
             max_load: 100,
             address: String::new(),
             forwards: String::new(),
+            node_key: String::new(),
             version: String::new(),
             roles: Vec::new(),
             tools: Vec::new(),
@@ -141,9 +151,6 @@ impl Node {
         }
     }
 }
-
-/// The longest period that can be set; what is said beyond it was not said by an instance.
-pub(crate) const HEARTBEAT_S_MAX: u64 = 300;
 
 /// Whether this can be the id of a node.
 pub(crate) fn is_id(text: &str) -> bool {
@@ -165,6 +172,7 @@ mod tests {
             max_load: 200,
             address: "http://10.0.0.1:5000/mcp".into(),
             forwards: "10.0.0.1:5002".into(),
+            node_key: "file:0a1b2c3d".into(),
             version: "0.1.0".into(),
             roles: vec!["search".into()],
             tools: vec!["echo".into(), "read_file".into()],
@@ -179,9 +187,15 @@ mod tests {
         early.retain(|field, _| field != "heartbeat" && field != "placed");
         let early = Node::read("a", &early, 1250).expect("one of an earlier version");
         assert_eq!((early.heartbeat_s, early.placed, &early.id), (0, None, &node.id));
-        let mut odd = fields.clone();
-        odd.insert("heartbeat".into(), u64::MAX.to_string());
-        assert_eq!(Node::read("a", &odd, 1250).map(|odd| odd.heartbeat_s), Some(0), "no period is as long");
+        for (said, read) in [(HEARTBEAT_S_MAX, HEARTBEAT_S_MAX), (HEARTBEAT_S_MAX + 1, 0), (u64::MAX, 0)] {
+            let mut odd = fields.clone();
+            odd.insert("heartbeat".into(), said.to_string());
+            assert_eq!(
+                Node::read("a", &odd, 1250).map(|odd| odd.heartbeat_s),
+                Some(read),
+                "no period is longer: {said}"
+            );
+        }
         for (key, value) in [("status", "asleep"), ("lastHeartbeat", "soon"), ("load", "-1")] {
             let broken = HashMap::from_iter(fields.clone().into_iter().chain([(key.to_owned(), value.to_owned())]));
             assert_eq!(Node::read("a", &broken, 1250), None, "{key}");

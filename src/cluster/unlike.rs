@@ -8,6 +8,9 @@ use super::node::Node;
 /// Differences that are told; of more than this there is one cause.
 const TOLD_MAX: usize = 10;
 const UNSET: &str = "not set";
+const KEY_IN_REDIS: &str = "the one in Redis";
+const KEYS_ADVICE: &str = "give all the same file, or none, since those of different keys hand no calls to each other; a \
+                           fingerprint is the beginning of what `tr -d '\\n' < FILE | sha256sum` says";
 
 /// Where a tool is to be, as one instance is set: its roles and how many, each as in the settings.
 type Places<'n> = BTreeMap<&'n str, [String; 2]>;
@@ -54,6 +57,11 @@ pub(super) fn unlike(own: &Node, all: &[Node]) -> Vec<String> {
             own.heartbeat_s
         ));
     }
+    if let Some(own_key) = key_of(own)
+        && let Some(theirs) = told(own_key, others().filter_map(|node| Some((node, key_of(node)?.to_owned()))))
+    {
+        found.push(format!("cluster.node_key_file: the key is {own_key} here, and {theirs}: {KEYS_ADVICE}"));
+    }
     let own_places = places(own).unwrap_or_default();
     let theirs: Vec<_> = others().filter_map(|node| Some((node, places(node)?))).collect();
     let mut tools: Vec<&str> =
@@ -80,13 +88,28 @@ pub(super) fn unlike(own: &Node, all: &[Node]) -> Vec<String> {
     found
 }
 
-/// Where instances differ in where a tool is to be, in words, for who is none of them.
+/// The key of an instance, as its settings decide it. One that is in Redis is that of all who have no file, or will be in a
+/// moment.
+fn key_of(node: &Node) -> Option<&str> {
+    match node.node_key.split_once(':')? {
+        ("redis", _) => Some(KEY_IN_REDIS),
+        _ => Some(&node.node_key),
+    }
+}
+
+/// Where instances differ in their keys and in where a tool is to be, in words, for who is none of them.
 pub(super) fn among(all: &[Node]) -> Vec<String> {
     let said: Vec<_> = all.iter().filter_map(|node| Some((node, places(node)?))).collect();
     let mut tools: Vec<&str> = said.iter().flat_map(|(_, places)| places.keys()).copied().collect();
     tools.sort_unstable();
     tools.dedup();
     let mut found = Vec::new();
+    let keys: Vec<_> = all.iter().filter_map(|node| Some((node, key_of(node)?.to_owned()))).collect();
+    if keys.iter().any(|(_, key)| keys.first().is_some_and(|(_, first)| first != key))
+        && let Some(keys) = told("", keys.into_iter())
+    {
+        found.push(format!("cluster.node_key_file: the key is {keys}: {KEYS_ADVICE}"));
+    }
     for tool in tools {
         for (at, setting) in SETTINGS.into_iter().enumerate() {
             let value =
@@ -152,6 +175,18 @@ mod tests {
         let spreads = all.each_ref().map(|node| spread_of(node, "burn"));
         assert_eq!(spreads, [Some(None), Some(None), Some(Some(1)), None]);
         let unset = unlike(&node("e", 5, Some(&[])), &all[..1]);
+        let keyed = |id: &str, key: &str| Node { node_key: key.into(), ..node(id, 5, None) };
+        let all =
+            [keyed("a", "file:0a1b2c3d"), keyed("b", "redis:11111111"), keyed("c", "redis:22222222"), keyed("d", "")];
+        let found = unlike(&keyed("e", "file:99999999"), &all);
+        let told =
+            "the key is file:99999999 here, and file:0a1b2c3d at \"a\", and the one in Redis at \"b\", \"c\": give";
+        assert!(found.len() == 1 && found[0].contains(told), "{found:?}");
+        let found = super::among(&all);
+        let told = "the key is file:0a1b2c3d at \"a\", and the one in Redis at \"b\", \"c\": give";
+        assert!(found.len() == 1 && found[0].contains(told), "{found:?}");
+        assert_eq!(super::among(&all[1..]), [""; 0], "what is in Redis all will have");
+        assert_eq!(unlike(&keyed("e", "redis:33333333"), &all[1..]), [""; 0]);
         assert_eq!(unset.len(), 2, "{unset:?}");
         assert!(unset[0].starts_with("tools.echo.spread is not set here, and 2 at \"a\""), "{unset:?}");
     }

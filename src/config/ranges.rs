@@ -6,7 +6,7 @@ use super::{
     known::TOOLS,
     relations::{View, named},
 };
-use crate::units::ByteSize;
+use crate::{cluster::HEARTBEAT_S_MAX, units::ByteSize};
 
 /// The range of a number (for a size, in bytes). `tools.*.KEY` stands for every tool's.
 pub(super) struct Range {
@@ -193,7 +193,7 @@ pub(super) const RANGES: &[Range] = &[
     range(
         "cluster.heartbeat_s",
         1,
-        300,
+        HEARTBEAT_S_MAX,
         (
             "0 would write heartbeats without a pause",
             "an instance that died would be believed in for a quarter of an hour",

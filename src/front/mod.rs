@@ -23,6 +23,7 @@ mod rates;
 mod reply;
 mod sender;
 mod stream;
+mod unread;
 mod watched;
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};

@@ -14,7 +14,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::front::{connection::Connection, http2::meter::Meter};
+use crate::front::{
+    connection::Connection,
+    http2::meter::Meter,
+    unread::{self, Ending},
+};
 
 /// Pieces of an answer up to this size are copied together: the kernel takes one piece (`send`) in less time than several
 /// (`writev`), and the difference is more than the copy.
@@ -48,17 +52,30 @@ pub(super) struct Watched<S> {
     conn: Arc<Connection>,
     /// What was read before, and comes first.
     ahead: Bytes,
+    /// The last read brought something: with that in its hands hyper does not look again, and when all is read it does.
+    is_fed: bool,
+    /// Once it has begun.
+    ending: Option<Box<Ending>>,
 }
 
 impl<S> Watched<S> {
     pub(super) fn new(stream: S, conn: Arc<Connection>) -> Self {
-        Self { stream: TokioIo::new(stream), conn, ahead: Bytes::new() }
+        Self { stream: TokioIo::new(stream), conn, ahead: Bytes::new(), is_fed: false, ending: None }
     }
 
     /// The same with what was read of it before.
     pub(super) fn after(mut self, ahead: Bytes) -> Self {
         self.ahead = ahead;
         self
+    }
+}
+
+impl<S> Watched<S> {
+    fn note_fed(&mut self, is_fed: bool) {
+        if self.is_fed != is_fed {
+            self.is_fed = is_fed;
+            self.conn.note_ahead(is_fed);
+        }
     }
 }
 
@@ -73,15 +90,17 @@ impl<S: AsyncRead + Unpin> Read for Watched<S> {
         if !self.ahead.is_empty() {
             let length = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(length));
+            self.note_fed(true);
             return Poll::Ready(Ok(()));
         }
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.conn.note_read(read.is_ready());
+        self.note_fed(read.is_ready());
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> Write for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Write for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         note_write(&self.conn, written)
@@ -118,8 +137,12 @@ impl<S: AsyncWrite + Unpin> Write for Watched<S> {
         note_write(&self.conn, flushed)
     }
 
+    /// What is unread is taken before it ends.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let Self { stream, conn, ahead, is_fed, ending } = &mut *self;
+        let is_dry = ahead.is_empty() && !*is_fed;
+        let ending = ending.get_or_insert_with(|| Box::new(Ending::new(unread::bytes_max(conn), is_dry)));
+        ending.poll(stream.inner_mut(), cx).map(Ok)
     }
 }
 
@@ -147,7 +170,7 @@ impl<S: AsyncRead + Unpin> Read for Metered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Write for Metered<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Write for Metered<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.watched).poll_write(cx, buf);
         self.count(written)

@@ -79,7 +79,9 @@ pub(super) async fn join(cluster: &Arc<Cluster>, front: &Arc<Front>, max_load: u
     cluster.join(Box::new(move || {
         let front = server.upgrade()?;
         let (tools, load) = (place::can_run(&front.router), place::load(&front));
-        Some(About { load: load as u64, max_load: max_load as u64, tools, forwards: forwards.clone() })
+        let node_key = front.router.dispatch.forwarder().and_then(|forwarder| forwarder.key().load().listed());
+        let (forwards, node_key) = (forwards.clone(), node_key.unwrap_or_default());
+        Some(About { load: load as u64, max_load: max_load as u64, tools, forwards, node_key })
     }));
     place::follow(cluster, &front.router);
     cluster.status(Status::Running).await;

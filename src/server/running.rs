@@ -129,9 +129,9 @@ impl Running {
             shared.flush().await;
         }
         cluster.leave().await;
-        // In what calls left of the time that a stop may take.
+        // In what calls left of the time that a stop may take, and no longer: who sends the signal may end the process then.
         let left = (self.delay + self.grace).saturating_sub(began.elapsed());
-        cluster.remove_all_if_last(left.max(LAST_WORDS)).await;
+        cluster.remove_all_if_last(left).await;
     }
 
     /// Takes nothing new in, and finishes what is in flight.

@@ -188,3 +188,24 @@ fn where_it_is_set_so_the_last_clean_stop_leaves_nothing() {
     assert_eq!(redis.keys(""), ["other:cluster"], "nor what the one that was killed left");
     assert_eq!(redis.cli(&["DBSIZE"]), "1");
 }
+
+/// Who sends the signal ends the process after the grace, and is not to find it at work in Redis then.
+#[test]
+fn a_last_stop_whose_grace_is_used_up_removes_nothing_and_says_so() {
+    let redis = Redis::start();
+    let grace = ["--set", "server.drain_grace_ms=1000", "--set", "limits.request_timeout_ms=1000"];
+    let settings = [&SETTINGS[..], &grace, &["--set", "cluster.last_stop=remove"]].concat();
+    let mut a = start("everything", &redis, "a", &settings);
+    let kept = Session::open(a.addr, "2025-11-25");
+    let record = redis.keys("mcp:session:");
+    // A head that does not come to its end holds the stop up for all of the grace.
+    let mut slow = Client::connect(a.addr);
+    slow.send(b"POST /mcp HTTP/1.1\r\nHost:");
+    // Its first bytes are there, as it answers who came later.
+    assert_eq!(Session { client: Client::connect(a.addr), id: kept.id }.request(1, "ping", json!({})).status, 200);
+    a.signal("TERM");
+    a.log_line_with("nothing is left of server.drain_grace_ms");
+    assert_eq!(a.wait().code(), Some(0));
+    assert_eq!((redis.keys("mcp:session:"), redis.keys("mcp:node:")), (record, vec![]));
+    drop(slow);
+}

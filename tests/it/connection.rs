@@ -329,24 +329,62 @@ fn a_drain_ends_each_connection_with_what_it_is_at() {
 /// An end with bytes unread is a reset, which takes with it what is still on its way.
 #[test]
 fn what_was_sent_ahead_does_not_take_the_last_answer_with_it() {
-    for flavor in FLAVORS {
+    in_each_case(|flavor, way, first| {
         let held = Held::start(flavor, |_| {});
-        let mut client = Client::connect_narrow(held.running.addr());
+        let mut client = begun(Client::connect_narrow(held.running.addr()), first);
         client.send(&call_bytes("large"));
         held.runs(1);
         // More than the server reads while it is at a call.
         let mut writer = client.writer();
         let ahead = call_bytes("quick").repeat(MUCH_AHEAD_BYTES / call_bytes("quick").len());
         let sent = thread::spawn(move || std::io::Write::write_all(&mut writer, &ahead));
-        let mut idle = held.connect(b"");
+        let mut idle = held.connect(first);
         let Held { running, gate, .. } = held;
         let stopping = thread::spawn(move || running.stop());
-        assert!(idle.is_closed(), "{flavor:?}");
+        assert!(idle.is_closed(), "{flavor:?}, {way}");
         thread::sleep(TOLD); // who was idle has been told, and so has the other by now
         gate.add_permits(1);
-        assert_eq!(answered(&mut client), Some((4 << 20, false)), "{flavor:?}");
+        assert_eq!(answered(&mut client), Some((4 << 20, false)), "{flavor:?}, {way}");
         let _ = sent.join();
         drop(client);
         stopping.join().expect("no panic");
-    }
+    });
+}
+
+/// A head that begins behind a request has waited for it, and has its time from then on.
+#[test]
+fn a_head_behind_a_request_has_the_time_of_a_head() {
+    const SHORT_MS: u64 = 800; // a host that is busy may have a test wait between two lines of it
+    in_each_case(|flavor, way, first| {
+        let held = Held::start(flavor, |tuning| tuning.limits.header_timeout_ms = SHORT_MS);
+        let part = &parts()[0].0;
+        let mut clients = Vec::new();
+        for (tool, is_together) in [("wait", true), ("wait", false), ("quick", true), ("stream", false)] {
+            let mut client = held.connect(first);
+            let call = call_bytes(tool);
+            if is_together {
+                client.send(&[&call[..], part].concat());
+            } else {
+                client.send(&call);
+            }
+            clients.push((client, tool, is_together));
+        }
+        held.runs(3);
+        for (client, ..) in clients.iter_mut().filter(|(.., is_together)| !is_together) {
+            client.send(part);
+        }
+        let mut calm = held.connect(first);
+        calm.send(&call_bytes("quick"));
+        assert_eq!(answered(&mut calm), Some((1, true)));
+        thread::sleep(Duration::from_millis(2 * SHORT_MS)); // behind a call it has no time of its own
+        held.gate.add_permits(3);
+        for (client, tool, is_together) in &mut clients {
+            let case = format!("{flavor:?}, {way}: {tool}, {is_together}");
+            assert_eq!(answered(client), Some((1, true)), "{case}");
+            assert!(client.is_closed(), "{case}");
+        }
+        calm.send(&call_bytes("quick"));
+        assert_eq!(answered(&mut calm), Some((1, true)), "{flavor:?}, {way}: nothing stood behind its request");
+        held.running.stop();
+    });
 }

@@ -589,6 +589,9 @@ fn who_has_another_key_is_handed_nothing() {
         assert_eq!(call(one.addr(), "pool", json!({})).status, 200);
     }
     assert_eq!(redis.keys("mcp:node-key"), [""; 0], "a key that is set is not in Redis");
+    let told = get(all[0].admin_addr().expect("an admin listener"), "/nodes").json();
+    let [a, b, c] = [0, 1, 2].map(|at| told["nodes"][at]["node_key"].as_str().expect("its fingerprint").to_owned());
+    assert!(a == b && a != c && [a, c].iter().all(|key| key.starts_with("file:")), "{told}");
 }
 
 #[test]

@@ -18,11 +18,7 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::{
-    back::Back,
-    listener::{Outcome, Place},
-    wire,
-};
+use super::{back::Back, listener::Outcome, session::Place, wire};
 use crate::{
     call::Reply,
     error::CallError,

@@ -15,8 +15,10 @@ mod key;
 mod listener;
 mod peer;
 mod proof;
+mod session;
 #[cfg(test)]
 mod tests;
+mod unproven;
 mod wire;
 
 use std::{

@@ -405,6 +405,7 @@ impl Peer {
             from: self.own.id.clone(),
             to: self.id.clone(),
             nonce: proof::nonce().map_err(|error| (Why::Unreachable, error))?,
+            fingerprint: own.fingerprint(),
         };
         let body = serde_json::to_vec(&hello).unwrap_or_default();
         let request = request(HELLO).body(Whole::new(body.into())).map_err(|error| unreachable(&error))?;
@@ -431,8 +432,8 @@ impl Peer {
         let welcome = welcome.ok_or_else(|| strange("what is there is no instance"))?;
         let Some(key) = proof::welcomed(&own.secret, &hello, &welcome) else {
             self.own.key_differs.notify_one();
-            let (told, passes) = own.from.differs(welcome.key);
-            return Err((if passes { Why::NotYet } else { Why::Strange }, told.to_owned()));
+            let (told, passes) = own.differs(welcome.key, &welcome.fingerprint);
+            return Err((if passes { Why::NotYet } else { Why::Strange }, told));
         };
         let conn = Conn { sender, key, next: AtomicU64::new(1) };
         // A call may follow late, or never, and there a stranger is soon closed.

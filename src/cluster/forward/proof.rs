@@ -40,6 +40,9 @@ pub(super) struct Hello {
     /// Where it has its key from, for the words of who refuses it.
     #[serde(default)]
     pub(super) key: From,
+    /// What its key is told from others by, for the same.
+    #[serde(default)]
+    pub(super) fingerprint: String,
 }
 
 /// What the other side answers.
@@ -48,9 +51,11 @@ pub(super) struct Welcome {
     pub(super) nonce: String,
     /// That it has the key of the deployment too.
     pub(super) proof: String,
-    /// As in the hello.
+    /// As in the hello, and so is this.
     #[serde(default)]
     pub(super) key: From,
+    #[serde(default)]
+    pub(super) fingerprint: String,
 }
 
 /// A number that was never used, as text.
@@ -86,7 +91,7 @@ fn of_hello(key: &[u8], what: &[u8], hello: &Hello, nonce: &str) -> Hmac<Sha256>
 pub(super) fn welcome(key: &[u8], hello: &Hello, nonce: String) -> (Welcome, Code) {
     let proof = hex(&of_hello(key, b"bigiron forward: welcome", hello, &nonce).finalize().into_bytes());
     let connection = of_hello(key, b"bigiron forward: connection", hello, &nonce).finalize().into_bytes().into();
-    (Welcome { nonce, proof, key: From::default() }, connection)
+    (Welcome { nonce, proof, key: From::default(), fingerprint: String::new() }, connection)
 }
 
 /// The key of the connection, for who connected. None when the other side has not the key of the deployment.
@@ -205,8 +210,8 @@ mod tests {
     use super::*;
 
     fn hello() -> Hello {
-        let key = From::File;
-        Hello { form: FORM, from: "a".into(), to: "b".into(), nonce: nonce().expect("random"), key }
+        let (key, fingerprint) = (From::File, String::new());
+        Hello { form: FORM, from: "a".into(), to: "b".into(), nonce: nonce().expect("random"), key, fingerprint }
     }
 
     #[test]

@@ -357,6 +357,11 @@ async fn a_wrong_key_is_told_on_both_sides_and_one_that_is_not_known_yet_alarms_
     assert_eq!(text.matches(" WARN ").count(), 2, "{text}");
     let refused = text.lines().find(|line| line.contains("left without a proof")).expect("who refuses says so");
     assert!(refused.contains("at=127.0.0.1:") && refused.contains("cluster.node_key_file"), "{refused}");
+    let [ours, theirs] = [&forwarder.key().load(), &b.key.load()].map(|key| key.fingerprint());
+    let refuses =
+        text.lines().find(|line| line.contains("no calls are handed over there")).expect("who is refused says so");
+    assert!(refuses.contains(&format!("fingerprints: {ours} here, {theirs} there")), "{refuses}");
+    assert!(refused.contains(&format!("fingerprints: {theirs} here, {ours} there")), "{refused}");
 
     // Both started before Redis.
     forwarder.take_over(Key::own("a key that was made at the start, and is long"));
@@ -410,6 +415,7 @@ async fn what_is_forged_is_refused_and_counted() {
         to: to.into(),
         nonce: proof::nonce().expect("random"),
         key: key::From::File,
+        fingerprint: String::new(),
     };
     let hello_bytes = |hello: &proof::Hello| serde_json::to_vec(hello).expect("JSON");
     assert_eq!(status(post(HELLO, None, &hello_bytes(&hello("c")))).await, 421, "it is another");

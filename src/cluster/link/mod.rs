@@ -11,10 +11,13 @@
 //!           Away <------------+      back to Up when one look succeeds
 //! ```
 
+mod connection;
 mod error;
 mod parts;
 mod redirect;
+mod rights;
 mod scan;
+mod sentinels;
 mod state;
 mod subscribe;
 mod way;
@@ -37,24 +40,26 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
+use self::{
+    connection::Connection,
+    parts::Missing,
+    scan::Part,
+    sentinels::Master,
+    state::{Current, Switch},
+    way::{Reached, Way},
+};
 pub(crate) use self::{
     error::{LinkError, Refused},
     scan::literal,
     state::State,
     subscribe::{Event, Subscription},
 };
-use self::{
-    scan::Part,
-    state::{Current, Switch},
-    way::{Master, Way},
-};
 use super::config::Config;
 
 /// Between two looks at a connection that is used or idle, so that a Redis that hangs is noticed whoever asks it.
 const WATCH: Duration = Duration::from_millis(500);
-/// A cluster that was away is back once all its masters answer: where one is down, some of what is asked fails, and it would
-/// be away again at once. After so long what answers is used, since the rest may never come.
-const WHOLE_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks whether the part of a cluster is back that it is used without.
+const PART_LOOK: Duration = Duration::from_secs(5);
 /// Between two questions to the sentinels who the master is. Mostly they end the connections to one that is none any more;
 /// where they cannot reach it, or a connection was made a moment too late, it would be used for ever.
 const MASTER_LOOK: Duration = Duration::from_secs(5);
@@ -202,6 +207,16 @@ impl Link {
         }
     }
 
+    /// We have left: commands fail from now on, so that nothing is written again. Whether Redis is there is known as before.
+    pub(super) fn give_up(&self) {
+        self.shared.owner.send_replace(Owner::UsNoMore);
+    }
+
+    /// Whether it was ours until we left.
+    pub(crate) fn is_given_up(&self) -> bool {
+        *self.shared.owner.borrow() == Owner::UsNoMore
+    }
+
     /// Whether it is not ours, or not known to be.
     pub(crate) fn is_foreign(&self) -> bool {
         !self.shared.owner.borrow().lets_pass()
@@ -333,6 +348,8 @@ enum Owner {
     /// It was not asked yet.
     Unknown,
     Us,
+    /// It was ours, and we have left.
+    UsNoMore,
     Another,
 }
 
@@ -388,7 +405,7 @@ impl Shared {
 
 /// Keeps a connection, for ever.
 async fn keep(shared: &Shared) -> std::convert::Infallible {
-    let (mut next_attempt, mut away_since) = (Instant::now(), None);
+    let (mut next_attempt, mut missing) = (Instant::now(), Missing::default());
     loop {
         if Instant::now() < next_attempt {
             if !shared.switch.state().is_away() {
@@ -401,25 +418,40 @@ async fn keep(shared: &Shared) -> std::convert::Infallible {
         shared.counts.connects.fetch_add(1, Relaxed);
         let is_instance = *shared.owner.borrow() != Owner::Anybody;
         let is_back = shared.switch.was_up() && shared.switch.state().is_away();
-        let is_to_be_whole = is_back && away_since.get_or_insert_with(Instant::now).elapsed() < WHOLE_PATIENCE;
-        match shared.way.connect(is_instance, is_to_be_whole).await {
-            Ok((connection, master)) => {
-                // Where a part is missing for good, what answers is used from now on after each absence, without a wait.
-                if is_back && (is_to_be_whole || shared.way.is_whole(&connection).await) {
-                    away_since = None;
+        let reached = shared.way.connect(is_instance, is_back).await;
+        let reached = reached.inspect_err(|_| missing.note_absence()).and_then(|reached| match reached.missing {
+            Some(what) if !missing.may_be_used(false, Instant::now()) => Err(what),
+            _ => Ok(reached),
+        });
+        match reached {
+            Ok(Reached { connection, master, missing: part }) => {
+                if is_back && part.is_none() {
+                    missing.may_be_used(true, Instant::now());
                 }
                 shared.is_stale.store(false, Relaxed);
                 shared.master.send_replace(master.clone());
-                shared.switch.up(connection, master.clone(), || shared.owner.borrow().lets_pass());
+                shared.switch.up(connection.clone(), master.clone(), || shared.owner.borrow().lets_pass());
                 tokio::select! {
                     () = watch_over(shared) => {}
                     () = until_moved(shared, master) => shared.switch.connecting(),
+                    () = note_whole(shared, &connection, &mut missing) => {}
                 }
                 shared.master.send_replace(None);
             }
             Err(error) => shared.switch.away(shared.way.why(&error, shared.switch.was_up()).await, shared.probe),
         }
     }
+}
+
+/// Notes when the part that is missing is there again, so that it is waited for after the next absence. Never returns.
+async fn note_whole(shared: &Shared, connection: &Connection, missing: &mut Missing) {
+    while *missing != Missing::Nothing {
+        sleep(PART_LOOK).await;
+        if shared.way.missing(connection).await.is_none() {
+            missing.may_be_used(true, Instant::now());
+        }
+    }
+    pending().await
 }
 
 /// Returns when the connection is of no use any more.

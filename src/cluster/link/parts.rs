@@ -1,18 +1,53 @@
-//! Whether a cluster of Redis is there with all its parts. Its nodes go on alone for a while when one is down, and what is
-//! asked of them says nothing of that one.
+//! Whether a cluster of Redis is there with all its parts, and for how long what is there waits for the rest. Its nodes go on
+//! alone for a while when one is down, and what is asked of them says nothing of that one.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use redis::{ErrorKind, RedisResult, ServerErrorKind};
+use tokio::time::Instant;
 
 use super::{
+    connection::Connection,
     error::{LinkError, Refused},
     scan::{ask_each_master, size},
-    way::Connection,
 };
 
+/// A cluster that was away is back once all its masters answer: where one is down, some of what is asked fails, and it would
+/// be away again at once. When a part has answered alone for so long it is used, since the rest may never come.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(30);
 /// Nodes that are named; of more than this all may be meant.
 const NAMED_MAX: usize = 3;
+
+/// What of it is missing, as far as that decides when it is used again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Missing {
+    #[default]
+    Nothing,
+    /// A part, since the others answer: mostly for a moment, while it comes back.
+    PartSince(Instant),
+    /// A part, for as long as can be said: the others are used, after each absence without a wait.
+    PartForLong,
+}
+
+impl Missing {
+    /// Notes what an attempt after an absence found, and says whether that is to be used.
+    pub(super) fn may_be_used(&mut self, is_whole: bool, now: Instant) -> bool {
+        *self = match *self {
+            _ if is_whole => Self::Nothing,
+            Self::Nothing => Self::PartSince(now),
+            Self::PartSince(since) if now.saturating_duration_since(since) >= WHOLE_PATIENCE => Self::PartForLong,
+            as_before => as_before,
+        };
+        !matches!(self, Self::PartSince(_))
+    }
+
+    /// Nothing answered: then the wait for the rest has not begun.
+    pub(super) fn note_absence(&mut self) {
+        if matches!(self, Self::PartSince(_)) {
+            *self = Self::Nothing;
+        }
+    }
+}
 
 /// That each master with keys answers, and that none misses another one. Who may not ask goes on.
 pub(super) async fn is_whole(connection: &mut Connection) -> RedisResult<()> {
@@ -52,6 +87,24 @@ fn missing(nodes: &str, told: &HashMap<String, String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_waits_for_the_rest_from_when_it_answers_and_once() {
+        let (start, mut missing) = (Instant::now(), Missing::default());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert!(missing.may_be_used(true, at(0)));
+        assert!(!missing.may_be_used(false, at(1)), "the others answer for a moment, and then nobody does");
+        missing.note_absence();
+        // After minutes the part comes back, one node after the other.
+        assert!(!missing.may_be_used(false, at(300)), "the time in which nobody answered is no wait");
+        assert!(!missing.may_be_used(false, at(329)) && missing.may_be_used(true, at(329)));
+        assert!(!missing.may_be_used(false, at(400)), "another absence");
+        assert!(missing.may_be_used(false, at(430)), "the rest may never come");
+        missing.note_absence();
+        assert!(missing.may_be_used(false, at(431)) && missing == Missing::PartForLong, "it is not waited for again");
+        assert!(missing.may_be_used(true, at(432)));
+        assert!(!missing.may_be_used(false, at(500)), "until it was there");
+    }
 
     #[test]
     fn who_is_missing_is_named() {

@@ -9,7 +9,7 @@ use redis::{
     cmd, from_redis_value,
 };
 
-use super::{Ask, Link, LinkError, way::Connection};
+use super::{Ask, Link, LinkError, connection::Connection};
 
 /// Keys that one page looks at: Redis serves nobody else while it does.
 const PAGE: usize = 500;

@@ -16,11 +16,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    LinkError,
-    way::{Connection, Master},
-    why::Why,
-};
+use super::{LinkError, connection::Connection, sentinels::Master, why::Why};
 
 /// Between two lines on one absence.
 const SAY_PAUSE: Duration = Duration::from_secs(5);

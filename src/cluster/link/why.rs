@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::error::plain;
+use super::{error::plain, rights};
 use crate::cluster::endpoint::{Endpoint, Kind};
 
 const PASSWORD: &str = "cluster.password_file (or BIGIRON_CLUSTER__PASSWORD)";
@@ -81,17 +81,7 @@ impl Why {
             ErrorKind::Server(ServerErrorKind::Moved) if is_single => Self::lasting(
                 "what is there is one of a cluster: cluster.redis is to be redis-cluster://HOST:PORT,HOST:PORT",
             ),
-            ErrorKind::Server(ServerErrorKind::NoPerm) => Self::lasting(format!(
-                "the user {:?} of Redis (cluster.user) may not do what is needed (NOPERM: {}): it is to read and write the \
-                 keys and hear and tell on the channels that begin with cluster.key_prefix (`~{prefix}* &{prefix}*`), \
-                 and to run scripts (EVALSHA, SCRIPT LOAD){}",
-                user.unwrap_or("default"),
-                error.detail().unwrap_or("it does not say what"),
-                match endpoint.kind {
-                    Kind::Sentinel(_) => ", and with sentinels to ask a server whether it is the master (`+role`)",
-                    _ => "",
-                }
-            )),
+            ErrorKind::Server(ServerErrorKind::NoPerm) => Self::lasting(no_permission(said, endpoint, user, prefix)),
             _ if error.code() == Some("NOAUTH") => {
                 Self::lasting(format!("Redis wants a password, and none is set (NOAUTH): set {PASSWORD}"))
             }
@@ -145,6 +135,29 @@ impl Why {
             _ => Self::passing(plain(error)),
         }
     }
+}
+
+/// What Redis said that a user may not, with the rule of its ACL that allows it.
+fn no_permission(said: &str, endpoint: &Endpoint, user: Option<&str>, prefix: &str) -> String {
+    let user = user.unwrap_or("default");
+    let (said, rule) = match (said, rights::rule(said, prefix)) {
+        ("", _) => ("it does not say what", String::new()),
+        (said, None) => (said, String::new()),
+        (said, Some(rule)) => {
+            let at = if endpoint.kind == Kind::Cluster { "at each node of the cluster" } else { "in Redis" };
+            (said, format!("; `ACL SETUSER {user} {rule}` {at} allows it"))
+        }
+    };
+    let more = match endpoint.kind {
+        Kind::Single => "",
+        Kind::Sentinel(_) => ", and with sentinels to ask a server whether it is the master (`+role`)",
+        Kind::Cluster => ", and in a cluster to ask who has which slots (`+cluster|slots +cluster|info`)",
+    };
+    format!(
+        "the user {user:?} of Redis (cluster.user) may not do what is needed (NOPERM: {said}{rule}): it is to read and write \
+         the keys and hear and tell on the channels that begin with cluster.key_prefix (`~{prefix}* &{prefix}*`), and to run \
+         scripts (EVALSHA, SCRIPT LOAD){more}"
+    )
 }
 
 /// Whether an error may come of speaking with or without TLS where the other is spoken.

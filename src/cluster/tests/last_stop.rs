@@ -53,6 +53,7 @@ async fn come_and_go(config: Config, keys: impl Fn() -> Vec<String>) {
     others.sort_unstable();
     assert_eq!(left, others);
     assert_eq!(b.link.query::<()>(cmd("PING").arg("x")).await, Err(LinkError::Away), "and nothing is written again");
+    assert_eq!((b.word(), b.link.is_anothers()), ("up", false), "that it has left makes Redis nobody else's");
 }
 
 #[tokio::test]

@@ -38,6 +38,22 @@ async fn until_it_is_known_whose_it_is_nothing_passes() {
     late.leave().await;
 }
 
+fn removing(config: Config) -> Config {
+    Config { last_stop: LastStop::Remove, ..config }
+}
+
+/// It is not let in, and is told the rule that is missing.
+async fn is_told(config: &Config, rule: &str) {
+    let refused = Config { start: Start::Refuse, ..config.clone() };
+    let Err(JoinError::Away(why)) = Cluster::connect(&refused, own("")).await else { panic!("{}", config.user) };
+    let rule = format!("`ACL SETUSER {} {rule}`", config.user);
+    for part in ["NOPERM", &rule, "cluster.user", "`~mcp:* &mcp:*`"] {
+        assert!(why.contains(part), "{}: {part:?} is missing: {why}", config.user);
+    }
+    let degraded = Cluster::connect(config, own("")).await.expect("it is let in as without Redis");
+    assert_eq!(degraded.word(), "away", "{}", config.user);
+}
+
 #[tokio::test]
 async fn who_may_not_do_what_instances_do_is_not_in() {
     let redis = Redis::start();
@@ -45,30 +61,57 @@ async fn who_may_not_do_what_instances_do_is_not_in() {
         redis.cli(&[&["ACL", "SETUSER", name, "on", ">pass", "resetchannels", "+@all", "-@admin"], rights].concat());
         Config { user: name.into(), password: Secret::new("pass"), ..config(&redis.url()) }
     };
-    let removing = |config| Config { last_stop: LastStop::Remove, ..config };
-    for (config, said) in [
-        (user("elsewhere", &["~other:*", "&mcp:*"]), "keys"),
-        (user("reader", &["~mcp:*", "&mcp:*", "-@write"]), "pexpire"),
-        (user("unscripted", &["~mcp:*", "&mcp:*", "-@scripting"]), "script"),
-        (user("unloaded", &["~mcp:*", "&mcp:*", "-script"]), "script|load"),
-        (user("unhashed", &["~mcp:*", "&mcp:*", "-evalsha"]), "evalsha"),
-        (user("mute", &["~mcp:*"]), "channels"),
-        (removing(user("blind", &["~mcp:*", "&mcp:*", "-scan"])), "scan"),
-        (removing(user("keeper", &["~mcp:*", "&mcp:*", "-unlink"])), "unlink"),
+    for (config, rule) in [
+        (user("elsewhere", &["~other:*", "&mcp:*"]), "~mcp:*"),
+        (user("reader", &["~mcp:*", "&mcp:*", "-@write"]), "+pexpire"),
+        (user("unscripted", &["~mcp:*", "&mcp:*", "-@scripting"]), "+script|load"),
+        (user("unloaded", &["~mcp:*", "&mcp:*", "-script"]), "+script|load"),
+        (user("unhashed", &["~mcp:*", "&mcp:*", "-evalsha"]), "+evalsha"),
+        (user("mute", &["~mcp:*"]), "&mcp:*"),
+        (user("uncounted", &["~mcp:*", "&mcp:*", "-pubsub"]), "+pubsub|numsub"),
+        (user("timeless", &["~mcp:*", "&mcp:*", "-time"]), "+time"),
+        (user("unread", &["~mcp:*", "&mcp:*", "-hgetall", "-xrange"]), "+hgetall"),
+        (removing(user("blind", &["~mcp:*", "&mcp:*", "-scan"])), "+scan"),
+        (removing(user("keeper", &["~mcp:*", "&mcp:*", "-unlink"])), "+unlink"),
     ] {
-        let refused = Config { start: Start::Refuse, ..config.clone() };
-        let Err(JoinError::Away(why)) = Cluster::connect(&refused, own("")).await else { panic!("{}", config.user) };
-        for part in ["NOPERM", said, "cluster.user", &config.user, "`~mcp:* &mcp:*`"] {
-            assert!(why.contains(part), "{}: {part:?} is missing: {why}", config.user);
-        }
-        let degraded = Cluster::connect(&config, own("")).await.expect("it is let in as without Redis");
-        assert_eq!(degraded.word(), "away", "{}", config.user);
+        is_told(&config, rule).await;
     }
     // Scripts are run by their hash, and no other way is needed.
-    let right = user("right", &["~mcp:*", "&mcp:*", "-eval", "-scan", "-unlink"]);
+    let right = user("right", &["~mcp:*", "&mcp:*", "-eval", "-scan", "-unlink", "-restore"]);
     let right = Cluster::connect(&right, own("")).await.expect("it is let in");
     assert_eq!(right.word(), "up");
     assert_eq!(redis.cli(&["KEYS", "*"]), "mcp:cluster", "looking whether it may leaves nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_cluster_each_master_is_to_allow_it() {
+    let six = Six::start();
+    let masters = six.masters();
+    let probed: u16 = six.0[0].cli(&["CLUSTER", "KEYSLOT", "mcp:cluster"]).parse().expect("a slot");
+    let other = masters.iter().copied().find(|of| !six.has_slot(*of, probed)).expect("two of three");
+    let user = |name: &str, lacks: &[&str]| {
+        for (at, node) in six.0.iter().enumerate() {
+            let all = ["ACL", "SETUSER", name, "on", ">pass", "resetchannels", "~mcp:*", "&mcp:*", "+@all", "-@admin"];
+            let lacks = if at == other { lacks } else { &[] };
+            assert_eq!(node.cli(&[&all, lacks].concat()), "OK");
+        }
+        Config { user: name.into(), password: Secret::new("pass"), ..config(&six.url()) }
+    };
+    for (config, rule) in [
+        (user("uninformed", &["-cluster|info"]), "+cluster|info"),
+        (user("unread", &["-hgetall"]), "+hgetall"),
+        (user("unmoved", &["-asking"]), "+asking"),
+        (removing(user("blind", &["-scan"])), "+scan"),
+        (removing(user("keeper", &["-unlink"])), "+unlink"),
+    ] {
+        is_told(&config, rule).await;
+    }
+    // Who has which slots is asked of any node.
+    let lost = user("lost", &[]);
+    six.0.iter().for_each(|node| assert_eq!(node.cli(&["ACL", "SETUSER", "lost", "-cluster|slots"]), "OK"));
+    is_told(&lost, "+cluster|slots").await;
+    let right = removing(user("right", &["-cluster|nodes", "-eval", "-restore"]));
+    assert_eq!(Cluster::connect(&right, own("")).await.expect("it is let in").word(), "up");
 }
 
 #[tokio::test]

@@ -8,23 +8,23 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Poll, ready},
-    time::Duration,
 };
 
 use hyper::{Response, body::Body as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    time::{Instant, timeout, timeout_at},
+    time::timeout,
 };
 
 use super::{
     sending::{self, Framing, LAST_CHUNK, Unsent},
-    talk::{Begun, Over, Talk, UNREAD_BYTES_MAX},
+    talk::{Begun, Over, Talk},
 };
 use crate::front::{
     body::Body,
     came::Fed,
-    watched::{READ_BYTES, note_write, poll_look},
+    unread::{self, END_TIME, Ending, Taken, Taking, UNREAD_PAUSE, UNREAD_TIME},
+    watched::note_write,
 };
 
 /// So much of a stream may wait for its client while what it says is still asked for.
@@ -33,12 +33,6 @@ const WAITING_BYTES_MAX: usize = 64 * 1024;
 const FIRST_BYTES: usize = 1024;
 /// What a stream keeps of that while it is silent.
 const KEPT_BYTES_MAX: usize = 256;
-/// What is on its way that nobody reads is taken for so long, as long as it comes without such a pause: an end with bytes
-/// unread would be a reset, which takes the answer with it.
-const UNREAD_TIME: Duration = Duration::from_secs(3);
-const UNREAD_PAUSE: Duration = Duration::from_millis(500);
-/// How long the end of a connection may take.
-const END_TIME: Duration = Duration::from_secs(1);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     /// Sends what is left of an answer, and takes what is left of its request.
@@ -139,22 +133,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     /// Takes what is on its way of a body that nobody reads. When not all of it comes, the client is told that this is the
     /// end before it is.
     async fn take_unread(&mut self, fed: &Fed, closes: bool) -> Result<(), Over> {
-        let mut end = Instant::now() + UNREAD_TIME;
-        let least = fed.missing().saturating_sub(self.unread_bytes_max());
         let mut has_said = closes;
         if closes {
             self.end().await;
         }
-        while fed.missing() > least && !fed.is_broken() {
-            let until = (Instant::now() + UNREAD_PAUSE).min(end);
-            match timeout_at(until, poll_fn(|cx| self.poll_client(cx, Some(fed)))).await {
-                Ok(came) => came?,
-                Err(_) if has_said => return Err(Over),
-                Err(_) => {
-                    self.end().await;
-                    (has_said, end) = (true, Instant::now() + UNREAD_TIME);
-                }
+        let mut taking = Taking::new(unread::bytes_max(&self.conn), UNREAD_TIME, UNREAD_PAUSE);
+        loop {
+            let taken = poll_fn(|cx| {
+                taking.poll(cx, |cx| {
+                    let missing = fed.missing();
+                    if missing == 0 || fed.is_broken() {
+                        return Poll::Ready(None);
+                    }
+                    self.poll_client(cx, Some(fed)).map(|came| came.is_ok().then(|| missing - fed.missing()))
+                })
+            });
+            if taken.await != Taken::Late || has_said {
+                break;
             }
+            self.end().await;
+            has_said = true;
+            taking.begin_again(UNREAD_TIME);
         }
         if has_said || fed.missing() > 0 { Err(Over) } else { Ok(()) }
     }
@@ -164,30 +163,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         let _ = timeout(END_TIME, self.stream.shutdown()).await;
     }
 
-    /// Ends it. With bytes unread that were a reset, which takes with it what is left of the last answer on its way: what
-    /// the client has sent behind its request is taken, and it has time to see the end.
+    /// Ends it.
     pub(super) async fn ended(mut self) -> Option<Self> {
-        self.end().await;
-        let end = Instant::now() + UNREAD_TIME;
-        let mut bytes_left = self.unread_bytes_max();
-        let mut has_sent_ahead = !mem::take(&mut self.ahead).is_empty();
-        while bytes_left > 0 {
-            let stream = &mut self.stream;
-            let more = poll_fn(|cx| match poll_look(stream, cx, READ_BYTES, |came| Ok(came.len())) {
-                Poll::Pending if !has_sent_ahead => Poll::Ready(Ok(0)),
-                came => came,
-            });
-            match timeout_at((Instant::now() + UNREAD_PAUSE).min(end), more).await {
-                Ok(Ok(bytes @ 1..)) => bytes_left = bytes_left.saturating_sub(bytes as u64),
-                _ => break,
-            }
-            has_sent_ahead = true;
-        }
+        let is_dry = mem::take(&mut self.ahead).is_empty();
+        let mut ending = Ending::new(unread::bytes_max(&self.conn), is_dry);
+        poll_fn(|cx| ending.poll(&mut self.stream, cx)).await;
         None
-    }
-
-    /// The most that is taken of what nobody reads: no more than somebody might have read.
-    fn unread_bytes_max(&self) -> u64 {
-        self.conn.front.limits.request_bytes_max.0.max(UNREAD_BYTES_MAX)
     }
 }

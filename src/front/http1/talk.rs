@@ -22,6 +22,7 @@ use crate::front::{
     came::{Came, Fed, Inflow, Plain},
     connection::Connection,
     serve,
+    unread::UNREAD_BYTES_MAX,
     watched::{READ_BYTES, note_write, poll_look},
 };
 
@@ -29,8 +30,6 @@ use crate::front::{
 const HEAD_PIECES_MAX: usize = 4;
 /// So much of the requests after the present one is read ahead. With more in the kernel, a client's leaving goes unseen.
 const AHEAD_BYTES_MAX: usize = 16 * 1024;
-/// With more than this to come of a body that was refused unread, the connection is not used again.
-pub(super) const UNREAD_BYTES_MAX: u64 = 64 * 1024;
 
 /// What is said on a connection, by both sides.
 pub(super) struct Talk<S> {

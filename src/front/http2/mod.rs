@@ -16,14 +16,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Poll, ready},
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use hyper::{
     Request, Response, StatusCode,
-    body::{Body as _, Incoming},
+    body::{Body as _, Frame, Incoming},
     header::{CONNECTION, HOST, HeaderValue},
     rt::{Executor, Read, Write},
     server::conn::http2::{self, Connection as Http2},
@@ -32,7 +32,7 @@ use hyper::{
 use hyper_util::rt::TokioTimer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Sleep, sleep_until, timeout},
+    time::{Sleep, sleep_until},
 };
 
 pub use self::config::Config;
@@ -47,6 +47,7 @@ use crate::{
         driven::{Driven, Protocol},
         pressure::Level,
         reply, serve,
+        unread::{Taking, UNREAD_BYTES_MAX},
         watched::{Metered, Watched},
     },
     mcp::code::Refusal,
@@ -196,24 +197,18 @@ async fn answer(conn: Arc<Connection>, mut request: Request<Incoming>) -> Respon
     response.map(|body| Paced::new(body, &conn, untaken, (busy, open)))
 }
 
-/// So much of the body of a request that was refused is taken before the answer, and for so long.
-const REST_BYTES_MAX: usize = 64 * 1024;
+/// The body of a request that was refused is taken before the answer for so long.
 const REST_TIME: Duration = Duration::from_millis(200);
 
 /// Takes the body of a request that was refused without it, when it is short and on its way: an answer that comes before
 /// the end of the request has a reset in its wake, for which some clients forget the answer.
 pub(super) async fn take_rest(mut body: Incoming) {
-    let mut taken = 0;
-    let rest = poll_fn(|cx| {
-        while taken < REST_BYTES_MAX {
-            match ready!(Pin::new(&mut body).poll_frame(cx)) {
-                Some(Ok(frame)) => taken += frame.data_ref().map_or(0, Bytes::len),
-                Some(Err(_)) | None => break,
-            }
-        }
-        Poll::Ready(())
-    });
-    let _ = timeout(REST_TIME, rest).await;
+    let mut taking = Taking::new(UNREAD_BYTES_MAX, REST_TIME, REST_TIME);
+    let bytes = |frame: Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len) as u64;
+    poll_fn(|cx| {
+        taking.poll(cx, |cx| Pin::new(&mut body).poll_frame(cx).map(|frame| frame.and_then(Result::ok).map(bytes)))
+    })
+    .await;
 }
 
 /// Runs the streams of a connection, each in a task of its own. It ends when hyper ends it, which it does when the

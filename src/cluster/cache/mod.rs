@@ -3,78 +3,41 @@
 //! its form, its key and the generations in which its run began, and counts only while these are the present ones, so
 //! that an invalidation is one write and goes through nothing.
 //!
-//! Where a tool asks for it, one instance at a time makes a result, under a lease: whose lease has ended does not write
-//! any more, and who waits goes on as soon as it has.
+//! Where a tool asks for it, one instance at a time makes a result (`turn`). What a value looks like is `value`'s.
+
+mod turn;
+mod value;
 
 use std::{
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::try_join_all;
-use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Semaphore, broadcast::error::RecvError},
-    task::JoinHandle,
-    time::{interval, timeout},
+    time::timeout,
 };
+
+use self::value::{Bad, HEAD_BYTES, Stamp, read, stamp, written};
+pub(crate) use self::{turn::Turn, value::Entry};
 
 use super::{
     changes::{Bus, Forget},
     keys::{Keys, hex},
-    link::{Link, LinkError, Refused, Script, cmd, pipe},
-    random,
+    link::{Link, LinkError, Refused, cmd, pipe},
 };
 
-/// What a value begins with: a name, and the form of the rest.
-const MAGIC: [u8; 3] = *b"bgr";
-const FORM: u8 = 1;
-/// Name, form, digest, time, generations, flags, length of the fields.
-const HEAD_BYTES: usize = 4 + 32 + 8 + 16 + 1 + 4;
 /// KiB of values that are written at once; of more, some are not.
 const WRITES_KIB_MAX: usize = 16 * 1024;
-/// How long a lease holds without its holder.
-const LEASE: Duration = Duration::from_secs(3);
-const RENEWAL: Duration = Duration::from_secs(1);
 /// The longest that an operator waits to hear whether others know what is to be forgotten.
 const FORGOT_WITHIN: Duration = Duration::from_secs(1);
 /// The longest that who waits does not look.
 const LOOK: Duration = Duration::from_millis(250);
-
-const IS_ERROR: u8 = 1;
-const HAS_META: u8 = 2;
-
-/// Takes the lease when nobody has it, and then says what there is by now.
-static LEAD: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  if redis.call('TYPE', KEYS[2]).ok ~= 'string' then return {1, '', -2} end
-  return {1, redis.call('GETRANGE', KEYS[2], 0, ARGV[3]), redis.call('PTTL', KEYS[2])}
-end
-return {0, '', redis.call('PTTL', KEYS[1])}",
-    )
-});
-
-static RENEW: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0",
-    )
-});
-
-/// Writes a value, and gives the lease back, for who has it only; and says so.
-static LAND: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] ~= '' then redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
-redis.call('DEL', KEYS[1])
-redis.call('PUBLISH', ARGV[4], ARGV[5])
-return 1",
-    )
-});
 
 /// Which result.
 #[derive(Clone, Copy, Debug)]
@@ -84,22 +47,6 @@ pub(crate) struct ResultId<'a> {
     /// Whose it is, when it is not everybody's.
     pub(crate) caller: Option<&'a str>,
 }
-
-/// A result, as it is shared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) fields: Bytes,
-    pub(crate) meta: Option<Bytes>,
-    pub(crate) is_error: bool,
-    /// How long it was to be kept when it was made.
-    pub(crate) ttl: Duration,
-    /// What is left of that.
-    pub(crate) left: Duration,
-}
-
-/// The generations at one moment, as far as they count for one result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp([u8; 16]);
 
 /// What came of shared results, since the start.
 #[derive(Debug, Default)]
@@ -138,49 +85,10 @@ pub(crate) enum Look {
     Make(Turn),
 }
 
-/// The duty to make a result, or at least the right. Its drop gives a lease back.
-#[derive(Debug)]
-pub(crate) struct Turn {
-    /// In which generations it began; without them the result is not written.
-    stamp: Option<Stamp>,
-    lease: Option<Lease>,
-}
-
-/// A lease that is held, and renewed meanwhile.
-#[derive(Debug)]
-struct Lease {
-    results: Arc<Results>,
-    key: [u8; 32],
-    token: String,
-    renewing: JoinHandle<()>,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.renewing.abort();
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return }; // it ends by itself
-        let (results, key, token) = (Arc::clone(&self.results), self.key, std::mem::take(&mut self.token));
-        if !token.is_empty() {
-            runtime.spawn(async move { drop(results.land(&key, None, &token).await) });
-        }
-    }
-}
-
 /// What is under a key at one moment.
 struct Seen {
     value: Result<Entry, Bad>,
     stamp: Option<Stamp>,
-}
-
-/// Why there is no value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bad {
-    Missing,
-    /// It was, and is invalidated.
-    Old,
-    Corrupt,
-    /// It is of another version, or none of ours: it is left as it is.
-    Foreign,
 }
 
 impl Results {
@@ -350,176 +258,10 @@ impl Results {
         let all = [Some(Forget::All), Some(Forget::Tool(of.tool.into())), of.caller.map(|c| Forget::Caller(c.into()))];
         all.into_iter().flatten().chain([key]).map(|of| self.keys.generation(&of.generation())).collect()
     }
-
-    /// Takes the lease, and sees what there is then; or says how long another has it.
-    async fn lead(
-        self: &Arc<Self>,
-        of: ResultId<'_>,
-        stamp: Stamp,
-    ) -> Result<Result<(Result<Entry, Bad>, Lease), Duration>, LinkError> {
-        let token = hex(&random());
-        let mut script = LEAD.prepare_invoke();
-        script.key(self.keys.lease(of.key)).key(self.keys.result(of.tool, of.key));
-        script.arg(&token).arg(LEASE.as_millis() as u64).arg(self.bytes_max());
-        let (is_ours, bytes, left_ms): (u8, Vec<u8>, i64) = self.link.script(&script).await?;
-        if is_ours == 0 {
-            return Ok(Err(Duration::from_millis(u64::try_from(left_ms).unwrap_or(0))));
-        }
-        let lease = self.lease(*of.key, token);
-        Ok(Ok((self.value(of.key, &bytes, left_ms, stamp), lease)))
-    }
-
-    fn lease(self: &Arc<Self>, key: [u8; 32], token: String) -> Lease {
-        let (results, renewed) = (Arc::clone(self), token.clone());
-        let renewing = tokio::spawn(async move {
-            let mut every = interval(RENEWAL);
-            every.tick().await;
-            loop {
-                every.tick().await;
-                let mut script = RENEW.prepare_invoke();
-                script.key(results.keys.lease(&key)).arg(&renewed).arg(LEASE.as_millis() as u64);
-                if let Ok(0) = results.link.script::<u64>(&script).await {
-                    return; // it has ended, and another may have it
-                }
-            }
-        });
-        Lease { results: Arc::clone(self), key, token, renewing }
-    }
-
-    /// Writes a value and gives the lease back. False when it had ended, and nothing was written.
-    async fn land(
-        &self,
-        key: &[u8; 32],
-        value: Option<(String, Vec<u8>, u64)>,
-        token: &str,
-    ) -> Result<bool, LinkError> {
-        let (channel, message) = self.bus.of_landed(hex(key), value.is_some());
-        let lease = self.keys.lease(key);
-        let (name, value, ttl_ms) = value.unwrap_or_else(|| (lease.clone(), Vec::new(), 0));
-        let mut script = LAND.prepare_invoke();
-        script.key(lease).key(name).arg(token).arg(value).arg(ttl_ms).arg(channel).arg(message);
-        self.link.script::<u64>(&script).await.map(|done| done == 1)
-    }
 }
 
 impl Seen {
     fn nothing() -> Self {
         Self { value: Err(Bad::Missing), stamp: None }
-    }
-}
-
-fn stamp(generations: &[Option<String>]) -> Stamp {
-    let mut digest = Sha256::new();
-    for generation in generations {
-        let text = generation.as_deref().unwrap_or_default();
-        digest.update((text.len() as u64).to_le_bytes());
-        digest.update(text);
-    }
-    let mut stamp = [0; 16];
-    stamp.copy_from_slice(&digest.finalize()[..16]);
-    Stamp(stamp)
-}
-
-/// Of everything after it, and of the key: a value counts under its own key alone.
-fn digest(key: &[u8; 32], rest: &[u8]) -> [u8; 32] {
-    Sha256::new().chain_update(key).chain_update(rest).finalize().into()
-}
-
-fn written(key: &[u8; 32], stamp: Stamp, entry: &Entry) -> Vec<u8> {
-    let meta = entry.meta.as_deref().unwrap_or_default();
-    let mut rest = BytesMut::with_capacity(HEAD_BYTES + entry.fields.len() + meta.len());
-    rest.put_u64(entry.ttl.as_millis() as u64);
-    rest.put_slice(&stamp.0);
-    rest.put_u8(if entry.is_error { IS_ERROR } else { 0 } | if entry.meta.is_some() { HAS_META } else { 0 });
-    rest.put_u32(u32::try_from(entry.fields.len()).unwrap_or(u32::MAX));
-    rest.put_slice(&entry.fields);
-    rest.put_slice(meta);
-    let mut value = Vec::with_capacity(36 + rest.len());
-    value.extend_from_slice(&MAGIC);
-    value.push(FORM);
-    value.extend_from_slice(&digest(key, &rest));
-    value.extend_from_slice(&rest);
-    value
-}
-
-/// Reads what [`written`] wrote. Never more than there is, whatever it says.
-fn read(key: &[u8; 32], value: &[u8], left_ms: u64, now: Stamp) -> Result<Entry, Bad> {
-    if value.is_empty() {
-        return Err(Bad::Missing);
-    }
-    let rest = match value.split_first_chunk::<4>() {
-        Some(([a, b, c, FORM], rest)) if [*a, *b, *c] == MAGIC => rest,
-        _ => return Err(Bad::Foreign),
-    };
-    let (said, rest) = rest.split_first_chunk::<32>().ok_or(Bad::Corrupt)?;
-    if *said != digest(key, rest) {
-        return Err(Bad::Corrupt);
-    }
-    let (ttl_ms, rest) = rest.split_first_chunk::<8>().ok_or(Bad::Corrupt)?;
-    let (stamp, rest) = rest.split_first_chunk::<16>().ok_or(Bad::Corrupt)?;
-    let (flags, rest) = rest.split_first().ok_or(Bad::Corrupt)?;
-    let (length, rest) = rest.split_first_chunk::<4>().ok_or(Bad::Corrupt)?;
-    let length = u32::from_be_bytes(*length) as usize;
-    let (fields, meta) = rest.split_at_checked(length).ok_or(Bad::Corrupt)?;
-    if *stamp != now.0 {
-        return Err(Bad::Old);
-    }
-    if left_ms == 0 {
-        return Err(Bad::Missing); // its time is over
-    }
-    let ttl_ms = u64::from_be_bytes(*ttl_ms);
-    Ok(Entry {
-        fields: Bytes::copy_from_slice(fields),
-        meta: (flags & HAS_META != 0).then(|| Bytes::copy_from_slice(meta)),
-        is_error: flags & IS_ERROR != 0,
-        ttl: Duration::from_millis(ttl_ms),
-        left: Duration::from_millis(left_ms.min(ttl_ms)),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry() -> Entry {
-        let second = Duration::from_secs(1);
-        Entry {
-            fields: Bytes::from_static(b"\"content\":[]"),
-            meta: Some(Bytes::from_static(b"{}")),
-            is_error: true,
-            ttl: second * 9,
-            left: second * 4,
-        }
-    }
-
-    #[test]
-    fn a_value_is_read_under_its_key_in_its_generations_and_not_otherwise() {
-        let (key, now) = ([7; 32], stamp(&[None, Some("a".into())]));
-        let value = written(&key, now, &entry());
-        assert_eq!(read(&key, &value, 4000, now), Ok(entry()));
-        assert_eq!(
-            read(&key, &value, 1 << 40, now).map(|e| e.left),
-            Ok(entry().ttl),
-            "no longer than it was to be kept"
-        );
-        assert_eq!(read(&[8; 32], &value, 4000, now), Err(Bad::Corrupt));
-        for other in [stamp(&[Some("a".into()), None]), stamp(&[None, Some("b".into())]), stamp(&[])] {
-            assert_eq!(read(&key, &value, 4000, other), Err(Bad::Old));
-        }
-        assert_eq!((read(&key, b"", 1, now), read(&key, &value, 0, now)), (Err(Bad::Missing), Err(Bad::Missing)));
-    }
-
-    #[test]
-    fn what_is_damaged_or_of_another_version_is_no_value() {
-        let (key, now) = ([7; 32], stamp(&[]));
-        let value = written(&key, now, &entry());
-        for at in 0..value.len() {
-            let mut damaged = value.clone();
-            damaged[at] ^= 1;
-            let bad = read(&key, &damaged, 4000, now).expect_err("damaged");
-            assert_eq!(bad, if at < 4 { Bad::Foreign } else { Bad::Corrupt }, "byte {at}");
-            assert!(read(&key, &value[..at], 4000, now).is_err(), "the first {at} bytes");
-        }
-        assert_eq!(read(&key, b"something else entirely", 1, now), Err(Bad::Foreign));
     }
 }
