@@ -405,7 +405,7 @@ async fn each_change_is_logged_once() {
         ("those that are known stay in force", 1),
         ("can be fetched again", 1),
         ("has other keys", 1),
-        ("500", 3),
+        ("the answer is 500", 3),
     ] {
         assert_eq!(text.matches(line).count(), times, "{line}: {text}");
     }
