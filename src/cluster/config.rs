@@ -41,7 +41,8 @@ pub struct Config {
     pub advertise: String,
     /// What this instance is for, in words that tools are placed by.
     pub roles: Vec<String>,
-    /// Address and port where other instances hand over calls of tools that are placed here; a port of 0 takes a free one.
+    /// Address and port where other instances hand over calls of tools that are placed here; a port of 0 takes a free
+    /// one.
     pub forward_listen: String,
     /// Where the other instances reach that, as `HOST:PORT`; empty is the address itself.
     pub forward_advertise: String,
@@ -248,6 +249,9 @@ fn read_secret(setting: &str, path: &str) -> Result<Option<Secret>, String> {
     file.take(SECRET_BYTES_MAX).read_to_string(&mut text).map_err(|e| said(e.to_string()))?;
     match text.trim_end_matches(['\n', '\r']) {
         "" => Err(said("it is empty".into())),
+        text if text.contains(['\n', '\r']) => {
+            Err(said("it has more than one line; it is to have one, the secret".into()))
+        }
         secret => Ok(Some(Secret::new(secret))),
     }
 }

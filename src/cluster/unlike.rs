@@ -1,5 +1,5 @@
-//! What is to be equal on all instances and is not: found by who comes, in what the others say of themselves. Nothing is
-//! refused for it, since settings change one instance after the other.
+//! What is to be equal on all instances and is not: found by who comes, in what the others say of themselves. Nothing
+//! is refused for it, since settings change one instance after the other.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ const TOLD_MAX: usize = 10;
 const UNSET: &str = "not set";
 const KEY_IN_REDIS: &str = "the one in Redis";
 const KEYS_ADVICE: &str = "give all the same file, or none, since those of different keys hand no calls to each other; a \
-                           fingerprint is the beginning of what `tr -d '\\n' < FILE | sha256sum` says";
+                           fingerprint is the beginning of what `tr -d '\\r\\n' < FILE | sha256sum` says";
 
 /// Where a tool is to be, as one instance is set: its roles and how many, each as in the settings.
 type Places<'n> = BTreeMap<&'n str, [String; 2]>;
@@ -25,8 +25,8 @@ pub(crate) fn place(tool: &str, roles: &[String], spread: Option<usize>) -> Stri
     format!("{tool}?{}?{spread}", roles.join(","))
 }
 
-/// How many instances of those that can are to have a tool, as this one is set. None where it does not say, as one of an
-/// earlier version.
+/// How many instances of those that can are to have a tool, as this one is set. None where it does not say, as one of
+/// an earlier version.
 pub(super) fn spread_of(node: &Node, tool: &str) -> Option<Option<usize>> {
     let mut places = node.placed.as_ref()?.iter().filter_map(|text| text.split_once('?'));
     let place = places.find(|(name, _)| *name == tool).map(|(_, rest)| rest);
@@ -88,8 +88,8 @@ pub(super) fn unlike(own: &Node, all: &[Node]) -> Vec<String> {
     found
 }
 
-/// The key of an instance, as its settings decide it. One that is in Redis is that of all who have no file, or will be in a
-/// moment.
+/// The key of an instance, as its settings decide it. One that is in Redis is that of all who have no file, or will be
+/// in a moment.
 fn key_of(node: &Node) -> Option<&str> {
     match node.node_key.split_once(':')? {
         ("redis", _) => Some(KEY_IN_REDIS),

@@ -239,7 +239,7 @@ pub(super) const RANGES: &[Range] = &[
         ("without a place in the queue a call could not be handed over", "each place costs memory"),
     ),
     range("pool.queue_wait_ms_max", 0, DAY_MS, ("", "nobody waits longer than a day")),
-    range("pool.refusal_gather_us", 0, 10_000, ("", "what is not refused waits as long as what is")),
+    range("pool.refusal_gather_us", 0, 2000, ("", "what is not refused waits as long as what is")),
     range("pool.nice", 0, 19, ("", "the kernel knows no more")),
     range("pool.lost_max", 0, 4096, ("", "each lost thread keeps its stack and perhaps a core until its tool returns")),
     range("cache.entry_bytes_max", 0, GIB, HARD_LIMIT),

@@ -59,8 +59,6 @@ pub(crate) struct Connection {
     write_stalled: AtomicU64,
     /// Requests that are not over.
     busy: AtomicU32,
-    /// What hyper has read was not read to its end: behind the present request stands more.
-    has_ahead: AtomicBool,
     /// It is to end after what it is at.
     is_ending: AtomicBool,
     /// It ends after what it is at: no further request is taken.
@@ -93,13 +91,8 @@ pub(crate) struct Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let conn = &self.conn;
-        conn.busy.fetch_sub(1, Relaxed);
-        let now = conn.note();
-        conn.last_used.store(now, Relaxed);
-        if conn.has_ahead.load(Relaxed) {
-            conn.head_began.store(now, Relaxed); // it has waited for this one
-        }
+        self.conn.busy.fetch_sub(1, Relaxed);
+        self.conn.last_used.store(self.conn.note(), Relaxed);
     }
 }
 
@@ -113,7 +106,6 @@ impl Connection {
             last_used: AtomicU64::new(OPENED),
             write_stalled: AtomicU64::new(NEVER),
             busy: AtomicU32::new(0),
-            has_ahead: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
             is_hung_up: AtomicBool::new(false),
             certified: OnceLock::new(),
@@ -236,12 +228,6 @@ impl Connection {
         if has_come && is_between && self.head_began.load(Relaxed) == NEVER {
             self.head_began.store(self.note(), Relaxed);
         }
-    }
-
-    /// Notes whether hyper holds more than it has read. Once a request is whole it looks for the client's leaving, but not with
-    /// the beginning of the next one in its hands.
-    pub(super) fn note_ahead(&self, has_ahead: bool) {
-        self.has_ahead.store(has_ahead, Relaxed);
     }
 
     /// The present moment, to a tick of the kernel: what is measured by it are seconds, and requests note it often.

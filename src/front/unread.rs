@@ -1,6 +1,7 @@
 //! What a client sends and nobody reads: it is taken in and thrown away, within bounds of size and time, before a
-//! connection or a stream ends. An end with bytes unread is a reset, which takes with it what is left of the last answer on
-//! its way. The same for all ways in which requests are read.
+//! connection or a stream ends. An end with bytes unread is a reset, which takes with it what is left of the last
+//! answer on its way. The same for all ways in which requests are read. A connection that is given up (it idles, is too
+//! slow, or memory is short) ends at once.
 
 use std::{
     pin::Pin,
@@ -18,8 +19,8 @@ use super::{
     watched::{READ_BYTES, poll_look},
 };
 
-/// As much of a body is always taken that nobody reads. With more to come of one that was refused, a connection is not used
-/// again.
+/// As much of a body is always taken that nobody reads. With more to come of one that was refused, a connection is not
+/// used again.
 pub(super) const UNREAD_BYTES_MAX: u64 = 64 * 1024;
 /// What is on its way is taken for so long, as long as it comes without such a pause.
 pub(super) const UNREAD_TIME: Duration = Duration::from_secs(3);
@@ -86,8 +87,8 @@ impl Taking {
     }
 }
 
-/// The end of a connection: that nothing more comes is said, which for TLS is a message of its own; then what the client has
-/// sent behind its request is taken, and it has time to see the end.
+/// The end of a connection: that nothing more comes is said, which for TLS is a message of its own; then what the
+/// client has sent behind its request is taken, and it has time to see the end.
 pub(super) struct Ending {
     taking: Taking,
     is_said: bool,

@@ -1,5 +1,5 @@
-//! A socket that is watched for its connection: whether a write gets on, and what is read. What is looked for in what is
-//! read differs by protocol, and is decided when the connection begins.
+//! A socket that is watched for its connection: whether a write gets on, and what is read. What is looked for in what
+//! is read differs by protocol, and is decided when the connection begins.
 
 use std::{
     cell::RefCell,
@@ -20,8 +20,8 @@ use crate::front::{
     unread::{self, Ending},
 };
 
-/// Pieces of an answer up to this size are copied together: the kernel takes one piece (`send`) in less time than several
-/// (`writev`), and the difference is more than the copy.
+/// Pieces of an answer up to this size are copied together: the kernel takes one piece (`send`) in less time than
+/// several (`writev`), and the difference is more than the copy.
 pub(super) const TOGETHER_BYTES_MAX: usize = 2048;
 /// What is read at once where it is looked at.
 pub(super) const READ_BYTES: usize = 16 * 1024;
@@ -52,7 +52,7 @@ pub(super) struct Watched<S> {
     conn: Arc<Connection>,
     /// What was read before, and comes first.
     ahead: Bytes,
-    /// The last read brought something: with that in its hands hyper does not look again, and when all is read it does.
+    /// The last read brought something: there may be more.
     is_fed: bool,
     /// Once it has begun.
     ending: Option<Box<Ending>>,
@@ -70,15 +70,6 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S> Watched<S> {
-    fn note_fed(&mut self, is_fed: bool) {
-        if self.is_fed != is_fed {
-            self.is_fed = is_fed;
-            self.conn.note_ahead(is_fed);
-        }
-    }
-}
-
 /// Notes that a write waits, or that it does not any more.
 pub(super) fn note_write<T>(conn: &Connection, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
     conn.note_stalled(written.is_pending());
@@ -90,12 +81,12 @@ impl<S: AsyncRead + Unpin> Read for Watched<S> {
         if !self.ahead.is_empty() {
             let length = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(length));
-            self.note_fed(true);
+            self.is_fed = true;
             return Poll::Ready(Ok(()));
         }
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.conn.note_read(read.is_ready());
-        self.note_fed(read.is_ready());
+        self.is_fed = read.is_ready();
         read
     }
 }

@@ -1,6 +1,6 @@
 //! Every metric, its name and its meaning, gathered when somebody asks. Names begin with `bigiron_`, but for those that
-//! every program is expected to have (`process_`); values of labels come from the configuration and the code, never from
-//! a request.
+//! every program is expected to have (`process_`); values of labels come from the configuration and the code, never
+//! from a request.
 
 use std::{
     sync::{
@@ -55,15 +55,16 @@ type Limits = [(&'static str, u64); 7];
 /// What instances share.
 fn shared(out: &mut Exposition, cluster: &Cluster) {
     let link = &cluster.link;
+    let is_away = matches!(cluster.word(), "away" | "foreign"); // as `/ready` says it
     out.gauge("bigiron_cluster_up", "1 while what instances share can be had, 0 while Redis is away or not ours")
-        .only(u8::from(!link.is_away()));
+        .only(u8::from(!is_away));
     out.gauge("bigiron_cluster_writable", "1 while Redis is there and takes writes, 0 while it is away or full")
-        .only(u8::from(!link.is_away() && !cluster.takes_no_writes()));
+        .only(u8::from(!is_away && !cluster.takes_no_writes()));
     out.gauge(
         "bigiron_cluster_heard",
         "1 while what other instances tell is heard, 0 while Redis is away or forbids it",
     )
-    .only(u8::from(!link.is_away() && !link.is_deaf()));
+    .only(u8::from(!is_away && !link.is_deaf()));
     out.counter("bigiron_cluster_away_total", "Times that Redis went away").only(link.times_away());
     out.gauge("bigiron_cluster_commands_in_flight", "Commands to Redis under way")
         .only(link.in_flight(cluster.config.in_flight_max));

@@ -1,8 +1,9 @@
 //! Whether a value is of its schema, and what is wrong where it is not. The first takes time by the size of the value
 //! alone. The second would not: of a union (`anyOf`, `oneOf`) the validator gathers all that is wrong by each of its
 //! forms, and in all forms of what is inside, so that a schema which refers to itself takes twice the time and more for
-//! each step that a value is deeper. Who sends a value chooses that. So it is worked out beforehand of how large a value
-//! faults are told in detail; of a larger one it is said which member is wrong. What a schema is, is `schema`'s business.
+//! each step that a value is deeper. Who sends a value chooses that. So it is worked out beforehand of how large a
+//! value faults are told in detail; of a larger one it is said which member is wrong. What a schema is, is `schema`'s
+//! business.
 
 use std::fmt;
 
@@ -17,13 +18,26 @@ const PAIRS_MAX: usize = 20_000;
 const USUAL_VALUES: usize = 100;
 /// Schemas inside a schema that are counted, each as often as it is referred to. One that refers to itself has more.
 const SCHEMAS_MAX: usize = 10_000;
-/// How much of a fault's text is told: it may quote the value itself.
+/// How much of a fault's place is told, and of its text: they may quote the value itself.
 const TOLD_CHARS_MAX: usize = 300;
 /// Keywords by which a value is looked at more than once.
-const REPEATING: [&str; 8] =
-    ["allOf", "anyOf", "oneOf", "then", "else", "dependentSchemas", "dependencies", "patternProperties"];
+const REPEATING: [&str; 11] = [
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "then",
+    "else",
+    "dependentSchemas",
+    "dependencies",
+    "patternProperties",
+    "contains",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+];
 /// The same where they stand beside a reference.
-const REPEATING_A_REFERENCE: [&str; 3] = ["properties", "additionalProperties", "items"];
+const REPEATING_A_REFERENCE: [&str; 5] =
+    ["properties", "additionalProperties", "items", "prefixItems", "additionalItems"];
+const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
 /// Keywords whose values are objects of schemas by names.
 const NAMED: [&str; 6] =
     ["properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions"];
@@ -64,7 +78,7 @@ impl Fault {
 }
 
 fn place(path: &str) -> String {
-    if path.is_empty() { "the object".into() } else { path.into() }
+    if path.is_empty() { "the object".into() } else { path.chars().take(TOLD_CHARS_MAX).collect() }
 }
 
 impl Checker {
@@ -124,8 +138,9 @@ fn repeats(root: &Value) -> bool {
     let mut open = vec![root];
     while let Some(schema) = open.pop() {
         if let Value::Object(schema) = schema {
-            let has = |keywords: &[&str]| keywords.iter().any(|keyword| schema.contains_key(*keyword));
-            if has(&REPEATING) || (has(&["$ref"]) && has(&REPEATING_A_REFERENCE)) {
+            let count = |keywords: &[&str]| keywords.iter().filter(|keyword| schema.contains_key(**keyword)).count();
+            let references = count(&REFERENCES);
+            if count(&REPEATING) > 0 || references > 1 || (references > 0 && count(&REPEATING_A_REFERENCE) > 0) {
                 return true;
             }
         }
@@ -267,7 +282,11 @@ mod tests {
             let named = json!({ "properties": { keyword: { "enum": [{ keyword: 1 }] } }, "$defs": { keyword: {} } });
             assert!(!repeats(&named), "{keyword} as a name");
         }
-        assert!(repeats(&json!({ "$defs": { "a": { "$ref": "#", "properties": {} } } })));
+        for (reference, beside) in REFERENCES.iter().flat_map(|to| REPEATING_A_REFERENCE.map(|beside| (to, beside))) {
+            let both = json!({ "$defs": { "a": { *reference: "#", beside: {} } } });
+            assert!(repeats(&both), "{both}");
+        }
+        assert!(repeats(&json!({ "$ref": "#/$defs/a", "$dynamicRef": "#b" })), "two are two");
         assert!(!repeats(&json!({ "$ref": "#/definitions/a", "definitions": { "a": { "properties": {} } } })));
     }
 

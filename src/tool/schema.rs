@@ -1,6 +1,6 @@
-//! Schemas, and what is told of arguments that are not of theirs (JSON Schema of the draft that they name, compiled once,
-//! nothing fetched, patterns in linear time). Results are `results`' business, and what a schema says of headers is
-//! `header_params`'.
+//! Schemas, and what is told of arguments that are not of theirs (JSON Schema of the draft that they name, compiled
+//! once, nothing fetched, patterns in linear time). Results are `results`' business, and what a schema says of headers
+//! is `header_params`'.
 
 use std::fmt::Write;
 
@@ -79,8 +79,9 @@ fn unknown_draft(schema: &Map<String, Value>) -> Option<&str> {
     }
     let named = schema.get("$schema").and_then(Value::as_str);
     let unknown = named.filter(|named| Draft::from_schema_uri(named) == Draft::Unknown);
-    // Values, not schemas, are what some keywords have.
-    let schemas = || schema.iter().filter(|(keyword, _)| !VALUES.contains(&keyword.as_str()));
+    // Values, not schemas, are what some keywords have; and what keywords of one's own have is for who knows them.
+    let is_schema = |keyword: &str| !VALUES.contains(&keyword) && !keyword.starts_with("x-");
+    let schemas = || schema.iter().filter(|(keyword, _)| is_schema(keyword));
     unknown.or_else(|| schemas().find_map(|(_, value)| inside(value)))
 }
 
@@ -205,7 +206,8 @@ mod tests {
         let inner = json!({"$schema":DRAFT_07,"properties":{"a":{"anyOf":[own]}}});
         let error = ArgumentSchema::compile(&object(inner)).expect_err("refused");
         assert!(error.contains("own.json"), "{error}");
-        let value = json!({"properties":{"$schema":{"type":"string","default":"own.json"},"a":{"const":own}}});
+        let value =
+            json!({"x-of":own,"properties":{"$schema":{"type":"string","default":"own.json"},"a":{"const":own}}});
         ArgumentSchema::compile(&object(value)).expect("it is an argument that is named so");
     }
 }

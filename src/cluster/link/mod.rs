@@ -60,8 +60,8 @@ use super::config::Config;
 const WATCH: Duration = Duration::from_millis(500);
 /// Between two looks whether the part of a cluster is back that it is used without.
 const PART_LOOK: Duration = Duration::from_secs(5);
-/// Between two questions to the sentinels who the master is. Mostly they end the connections to one that is none any more;
-/// where they cannot reach it, or a connection was made a moment too late, it would be used for ever.
+/// Between two questions to the sentinels who the master is. Mostly they end the connections to one that is none any
+/// more; where they cannot reach it, or a connection was made a moment too late, it would be used for ever.
 const MASTER_LOOK: Duration = Duration::from_secs(5);
 
 /// A handle on Redis; clones share one connection.
@@ -192,8 +192,8 @@ impl Link {
         self.ask_anybody(Ask::Script(script)).await
     }
 
-    /// Notes whose it is that is there. As long as it is another's, commands fail as while Redis is away, and what is told
-    /// there is not heard.
+    /// Notes whose it is that is there. As long as it is another's, commands fail as while Redis is away, and what is
+    /// told there is not heard.
     pub(super) fn note_owner(&self, is_ours: bool) {
         let owner = if is_ours { Owner::Us } else { Owner::Another };
         let mut was_in_vain = false;
@@ -207,7 +207,8 @@ impl Link {
         }
     }
 
-    /// We have left: commands fail from now on, so that nothing is written again. Whether Redis is there is known as before.
+    /// We have left: commands fail from now on, so that nothing is written again. Whether Redis is there is known as
+    /// before.
     pub(super) fn give_up(&self) {
         self.shared.owner.send_replace(Owner::UsNoMore);
     }
@@ -419,7 +420,7 @@ async fn keep(shared: &Shared) -> std::convert::Infallible {
         let is_instance = *shared.owner.borrow() != Owner::Anybody;
         let is_back = shared.switch.was_up() && shared.switch.state().is_away();
         let reached = shared.way.connect(is_instance, is_back).await;
-        let reached = reached.inspect_err(|_| missing.note_absence()).and_then(|reached| match reached.missing {
+        let reached = reached.and_then(|reached| match reached.missing {
             Some(what) if !missing.may_be_used(false, Instant::now()) => Err(what),
             _ => Ok(reached),
         });

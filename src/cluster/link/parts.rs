@@ -1,5 +1,5 @@
-//! Whether a cluster of Redis is there with all its parts, and for how long what is there waits for the rest. Its nodes go on
-//! alone for a while when one is down, and what is asked of them says nothing of that one.
+//! Whether a cluster of Redis is there with all its parts, and for how long what is there waits for the rest. Its nodes
+//! go on alone for a while when one is down, and what is asked of them says nothing of that one.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,9 +12,12 @@ use super::{
     scan::{ask_each_master, size},
 };
 
-/// A cluster that was away is back once all its masters answer: where one is down, some of what is asked fails, and it would
-/// be away again at once. When a part has answered alone for so long it is used, since the rest may never come.
+/// A cluster that was away is back once all its masters answer: where one is down, some of what is asked fails, and it
+/// would be away again at once. When a part has answered alone for so long it is used, since the rest may never come.
 const WHOLE_PATIENCE: Duration = Duration::from_secs(30);
+/// Where no part was seen to answer for so long, none was there. Single attempts fail while a part is: they wait for
+/// it.
+const ABSENCE: Duration = Duration::from_secs(10);
 /// Nodes that are named; of more than this all may be meant.
 const NAMED_MAX: usize = 3;
 
@@ -23,8 +26,8 @@ const NAMED_MAX: usize = 3;
 pub(super) enum Missing {
     #[default]
     Nothing,
-    /// A part, since the others answer: mostly for a moment, while it comes back.
-    PartSince(Instant),
+    /// A part, since the others answer, which they were last seen to do then: mostly for a moment, while it comes back.
+    Part { since: Instant, seen: Instant },
     /// A part, for as long as can be said: the others are used, after each absence without a wait.
     PartForLong,
 }
@@ -34,18 +37,16 @@ impl Missing {
     pub(super) fn may_be_used(&mut self, is_whole: bool, now: Instant) -> bool {
         *self = match *self {
             _ if is_whole => Self::Nothing,
-            Self::Nothing => Self::PartSince(now),
-            Self::PartSince(since) if now.saturating_duration_since(since) >= WHOLE_PATIENCE => Self::PartForLong,
-            as_before => as_before,
+            Self::Nothing => Self::Part { since: now, seen: now },
+            // Nothing answered for a while: then the wait for the rest has not begun.
+            Self::Part { seen, .. } if now.saturating_duration_since(seen) >= ABSENCE => {
+                Self::Part { since: now, seen: now }
+            }
+            Self::Part { since, .. } if now.saturating_duration_since(since) >= WHOLE_PATIENCE => Self::PartForLong,
+            Self::Part { since, .. } => Self::Part { since, seen: now },
+            Self::PartForLong => Self::PartForLong,
         };
-        !matches!(self, Self::PartSince(_))
-    }
-
-    /// Nothing answered: then the wait for the rest has not begun.
-    pub(super) fn note_absence(&mut self) {
-        if matches!(self, Self::PartSince(_)) {
-            *self = Self::Nothing;
-        }
+        !matches!(self, Self::Part { .. })
     }
 }
 
@@ -94,16 +95,19 @@ mod tests {
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         assert!(missing.may_be_used(true, at(0)));
         assert!(!missing.may_be_used(false, at(1)), "the others answer for a moment, and then nobody does");
-        missing.note_absence();
         // After minutes the part comes back, one node after the other.
-        assert!(!missing.may_be_used(false, at(300)), "the time in which nobody answered is no wait");
-        assert!(!missing.may_be_used(false, at(329)) && missing.may_be_used(true, at(329)));
-        assert!(!missing.may_be_used(false, at(400)), "another absence");
+        for second in (300..330).step_by(9) {
+            assert!(!missing.may_be_used(false, at(second)), "the time in which nobody answered is no wait");
+        }
+        assert!(missing.may_be_used(true, at(329)));
+        // Another absence, in which some attempts fail by themselves.
+        for second in [400, 401, 410, 419, 428] {
+            assert!(!missing.may_be_used(false, at(second)), "{second}");
+        }
         assert!(missing.may_be_used(false, at(430)), "the rest may never come");
-        missing.note_absence();
-        assert!(missing.may_be_used(false, at(431)) && missing == Missing::PartForLong, "it is not waited for again");
-        assert!(missing.may_be_used(true, at(432)));
-        assert!(!missing.may_be_used(false, at(500)), "until it was there");
+        assert!(missing.may_be_used(false, at(500)) && missing == Missing::PartForLong, "it is not waited for again");
+        assert!(missing.may_be_used(true, at(501)));
+        assert!(!missing.may_be_used(false, at(600)), "until it was there");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Whether the user of Redis may do what instances do, tried when a connection is made: a right that is missing would
-//! else be met at the first session, task or stop that needs it, and a script might be done by half. Nothing is changed by
-//! it and nobody hears of it. How what is missing is told stands in `why`.
+//! else be met at the first session, task or stop that needs it, and a script might be done by half. Nothing is changed
+//! by it and nobody hears of it. How what is missing is told stands in `why`.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -14,8 +14,8 @@ use super::{
     way::within,
 };
 
-/// What is asked of keys, by commands or in scripts; and `TIME`, which has none. What instances can do without is not here:
-/// `RESTORE`, which only saves memory.
+/// What is asked of keys, by commands or in scripts; and `TIME`, which has none. What instances can do without is not
+/// here: `RESTORE`, which only saves memory.
 const COMMANDS: [&str; 36] = [
     "DEL",
     "DUMP",
@@ -98,7 +98,8 @@ pub(super) async fn try_all(connection: &Connection, tried: &Tried<'_>, limit: D
         tries.push((At::EachMaster, asks("SCAN", &["0", "COUNT", "1"])));
     }
     let told = join_all(tries.iter().map(|(at, ask)| one(connection.clone(), *at, ask, limit))).await;
-    if told.into_iter().collect::<RedisResult<Option<Vec<_>>>>()?.is_none() {
+    let told = told.into_iter().collect::<RedisResult<Vec<_>>>()?; // what one may not do counts, whoever is late
+    if told.iter().any(Option::is_none) {
         return Ok(());
     }
     let mut ask = asks("EVALSHA", &[Script::new(DENIED).get_hash(), "0", absent]);
@@ -124,8 +125,8 @@ enum At {
     EachMaster,
 }
 
-/// What one of them comes to. None where nobody answers in time: who does not answer one would not answer the others, and an
-/// attempt's time is for all of them. That Redis is full or a replica is told where it matters.
+/// What one of them comes to. None where nobody answers in time: who does not answer one would not answer the others,
+/// and an attempt's time is for all of them. That Redis is full or a replica is told where it matters.
 async fn one(mut connection: Connection, at: At, ask: &Cmd, limit: Duration) -> RedisResult<Option<Value>> {
     let told = match at {
         At::Usual => within(limit, ask.query_async::<Value>(&mut connection)).await,

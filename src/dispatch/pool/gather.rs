@@ -1,8 +1,8 @@
-//! Refusals in batches: a thread that refused a call, and has nothing else to do, lets further requests gather for a moment
-//! before it looks for them. Each look of its own would take the core away from a tool for one refusal. At ten times of what
-//! a core can do with calls of 2 ms, the goodput was 0.91 of the peak without the pause and 0.94 with one of 500 us
-//! (`cargo bench --bench experiments -- overload`, with `pool.refusal_gather_us` of 0 and of 500). When a call is refused is
-//! the pool's business.
+//! Refusals in batches: a thread that refused a call, and has nothing else to do, lets further requests gather for a
+//! moment before it looks for them. Each look of its own would take the core away from a tool for one refusal. At ten
+//! times of what a core can do with calls of 2 ms, the goodput was 0.91 of the peak without the pause and 0.94 with one
+//! of 500 us (`cargo bench --bench experiments -- overload`, with `pool.refusal_gather_us` of 0 and of 500). When a
+//! call is refused is the pool's business.
 
 use std::{cell::Cell, thread, time::Duration};
 
