@@ -28,7 +28,7 @@ train() { # options of bigiron bench
     (cd "$home" && LLVM_PROFILE_FILE="$home/counts/%p-%m.profraw" "$counting" bench --duration 5s --warmup 0s --repeats 0 "$@")
 }
 train --tool echo
-train --tool echo --mode legacy
+train --tool echo --mode sessions
 train --tool echo --connections 1
 train --tool burn --arguments '{"ms":1}'
 "$profdata" merge -o "$home/merged.profdata" "$home/counts"
