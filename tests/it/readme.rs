@@ -40,6 +40,20 @@ fn the_commands_are_those_of_the_program() {
     }
 }
 
+/// The script itself takes two release builds; what it asks of the program can be asked of any build.
+#[test]
+fn the_profile_is_made_of_loads_that_there_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build-pgo.sh");
+    let script = fs::read_to_string(path).expect("the script");
+    let bench = concat!(env!("CARGO_BIN_EXE_bigiron"), " bench --duration 100ms --warmup 0s --repeats 0");
+    let loads: Vec<_> = script.lines().filter_map(|line| line.strip_prefix("train --")).collect();
+    assert!(!loads.is_empty());
+    for load in loads {
+        let ran = Command::new("sh").args(["-c", &format!("{bench} --{load}")]).output().expect("it runs");
+        assert!(ran.status.success(), "{load}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+}
+
 #[test]
 fn its_settings_are_settings() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
