@@ -99,7 +99,7 @@ fn run(args: &Args) -> Result<bool> {
         return Err("valgrind is missing: apt-get install valgrind".into());
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("no target directory")?;
-    let peers = if args.alone { None } else { Some(build_peers(target)?) };
+    let peers = if args.alone { None } else { Some(build_peers(target, &[])?) };
     let folder = target.join("instructions");
     fs::create_dir_all(&folder)?;
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.tsv");

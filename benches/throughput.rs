@@ -72,6 +72,10 @@ struct Args {
     /// Worker threads of the peers; one fits their one core. bigiron finds its own number.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     peer_threads: u16,
+    /// rmcp and tower-mcp with the allocator of the system, as they are where nobody chooses one; without it all have
+    /// mimalloc, so that it is the servers that differ.
+    #[arg(long)]
+    system_allocator: bool,
     /// Core of the servers; by default the first that this process may use.
     #[arg(long)]
     server_core: Option<usize>,
@@ -122,6 +126,10 @@ impl Args {
         Kind::ALL.into_iter().chain(others).filter(wanted).collect()
     }
 
+    fn peer_features(&self) -> &[&str] {
+        if self.system_allocator { &["system-allocator"] } else { &[] }
+    }
+
     fn rows(&self) -> &[Row] {
         if self.rows.is_empty() { Row::value_variants() } else { &self.rows }
     }
@@ -147,7 +155,7 @@ fn run(args: &Args) -> Result<bool> {
     let (server_core, generator_core) = args.cores()?;
     let with_peers = Kind::ALL.iter().any(|kind| *kind != Kind::Bigiron && !args.skip.contains(kind));
     // Built before this thread is bound to a core, so that the build has all of them.
-    let peers = with_peers.then(|| build_peers(target)).transpose()?;
+    let peers = with_peers.then(|| build_peers(target, args.peer_features())).transpose()?;
     let rig = Rig {
         bigiron,
         peers: peers.unwrap_or_default(),
@@ -166,6 +174,9 @@ fn run(args: &Args) -> Result<bool> {
         args.connections,
         host()
     );
+    if args.system_allocator {
+        println!("rmcp and tower-mcp with the allocator of the system, the others with mimalloc");
+    }
 
     let mut complete = true;
     let mut rows = Vec::new();

@@ -1,7 +1,8 @@
 //! The servers of a run: bigiron, the two bare hyper servers that mark the limit, stock rmcp in its two modes, tower-mcp,
 //! and what the command line brings. How each is built and started, and which rows it takes part in.
 //!
-//! All of them get one core and mimalloc and log errors only. bigiron keeps every check of its default
+//! All of them get one core and mimalloc and log errors only, so that it is the servers that differ; with
+//! `--system-allocator` rmcp and tower-mcp have what they come with. bigiron keeps every check of its default
 //! configuration, and the peers have what their documentation gives them; a peer that were tuned by hand would
 //! show another figure.
 
@@ -197,13 +198,13 @@ pub(crate) fn bare_arguments(row: Row) -> Vec<String> {
 }
 
 /// Builds the package beside this folder and says where its programs are. The first time takes minutes.
-pub(crate) fn build_peers(target: &Path) -> Result<PathBuf> {
+pub(crate) fn build_peers(target: &Path, features: &[&str]) -> Result<PathBuf> {
     let target = target.join("peers");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/Cargo.toml");
     let mut build = Command::new(cargo);
     build.args(["build", "--release", "--locked", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(&target);
-    let status = build.status()?;
+    let status = build.args(["--features", &features.join(",")]).status()?;
     if !status.success() {
         return Err(format!("the peers did not build ({status}): see benches/peers").into());
     }

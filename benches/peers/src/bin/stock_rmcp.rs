@@ -18,11 +18,16 @@ use rmcp::{
     },
 };
 
+#[cfg(not(feature = "system-allocator"))]
+use mimalloc::MiMalloc as Inner;
+#[cfg(feature = "system-allocator")]
+use std::alloc::System as Inner;
+
 #[path = "../../../support/allocations.rs"]
 mod allocations;
 
 #[global_allocator]
-static ALLOCATOR: allocations::Counting<mimalloc::MiMalloc> = allocations::Counting(mimalloc::MiMalloc);
+static ALLOCATOR: allocations::Counting<Inner> = allocations::Counting(Inner);
 
 #[derive(Parser)]
 struct Args {

@@ -9,11 +9,16 @@ use axum::serve::ListenerExt;
 use clap::Parser;
 use tower_mcp::{CallToolResult, HttpTransport, McpRouter, ToolBuilder};
 
+#[cfg(not(feature = "system-allocator"))]
+use mimalloc::MiMalloc as Inner;
+#[cfg(feature = "system-allocator")]
+use std::alloc::System as Inner;
+
 #[path = "../../../support/allocations.rs"]
 mod allocations;
 
 #[global_allocator]
-static ALLOCATOR: allocations::Counting<mimalloc::MiMalloc> = allocations::Counting(mimalloc::MiMalloc);
+static ALLOCATOR: allocations::Counting<Inner> = allocations::Counting(Inner);
 
 #[derive(Parser)]
 struct Args {
