@@ -8,11 +8,7 @@ use tokio::{
     sync::{Notify, oneshot},
 };
 
-use crate::{
-    dispatch::pool::gather,
-    runtime::Flavor,
-    server::parts::{READY_AT_ONCE, TURNS},
-};
+use crate::{runtime::Flavor, server::parts::moving_bytes};
 
 /// How a listener is told to stop, and tells that it has.
 #[derive(Debug, Default)]
@@ -56,9 +52,7 @@ async fn watched(accepting: impl Future<Output = io::Result<()>>, door: Arc<Door
 
 /// A thread with a runtime of its own, for as long as what is returned lives.
 fn own_thread(number: usize, accepting: impl Future<Output = ()> + Send + 'static) -> io::Result<Life> {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.event_interval(TURNS).max_io_events_per_tick(READY_AT_ONCE);
-    let runtime = runtime.on_thread_park(gather::before_wait).enable_all().build()?;
+    let runtime = moving_bytes(&mut tokio::runtime::Builder::new_current_thread()).build()?;
     let (life, ended) = oneshot::channel();
     thread::Builder::new().name(format!("io-{number}")).spawn(move || {
         runtime.block_on(async {

@@ -143,11 +143,11 @@ pub(super) async fn keep_tools(
 }
 
 /// Turns of an I/O thread between two looks at what is ready in the kernel: tokio's own number.
-pub(super) const TURNS: u32 = 61;
+const TURNS: u32 = 61;
 /// Connections that an I/O thread is told of at one look. As many as have their turn until the next: more would pile up, in
 /// an order that lets some wait for seconds where thousands are busy, and what was touched to wake one would be far away
 /// again when it is served. In the kernel they wait in the order of their coming.
-pub(super) const READY_AT_ONCE: usize = TURNS as usize;
+const READY_AT_ONCE: usize = TURNS as usize;
 /// Turns of an I/O thread between two looks at what was woken from other threads, such as those of the pool. tokio's own
 /// number is so high that with many busy connections such a call waits for a hundred times as long as others.
 const GLOBAL_QUEUE_INTERVAL: u32 = 4;
@@ -161,16 +161,14 @@ pub(super) fn shared_threads(flavor: Flavor, io_threads: usize) -> usize {
 }
 
 pub(super) fn io_runtime(threads: usize) -> Result<Runtime, StartError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name("io")
-        .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
-        .event_interval(TURNS)
-        .max_io_events_per_tick(READY_AT_ONCE)
-        .on_thread_park(gather::before_wait)
-        .enable_all()
-        .build()
-        .map_err(|e| StartError::host("cannot start the I/O threads", e))
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(threads).thread_name("io").global_queue_interval(GLOBAL_QUEUE_INTERVAL);
+    moving_bytes(&mut runtime).build().map_err(|e| StartError::host("cannot start the I/O threads", e))
+}
+
+/// What threads that move bytes have, whether they share a runtime or each has its own.
+pub(super) fn moving_bytes(runtime: &mut tokio::runtime::Builder) -> &mut tokio::runtime::Builder {
+    runtime.event_interval(TURNS).max_io_events_per_tick(READY_AT_ONCE).on_thread_park(gather::before_wait).enable_all()
 }
 
 /// An address as a Host header names it, without the port.
