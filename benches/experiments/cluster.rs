@@ -39,7 +39,7 @@ impl Redis {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
-        command.current_dir(&lab.folder).stdin(Stdio::null()).stdout(Stdio::null());
+        command.current_dir(&**lab.folder).stdin(Stdio::null()).stdout(Stdio::null());
         pin(&lab.cores.1)?;
         let child = command.spawn();
         pin(&lab.all_cores())?;

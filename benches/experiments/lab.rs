@@ -4,8 +4,10 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
 };
 
@@ -16,10 +18,27 @@ use crate::{BURN, Result};
 
 pub(crate) struct Lab {
     pub(crate) program: String,
-    pub(crate) folder: PathBuf,
+    pub(crate) folder: Arc<Folder>,
     pub(crate) seconds: u64,
     /// Of the server, and of the load.
     pub(crate) cores: (Vec<usize>, Vec<usize>),
+}
+
+/// A folder of the experiments' own, gone with the last that has it.
+pub(crate) struct Folder(PathBuf);
+
+impl Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// One row of what `bigiron bench` wrote.
@@ -87,10 +106,16 @@ impl Lab {
             let (own, others) = cores.split_at(cores.len() / 2);
             (own.to_vec(), others.to_vec())
         };
-        let folder = std::env::temp_dir().join(format!("bigiron-experiments-{}", std::process::id()));
-        fs::create_dir_all(&folder)?;
+        let folder = Folder(std::env::temp_dir().join(format!("bigiron-experiments-{}", std::process::id())));
+        fs::create_dir_all(&*folder)?;
         println!("server on cores {:?}, load on {:?}", cores.0, cores.1);
-        Ok(Self { program: program.to_owned(), folder, seconds: if quick { 3 } else { 10 }, cores })
+        Ok(Self { program: program.to_owned(), folder: Arc::new(folder), seconds: if quick { 3 } else { 10 }, cores })
+    }
+
+    /// The same with other cores for the server and for the load.
+    pub(crate) fn with_cores(&self, server: &[usize], load: &[usize]) -> Self {
+        let cores = (server.to_vec(), load.to_vec());
+        Self { program: self.program.clone(), folder: Arc::clone(&self.folder), seconds: self.seconds, cores }
     }
 
     /// Runs `bigiron bench` and returns its JSON.
@@ -174,12 +199,6 @@ impl Lab {
         thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         let (address, admin) = (address.ok_or("no address")?, admin.ok_or("no address")?);
         Ok(Server { child, address, admin })
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -2,7 +2,7 @@
 //! whether it did.
 //!
 //! `cargo bench --bench experiments` runs all, and those that are named when some are: `-- overload`, `short-calls`,
-//! `metastability`, `fairness`, `wedged`, `memory`, `quota`, `pool`, `auth`, `tls`, `rate-limit`, `floods`, `timing`,
+//! `cores`, `metastability`, `fairness`, `wedged`, `memory`, `quota`, `pool`, `auth`, `tls`, `rate-limit`, `floods`, `timing`,
 //! `hanging-issuer` and `cluster`. `--quick` makes every stretch shorter. Loads come from cores that the server does not
 //! have. It fails when something did not hold. `memory` and `quota` need to be root, for cgroups of their own, and
 //! `cluster` needs redis-server. `--bigiron PATH` tries another program.
@@ -12,7 +12,9 @@ mod auth;
 mod caller;
 mod cgroups;
 mod cluster;
+mod cores;
 mod floods;
+mod floor;
 mod frames;
 mod hanging_issuer;
 mod issuer;
@@ -41,9 +43,10 @@ type Experiment = fn(&Lab) -> Result<()>;
 /// The tool that costs a known time on a thread of the pool.
 const BURN: [&str; 4] = ["--tool", "burn", "--arguments", r#"{"ms":2}"#];
 
-const EXPERIMENTS: [(&str, Experiment); 15] = [
+const EXPERIMENTS: [(&str, Experiment); 16] = [
     ("overload", overload::overload),
     ("short-calls", overload::short_calls),
+    ("cores", cores::cores),
     ("metastability", overload::metastability),
     ("fairness", overload::fairness),
     ("wedged", wedged::wedged),
@@ -61,6 +64,11 @@ const EXPERIMENTS: [(&str, Experiment); 15] = [
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let [name, answer] = &args[..]
+        && name == floor::NAME
+    {
+        return floor::serve(answer).map_or_else(|error| failed(&*error), |()| ExitCode::SUCCESS);
+    }
     let quick = args.iter().any(|arg| arg == "--quick");
     let named = args.iter().position(|arg| arg == "--bigiron");
     let program = named.and_then(|at| args.get(at + 1)).map_or(env!("CARGO_BIN_EXE_bigiron"), String::as_str);

@@ -4,9 +4,14 @@ use std::{thread, time::Duration};
 
 use crate::{
     BURN, Result,
-    lab::{Lab, Row},
+    caller::{Caller, Way, drive, echo},
+    floor,
+    lab::{Lab, Row, Server},
     verdict,
 };
+
+/// Connections of calls of microseconds; the first are what the others are compared with.
+const CONNECTIONS: [usize; 3] = [256, 1000, 5000];
 
 /// Rates as `bigiron bench` takes them.
 fn rates(peak: f64, factors: &[f64]) -> String {
@@ -54,16 +59,37 @@ pub(crate) fn overload(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Calls of microseconds over more and more connections.
+/// Calls of microseconds over more and more connections, and what of a loss the host's kernel has alone.
 pub(crate) fn short_calls(lab: &Lab) -> Result<()> {
-    let rows = lab.rows(&["--connections", "256,1000,5000"])?;
+    let rows = lab.rows(&["--connections", &CONNECTIONS.map(|count| count.to_string()).join(",")])?;
     let first = rows.first().map_or(f64::NAN, |row| row.number("goodput_per_s"));
     for row in &rows[1..] {
         let share = row.number("goodput_per_s") / first;
         let label = row.0["label"].as_str().unwrap_or_default();
         verdict(&format!("throughput with {label} >= 0.90 of that with 256"), share >= 0.90, format!("{share:.3}"));
     }
+    let server = lab.serve(None, &[])?;
+    let mut caller = Caller::new(Way::to(&server), echo(None));
+    caller.call()?;
+    let floor = floor::start(lab, &caller)?;
+    println!("\ncalls in a second of the server's CPU time, and of those with {}:", CONNECTIONS[0]);
+    println!("{:<17}{:>16}{:>32}", "", "bigiron", "only reading and answering");
+    let mut firsts = None;
+    for count in CONNECTIONS {
+        let (own, bare) = (per_cpu_s(lab, &server, count)?, per_cpu_s(lab, &floor, count)?);
+        let (own_first, bare_first) = *firsts.get_or_insert((own, bare));
+        let (own_share, bare_share) = (own / own_first, bare / bare_first);
+        println!("{count:>4} connections {own:>9.0} {own_share:>6.3}{bare:>25.0} {bare_share:>6.3}");
+    }
     Ok(())
+}
+
+/// Calls over so many connections, by a load that costs less than the server.
+fn per_cpu_s(lab: &Lab, server: &Server, connections: usize) -> Result<f64> {
+    let mut callers: Vec<_> = (0..connections).map(|_| Caller::new(Way::to(server), echo(None))).collect();
+    let warm_up = Duration::from_secs(1);
+    drive(lab, server, &mut callers, warm_up, 200)?;
+    Ok(drive(lab, server, &mut callers, Duration::from_secs(lab.seconds), 200)?.per_cpu_s())
 }
 
 /// Ten times the load with clients that try again at once, and back.

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     Result,
     caller::{Caller, Way, drive, echo, pace},
+    floor,
     issuer::Issuer,
     lab::{Lab, Server},
     median, verdict,
@@ -105,22 +106,29 @@ fn costs(lab: &Lab, issuer: &Issuer, never: &Server, always: &Server) -> Result<
     for caller in &mut refused {
         caller.call()?; // the one that passes
     }
+    let refusal = refused.first_mut().ok_or("no callers")?;
+    refusal.call()?;
+    let floor = floor::start(lab, refusal)?;
+    let mut bare = callers(&floor);
     let time = Duration::from_secs(lab.seconds);
-    let (mut ratios, mut refusal_us, mut call_us) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ratios, mut refusal_us, mut call_us, mut floor_us) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..=PAIRS {
         let call = 1e6 / drive(lab, always, &mut answered, time, 200)?.per_cpu_s();
         let refusal = 1e6 / drive(lab, never, &mut refused, time, 429)?.per_cpu_s();
+        let floor = 1e6 / drive(lab, &floor, &mut bare, time, 429)?.per_cpu_s();
         // The first is the warm-up.
         if round > 0 {
             ratios.push(refusal / call);
             call_us.push(call);
             refusal_us.push(refusal);
+            floor_us.push(floor);
         }
     }
     let ratio = median(ratios);
     let (refusal, call) = (median(refusal_us), median(call_us));
     let figure = format!("{ratio:.3} ({refusal:.2} us of {call:.2} us, medians of {PAIRS} pairs)");
     verdict(&format!("a refusal costs <= {COST_MAX} of an echo call's CPU time"), ratio <= COST_MAX, figure);
+    println!("         a server that only reads and sends these bytes takes {:.2} us", median(floor_us));
     Ok(())
 }
 
