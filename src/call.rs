@@ -226,6 +226,18 @@ pub(crate) fn extra_time(outbox: Option<&Outbox>, deferred: Option<&dyn Defers>)
     waited + deferred.map_or(Duration::ZERO, Defers::extra_time)
 }
 
+/// What a call may wait for besides its tool, for those who time it. Most have nothing, and take no room for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Waits(Option<Box<(Option<Arc<Outbox>>, Option<Arc<dyn Defers>>)>>);
+
+impl Waits {
+    /// What comes on top of the call's time limit, as of now.
+    pub(crate) fn extra_time(&self) -> Duration {
+        let Some(waits) = &self.0 else { return Duration::ZERO };
+        extra_time(waits.0.as_deref(), waits.1.as_deref())
+    }
+}
+
 /// What a tool knows of the call it serves, and its way to say something before it is done.
 #[derive(Clone, Debug)]
 pub struct Ctx {
@@ -301,6 +313,12 @@ impl Ctx {
         self.ticket.as_ref().is_some_and(Ticket::is_given_up)
             || self.deferred.as_ref().is_some_and(|deferred| deferred.is_cancelled())
             || Instant::now() >= self.deadline.at() + self.extra_time()
+    }
+
+    /// For who times the call while its tool has this.
+    pub(crate) fn waits(&self) -> Waits {
+        let has_any = self.outbox.is_some() || self.deferred.is_some();
+        Waits(has_any.then(|| Box::new((self.outbox.clone(), self.deferred.clone()))))
     }
 
     /// See [`extra_time`].

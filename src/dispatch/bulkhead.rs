@@ -83,7 +83,8 @@ impl Bulkhead {
 
     /// How many may be inside, how many are, and how many wait.
     pub(crate) fn load(&self) -> (usize, usize, usize) {
-        let state = self.0.state.lock();
+        let mut state = self.0.state.lock();
+        state.forget_those_who_left();
         (state.limit, state.inside, state.waiting.len())
     }
 }
@@ -99,14 +100,13 @@ impl State {
 
 impl Inside {
     /// The call ran to its end, in the time that the tool takes.
-    pub(crate) fn served(self, now: Instant) {
+    pub(crate) fn served(&self, now: Instant) {
         let mut state = self.door.state.lock();
         let inside = state.inside;
         if let Some(vegas) = &mut state.vegas {
             vegas.observe(now.saturating_duration_since(self.since), inside);
             state.limit = vegas.limit();
         }
-        drop(state); // and the place with `self`
     }
 }
 
@@ -179,6 +179,10 @@ mod tests {
         drop(inside);
         drop(waiting.await.expect("a place"));
         assert_eq!(tool.load(), (1, 0, 0));
+        let inside = tool.enter(A, soon()).await.expect("a place");
+        drop(begun(Box::pin(tool.enter(A, soon()))).await);
+        assert_eq!(tool.load(), (1, 1, 0), "who has left is not counted");
+        drop(inside);
         let past = Deadline::after(Instant::now(), 0);
         let inside = tool.enter(A, soon()).await.expect("a place");
         assert!(matches!(tool.enter(A, past).await, Err(CallError::DeadlineBeforeStart)));

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    call::{Ctx, extra_time},
+    call::Ctx,
     cluster::forward::{Forwarder, Wanted},
     dispatch::{Answered, Core, Dispatch, Served, ServedTool, deadline::until_extended},
     error::CallError,
@@ -54,8 +54,8 @@ impl Core {
         if deadline.passed(Instant::now()) {
             return Err(CallError::DeadlineBeforeStart);
         }
-        let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
-        let extra = || extra_time(outbox.as_deref(), deferred.as_deref()) + LAST_WORD;
+        let waits = ctx.waits();
+        let extra = || waits.extra_time() + LAST_WORD;
         let wanted = Wanted {
             tool: tool.tool.name(),
             roles: placement.roles(),

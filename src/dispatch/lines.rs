@@ -135,6 +135,10 @@ impl<J> Lines<J> {
         let (_, job) = line.waiting.remove(place)?;
         self.len -= 1;
         self.active -= usize::from(line.waiting.is_empty());
+        // Where nothing is popped any more, those who come and leave would be kept for ever.
+        if self.by_caller.len() > 2 * self.active + IDLE_MAX {
+            self.forget_idle();
+        }
         Some(job)
     }
 
@@ -220,6 +224,19 @@ mod tests {
         assert_eq!(served, 100);
         while lines.pop().is_some() {}
         assert_eq!((lines.pop(), lines.by_caller.len(), lines.active), (None, 0, 0));
+    }
+
+    #[test]
+    fn callers_who_come_and_leave_are_forgotten_though_nothing_is_popped() {
+        let now = Instant::now();
+        let mut lines = Lines::default();
+        lines.push(Share::new(0, 1), now, "stays");
+        for n in 1..=900 {
+            lines.push(Share::new(n, 1), now, "leaves");
+            assert_eq!(lines.take(Share::new(n, 1), |_| true), Some("leaves"));
+            assert!(lines.by_caller.len() + lines.new.len() <= 2 * (2 * lines.active + IDLE_MAX + 1));
+        }
+        assert_eq!(order(&mut lines), "stays");
     }
 
     #[test]

@@ -296,7 +296,7 @@ impl Dispatch {
 
     /// Runs what is not a tool. Dropping the future cancels it.
     pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, ctx: Ctx) -> Result<Answered, CallError> {
-        let reply = self.core.runner.run(work, arguments, ctx).await?;
+        let reply = self.core.runner.run(work, arguments, ctx, None).await?;
         Ok(Answered { reply, served: Served::Fresh })
     }
 }
@@ -359,12 +359,12 @@ impl Core {
         ctx: Ctx,
     ) -> Either<Boxed<'a>, impl Future<Output = Outcome> + Send + 'a> {
         let Some(concurrency) = tool.concurrency else {
-            return Either::Right(self.runner.run(&tool.tool.work, arguments, ctx));
+            return Either::Right(self.runner.run(&tool.tool.work, arguments, ctx, None));
         };
         Either::Left(Box::pin(async move {
             let bulkhead = self.bulkhead(tool.tool.name(), concurrency);
-            let inside = bulkhead.enter(ctx.share, ctx.deadline()).await?;
-            let outcome = self.runner.run(&tool.tool.work, arguments, ctx).await;
+            let inside = Arc::new(bulkhead.enter(ctx.share, ctx.deadline()).await?);
+            let outcome = self.runner.run(&tool.tool.work, arguments, ctx, Some(Arc::clone(&inside))).await;
             // A refusal or a failure in no time says nothing of how long the tool takes.
             if matches!(&outcome, Ok(reply) if !reply.is_error()) || matches!(outcome, Err(CallError::TimedOut { .. }))
             {

@@ -13,8 +13,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    call::{Ctx, Deadline, Lane, Reply, extra_time},
-    dispatch::{deadline::until_extended, polls::Polls, pool::Pool},
+    call::{Ctx, Deadline, Lane, Reply},
+    dispatch::{bulkhead::Inside, deadline::until_extended, polls::Polls, pool::Pool},
     error::CallError,
     telemetry::{calls::Phase, rarely::Rarely},
     tool::{Outcome, Run, Running, Work},
@@ -29,9 +29,16 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, ctx: Ctx) -> Outcome {
+    /// Runs a tool to its end, which has its `place` until it returns, also when the future is dropped before.
+    pub(crate) async fn run(
+        &self,
+        work: &Arc<Work>,
+        arguments: Value,
+        ctx: Ctx,
+        place: Option<Arc<Inside>>,
+    ) -> Outcome {
         let reply = match (&work.run, work.lane) {
-            (Run::Sync(_), Lane::Pool) => self.pool.run(work, arguments, ctx).await?,
+            (Run::Sync(_), Lane::Pool) => self.pool.run(work, arguments, ctx, place).await?,
             (Run::Sync(_), _) => {
                 let _ran = Ran::of(work);
                 run_sync(work, arguments, ctx)?
@@ -66,7 +73,7 @@ pub(super) fn run_sync(work: &Work, arguments: Value, ctx: Ctx) -> Outcome {
 }
 
 async fn run_async(work: &Arc<Work>, polls: &Polls, start: impl FnOnce(Ctx) -> Running, ctx: Ctx) -> Outcome {
-    let (deadline, outbox, deferred) = (ctx.deadline(), ctx.outbox.clone(), ctx.deferred.clone());
+    let (deadline, waits) = (ctx.deadline(), ctx.waits());
     if deadline.passed(Instant::now()) {
         return Err(CallError::DeadlineBeforeStart);
     }
@@ -80,9 +87,7 @@ async fn run_async(work: &Arc<Work>, polls: &Polls, start: impl FnOnce(Ctx) -> R
     };
     let mut running = Contained { running: Some(running), work, polls, ran: None };
     let contained = poll_fn(move |cx| running.poll(cx));
-    until_extended(deadline, || extra_time(outbox.as_deref(), deferred.as_deref()), contained)
-        .await
-        .unwrap_or_else(|| Err(timed_out(work, deadline)))
+    until_extended(deadline, || waits.extra_time(), contained).await.unwrap_or_else(|| Err(timed_out(work, deadline)))
 }
 
 /// A tool's future, whose panics end here, also those of what it holds when it is dropped.

@@ -30,13 +30,14 @@ use tokio::{
 
 pub(crate) use self::worker::Threads;
 use self::{
-    rate::{Outside, Rate},
+    rate::{Outside, Progress, Rate},
     worker::{Kind, Worker, Workers},
 };
 use crate::{
     call::{Before, Ctx, Deadline, Share, Ticket},
     dispatch::{
-        deadline::until,
+        bulkhead::Inside,
+        deadline::{until, until_extended},
         lines::Lines,
         run::{run_sync, timed_out},
     },
@@ -144,6 +145,8 @@ struct Shared {
     nice: u8,
     /// Jobs that a thread was done with, ever.
     done: AtomicU64,
+    /// Time that these took, in nanoseconds.
+    ran_ns: AtomicU64,
     /// Threads that were replaced, ever.
     replaced: AtomicU64,
 }
@@ -167,44 +170,56 @@ struct Job {
     ctx: Ctx,
     ticket: Ticket,
     queued_at: Instant,
+    /// Taken up until the tool returns, also when nobody waits for that any more.
+    place: Option<Arc<Inside>>,
     answer: oneshot::Sender<Outcome>,
 }
 
 impl Job {
-    /// Runs it, on a thread of the pool or on an I/O thread.
-    fn run(self, worker: Option<&Worker>) {
-        let Self { work, arguments, ctx, ticket, queued_at, answer } = self;
+    /// Runs it, on a thread of the pool or on an I/O thread. Says how long the tool took.
+    fn run(self, worker: Option<&Worker>) -> Duration {
         let began = Instant::now();
-        let deadline = ctx.deadline();
+        self.has_waited(began);
+        let Self { work, arguments, ctx, ticket, queued_at: _, place, answer } = self;
+        let (deadline, waits, mut ran) = (ctx.deadline(), ctx.waits(), Duration::ZERO);
         // All is checked here and not when the job was queued: only now does it cost a thread.
         if answer.is_closed() {
-            return;
-        }
-        if let Some(meter) = &work.meter {
-            meter.took(Phase::Queue, began - queued_at);
+            return ran;
         }
         let outcome = if deadline.is_as_good_as_passed(began) {
             Err(CallError::DeadlineBeforeStart)
         } else if ticket.start() {
             if let Some(worker) = worker {
-                worker.begin(&work, deadline);
+                worker.begin(&work, deadline, waits.clone());
             }
             let outcome = run_sync(&work, arguments, ctx);
             let ended = Instant::now();
+            ran = ended - began;
             if let Some(meter) = &work.meter {
-                meter.took(Phase::Run, ended - began);
+                meter.took(Phase::Run, ran);
             }
             // A tool that stopped because it was told to returns what it has, which is not the answer.
-            if deadline.passed(ended) { Err(timed_out(&work, deadline)) } else { outcome }
+            let is_late = deadline.passed(ended) && ended >= deadline.at() + waits.extra_time();
+            if is_late { Err(timed_out(&work, deadline)) } else { outcome }
         } else {
-            return;
+            return ran;
         };
+        drop(place); // first, so that who has the answer finds it free
         // An error means that nobody waits any more.
         let _ = answer.send(outcome);
+        ran
+    }
+
+    /// Its time in the queue is over, however: who did not wait to the end waited longest.
+    fn has_waited(&self, now: Instant) {
+        if let Some(meter) = &self.work.meter {
+            meter.took(Phase::Queue, now.saturating_duration_since(self.queued_at));
+        }
     }
 
     /// Ends it without running it.
     fn refuse(self, error: CallError) {
+        self.has_waited(Instant::now());
         if self.ticket.give_up() == Before::Queued {
             let _ = self.answer.send(Err(error));
         }
@@ -264,6 +279,7 @@ impl Pool {
             workers: Workers::default(),
             nice: config.nice,
             done: AtomicU64::new(0),
+            ran_ns: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
         });
         for _ in 0..sizes.threads {
@@ -285,9 +301,15 @@ impl Pool {
         })
     }
 
-    /// Runs a call on a worker thread. Dropping the future gives the job up.
-    pub(crate) async fn run(&self, work: &Arc<Work>, arguments: Value, mut ctx: Ctx) -> Outcome {
-        let (deadline, queued_at) = (ctx.deadline(), Instant::now());
+    /// Runs a call on a worker thread. Dropping the future gives the job up; a tool that runs already keeps its `place`.
+    pub(crate) async fn run(
+        &self,
+        work: &Arc<Work>,
+        arguments: Value,
+        mut ctx: Ctx,
+        place: Option<Arc<Inside>>,
+    ) -> Outcome {
+        let (deadline, waits, queued_at) = (ctx.deadline(), ctx.waits(), Instant::now());
         if self.is_late(ctx.share, queued_at) {
             return Err(self.overloaded());
         }
@@ -295,11 +317,11 @@ impl Pool {
         let give_up = GiveUp { shared: &self.shared, share: ctx.share, ticket: ticket.clone() };
         ctx.ticket = Some(ticket.clone());
         let (answer, answered) = oneshot::channel();
-        let job = Job { work: Arc::clone(work), arguments, ctx, ticket: ticket.clone(), queued_at, answer };
+        let job = Job { work: Arc::clone(work), arguments, ctx, ticket: ticket.clone(), queued_at, place, answer };
         if let Err(job) = self.submit(job) {
             self.submit_when_full(job, deadline).await?;
         }
-        match until(deadline, answered).await {
+        match until_extended(deadline, || waits.extra_time(), answered).await {
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) => Err(CallError::Internal), // the worker dropped it: only when the pool is gone
             None if give_up.now() == Before::Running => Err(timed_out(work, deadline)),
@@ -387,7 +409,7 @@ impl Pool {
     /// To be called some times a second: replaces threads that hang, and measures how fast the queue drains.
     pub(crate) fn look_after(&self, now: Instant) {
         let is_busy = self.shared.lines.lock().len() > 0;
-        self.rate.lock().measure(now, self.shared.done.load(Ordering::Relaxed), is_busy);
+        self.rate.lock().measure(now, self.shared.progress(), is_busy);
         for (kind, work) in self.shared.workers.give_up_hung(now, self.lost_max) {
             self.shared.replaced.fetch_add(1, Ordering::Relaxed);
             tracing::error!(
@@ -439,6 +461,7 @@ impl Shared {
     /// Takes a job that nobody waits for out of the queue, if it is still there.
     fn forget(&self, share: Share, ticket: &Ticket) {
         let forgotten = self.lines.lock().take(share, |job| job.ticket.is(ticket));
+        forgotten.iter().for_each(|job| job.has_waited(Instant::now()));
         // Its place goes with one of the tickets; when a thread has just taken the last, that thread gives it back.
         if forgotten.is_some() && self.tickets.try_recv().is_ok() {
             self.room.add_permits(1);
@@ -447,9 +470,18 @@ impl Shared {
 
     /// False when the thread has to leave.
     fn run(&self, worker: &Worker, job: Job) -> bool {
-        job.run(Some(worker));
+        let ran = job.run(Some(worker));
         self.done.fetch_add(1, Ordering::Relaxed);
+        self.ran_ns.fetch_add(u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         worker.end()
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            done: self.done.load(Ordering::Relaxed),
+            ran: Duration::from_nanos(self.ran_ns.load(Ordering::Relaxed)),
+            threads: self.threads.load(Ordering::Relaxed),
+        }
     }
 
     fn start_core_thread(shared: &Arc<Self>) -> std::io::Result<()> {

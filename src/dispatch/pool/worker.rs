@@ -9,7 +9,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{call::Deadline, tool::Work};
+use crate::{
+    call::{Deadline, Waits},
+    tool::Work,
+};
 
 /// Time after its deadline in which a job may come to its end by itself: a tool that asks whether it is cancelled.
 const LOST_AFTER: Duration = Duration::from_millis(500);
@@ -37,7 +40,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 enum At {
     Idle,
-    Running { work: Arc<Work>, deadline: Deadline },
+    Running { work: Arc<Work>, deadline: Deadline, waits: Waits },
     Lost,
 }
 
@@ -51,8 +54,8 @@ pub(crate) struct Threads {
 
 impl Worker {
     /// A job begins.
-    pub(super) fn begin(&self, work: &Arc<Work>, deadline: Deadline) {
-        *self.at.lock() = At::Running { work: Arc::clone(work), deadline };
+    pub(super) fn begin(&self, work: &Arc<Work>, deadline: Deadline, waits: Waits) {
+        *self.at.lock() = At::Running { work: Arc::clone(work), deadline, waits };
     }
 
     /// The job has ended. False when the thread was given up meanwhile, so that it has to leave.
@@ -100,8 +103,9 @@ impl Workers {
         let mut given_up = Vec::new();
         for worker in workers.iter() {
             let mut at = worker.at.lock();
-            let At::Running { work, deadline } = &*at else { continue };
-            if lost < lost_max && now >= deadline.at() + LOST_AFTER {
+            let At::Running { work, deadline, waits } = &*at else { continue };
+            let lost_at = deadline.at() + LOST_AFTER;
+            if lost < lost_max && now >= lost_at && now >= lost_at + waits.extra_time() {
                 given_up.push((worker.kind, Arc::clone(work)));
                 *at = At::Lost;
                 lost += 1;
