@@ -87,7 +87,7 @@ pub(crate) async fn serve(
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
                 let (router, lines) = (Arc::clone(&router), lines.clone());
                 tokio::spawn(async move {
-                    say(&lines, batch.run(&router).await).await;
+                    say(&lines, batch.run(&router, |_| ()).await).await;
                     drop(place);
                 });
             }

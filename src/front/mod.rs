@@ -369,8 +369,7 @@ impl Front {
             },
             Step::Batch(batch) => {
                 let place = Gate::enter(conn, sender)?; //                        503
-                batch.refused().for_each(|reason| self.refusals.count(reason));
-                let answer = batch.run(&self.router).await;
+                let answer = batch.run(&self.router, |reason| self.refusals.count(reason)).await;
                 drop(place);
                 Answered::Now(reply::message(answer, headers.takes))
             }

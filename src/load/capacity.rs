@@ -62,7 +62,8 @@ pub(crate) fn find(
 ) -> Result<Capacity> {
     let (servers, own) = split(cores);
     // Many sessions are opened to see what one costs, all of them by one caller.
-    let sets = [&server.sets[..], &["sessions.per_caller_max=100000".to_owned()]].concat();
+    let limits = ["sessions_max", "per_caller_max"].map(|limit| format!("sessions.{limit}={}", 2 * SESSIONS));
+    let sets = [&server.sets[..], &limits].concat();
     let child = Child::start(server.tuning.as_deref(), &sets, servers, own)?;
     let plan = Plan { address: child.address, ..plan.clone() };
     probe(&plan)?;

@@ -90,14 +90,10 @@ impl Router {
 }
 
 impl Batch {
-    /// Why messages of it were refused.
-    pub(crate) fn refused(&self) -> impl Iterator<Item = Reason> {
-        self.steps.iter().filter_map(|step| if let Step::Done(answer) = step { answer.refused } else { None })
-    }
-
     /// All answers in one, in the order of their messages. 202 when there was nothing to answer. A batch has one place
-    /// among the requests that are served, so that few of its calls run at once, and what it comes to has a limit.
-    pub(crate) async fn run(self, router: &Arc<Router>) -> Answer {
+    /// among the requests that are served, so that few of its calls run at once, and what it comes to has a limit. Each
+    /// that was refused is told to `refused`, since the answer to all is none.
+    pub(crate) async fn run(self, router: &Arc<Router>, refused: impl Fn(Reason)) -> Answer {
         let bytes_max = router.dispatch.result_bytes_max();
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(self.steps.len());
         let mut waiting = VecDeque::new();
@@ -141,6 +137,7 @@ impl Batch {
             }
         })
         .await;
+        answers.iter().flatten().filter_map(|answer| answer.refused).for_each(refused);
         let mut array = Vec::new();
         for answer in answers.into_iter().flatten().filter(|answer| answer.payload.len() > 0) {
             array.push(if array.is_empty() { b'[' } else { b',' });

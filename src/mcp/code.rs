@@ -90,13 +90,19 @@ impl Refusal {
 
     /// 503 with the time to wait.
     pub(crate) fn overloaded(retry_after_s: u32, message: impl Into<String>) -> Self {
-        Self { retry_after_s: Some(retry_after_s), ..Self::new(503, OVERLOADED, message) }
+        Self::new(503, OVERLOADED, message).after(retry_after_s)
     }
 
     /// 429 with the time to wait.
     pub(crate) fn rate_limited(retry_after_s: u32, message: impl Into<String>) -> Self {
-        let data = Some(json!({ "retryAfter": retry_after_s }));
-        Self { data, retry_after_s: Some(retry_after_s), ..Self::new(429, RATE_LIMITED, message) }
+        Self::new(429, RATE_LIMITED, message).after(retry_after_s)
+    }
+
+    /// Says when to try again: in the header, and in the message, since in a batch or on a stream there is only that.
+    fn after(mut self, retry_after_s: u32) -> Self {
+        self.data = Some(json!({ "retryAfter": retry_after_s }));
+        self.retry_after_s = Some(retry_after_s);
+        self
     }
 }
 
@@ -138,9 +144,7 @@ pub(crate) fn of_call(error: &CallError, era: Era, is_tool: bool) -> Option<Resu
         | CallError::Nowhere { retry_after_s, .. } => Err(Refusal::overloaded(*retry_after_s, message)),
         CallError::CallerLimit { retry_after_s, .. } => Err(Refusal::rate_limited(*retry_after_s, message)),
         CallError::Draining => Err(Refusal::overloaded(1, message)),
-        CallError::DeadlineBeforeStart => {
-            Err(Refusal { retry_after_s: Some(1), ..Refusal::new(503, DEADLINE_BEFORE_START, message) })
-        }
+        CallError::DeadlineBeforeStart => Err(Refusal::new(503, DEADLINE_BEFORE_START, message).after(1)),
         CallError::Cancelled => return None,
     })
 }

@@ -9,13 +9,13 @@ use std::{
     thread,
 };
 
-use bigiron::{Ctx, Input, Lane, Prompt, Server, server::Running};
+use bigiron::{Ctx, Input, Lane, Prompt, Server, server::Running, tool::Config};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::support::{Client, Session, eventually, modern, post_bytes, start};
+use crate::support::{Client, Session, eventually, metric, modern, post_bytes, start};
 
 #[derive(Deserialize, JsonSchema)]
 struct Nothing {}
@@ -101,6 +101,39 @@ fn few_calls_of_a_batch_run_at_once() {
     assert_eq!(ids, (0..50).collect::<Vec<_>>());
     assert!(answers.as_array().unwrap().iter().all(|answer| answer["result"]["content"][0]["text"] == "done"));
     assert_eq!(most.load(Ordering::SeqCst), 4);
+    running.stop();
+}
+
+/// Nothing else says so: the answer to the batch itself is none.
+#[test]
+fn a_call_of_a_batch_that_is_refused_is_counted_and_told_when_to_come_back() {
+    let (inside, gate) = (Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(0)));
+    let (count, open) = (Arc::clone(&inside), Arc::clone(&gate));
+    let server = Server::builder().async_tool("slow", "Takes its time", move |_: Nothing, _: Ctx| {
+        let (count, open) = (Arc::clone(&count), Arc::clone(&open));
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            open.acquire().await.expect("open").forget();
+            "done"
+        }
+    });
+    let running = start(server, |tuning| {
+        let config = Config { concurrency_max: Some(1), waiting_max: Some(0), ..Config::default() };
+        tuning.tools.insert("slow".into(), config);
+    });
+    let mut session = Session::open(running.addr(), "2025-03-26");
+    let call = |id: i64| json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": "slow", "arguments": {} } });
+    let batch: Value = (0..4).map(call).collect();
+    let answered = thread::spawn(move || session.client.post(&[("Mcp-Session-Id", &session.id)], &batch).json());
+    eventually("the first runs", || inside.load(Ordering::SeqCst) == 1);
+    gate.add_permits(1);
+    let answers = answered.join().unwrap();
+    assert_eq!(answers[0]["result"]["content"][0]["text"], "done", "{answers}");
+    for refused in &answers.as_array().unwrap()[1..] {
+        assert_eq!(refused["error"]["code"], -31503, "{refused}");
+        assert_eq!(refused["error"]["data"]["retryAfter"], 1, "{refused}");
+    }
+    assert_eq!(metric(&running, "bigiron_refusals_total{reason=\"overloaded\"}"), 3.0);
     running.stop();
 }
 

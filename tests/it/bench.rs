@@ -1,6 +1,7 @@
 //! `bigiron bench` against real servers: its counts add up, its files are what they say, and nothing is left behind.
 
 use std::{
+    collections::HashSet,
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
@@ -77,6 +78,10 @@ fn closed_and_open_loops_count_every_call() {
         assert!(row["ok"].as_u64() > Some(0), "{row}");
         assert!(table.contains(row["label"].as_str().expect("a label")), "{table}");
     }
+    let (_, json) = bench(folder.path(), &["--connections", "2,8", "--rate", "50,80", "--continuous"]);
+    let labels: HashSet<_> =
+        json["rows"].as_array().expect("rows").iter().map(|row| row["label"].to_string()).collect();
+    assert_eq!(labels.len(), 4, "each row is told from the others: {labels:?}");
     let (_, json) = bench(folder.path(), &["--rate", "100,300", "--arrivals", "even"]);
     for (row, calls) in json["rows"].as_array().expect("rows").iter().zip([30, 90]) {
         adds_up(row);
@@ -147,7 +152,22 @@ fn what_cannot_be_measured_is_said() {
         (&["--arguments", "{}", "--mode", "sessions"], 1, "message"),
         (&["--url", &elsewhere], 1, "the MCP endpoint is /mcp"),
         (&["--capacity", "--tool", "no-such-tool", "--arguments", "{}"], 1, "the first call of no-such-tool failed"),
-        (&["--capacity", "--tool", "burn", "--p99", "1ms", "--duration", "300ms"], 1, "say a longer one"),
+        // More sessions are opened than this server would have.
+        (
+            &[
+                "--capacity",
+                "--tool",
+                "burn",
+                "--p99",
+                "1ms",
+                "--duration",
+                "300ms",
+                "--set",
+                "sessions.sessions_max=500",
+            ],
+            1,
+            "say a longer one",
+        ),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_bigiron"))
             .current_dir(folder.path())

@@ -156,7 +156,8 @@ fn sweep_into(
     load::probe(&Plan { address, ..plan.clone() })?;
     for connections in &arguments.connections {
         if arguments.continuous {
-            let labels: Vec<_> = arguments.rate.iter().map(|rate| format!("rate {rate}")).collect();
+            let labels: Vec<_> =
+                arguments.rate.iter().map(|rate| label(arguments, Some(*rate), *connections)).collect();
             let connections = *connections as usize;
             let plan = Plan { address, connections, rates: arguments.rate.clone(), ..plan.clone() };
             rows.extend(compare::measure_steps(&plan, &labels, child.as_ref(), progress)?);
@@ -168,11 +169,7 @@ fn sweep_into(
             if load::is_stopped() && !rows.is_empty() {
                 return Ok(());
             }
-            let label = match (rate, arguments.connections.len()) {
-                (Some(rate), 1) => format!("rate {rate}"),
-                (Some(rate), _) => format!("rate {rate}, {connections} conn."),
-                (None, _) => format!("{connections} connections"),
-            };
+            let label = label(arguments, rate, *connections);
             let plan =
                 Plan { address, connections: *connections as usize, rates: rate.into_iter().collect(), ..plan.clone() };
             match compare::measure(&plan, &label, child.as_ref(), progress) {
@@ -182,6 +179,15 @@ fn sweep_into(
         }
     }
     Ok(())
+}
+
+/// What tells a row from the others.
+fn label(arguments: &Arguments, rate: Option<f64>, connections: u32) -> String {
+    match (rate, arguments.connections.len()) {
+        (Some(rate), 1) => format!("rate {rate}"),
+        (Some(rate), _) => format!("rate {rate}, {connections} conn."),
+        (None, _) => format!("{connections} connections"),
+    }
 }
 
 fn comparison(arguments: &Arguments, plan: &Plan, cores: &[usize], title: &str, progress: Progress<'_>) -> Told {
