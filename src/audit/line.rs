@@ -17,6 +17,8 @@ pub(super) const LINE_BYTES_MAX: usize = 8 << 10;
 /// The largest text of one member, escaped. There are nine such members at most, and all else of a line but the
 /// arguments is less than 0.5 KiB, so that a whole line is at most 9 x 280 + 512 + 5,120 = 8,152 bytes.
 const TEXT_BYTES_MAX: usize = 280;
+/// Of the hash that tells callers apart whose names were cut.
+const CALLER_DIGEST_BYTES: usize = 8;
 /// The largest arguments, escaped.
 const ARGUMENTS_BYTES_MAX: usize = 5 << 10;
 /// Stands at the end of a text that was cut.
@@ -81,7 +83,7 @@ pub(super) fn begin(node: &str, event: &str, at: SystemTime, head: &Head<'_>, ar
     line.push(b'"');
     text(&mut line, "node", node);
     text(&mut line, "event", event);
-    text(&mut line, "caller", head.caller);
+    push_caller(&mut line, head.caller);
     text(&mut line, "key", head.key.unwrap_or_default());
     if let Some(address) = head.address {
         let _ = write!(line, ",\"address\":\"{address}\"");
@@ -134,6 +136,15 @@ pub(super) fn note(node: &str, event: &str, at: SystemTime, detail: &str) -> Vec
     let mut line = begin(node, event, at, &Head { detail, ..Head::default() }, Arguments::None);
     line.extend_from_slice(b"}\n");
     line
+}
+
+/// With a hash where the name was cut: two callers may differ in nothing but the rest.
+fn push_caller(line: &mut Vec<u8>, caller: &str) {
+    text(line, "caller", caller);
+    if line.strip_suffix(b"\"").is_some_and(|line| line.ends_with(CUT.as_bytes())) {
+        line.extend_from_slice(b",\"caller_sha256\":");
+        push_digest(line, &Sha256::digest(caller), CALLER_DIGEST_BYTES);
+    }
 }
 
 fn push_request_id(line: &mut Vec<u8>, id: Option<RequestId<'_>>) {
@@ -325,6 +336,19 @@ mod tests {
         );
         assert_eq!(cut["arguments_sha256"].as_str().map(str::len), Some(64));
         assert_eq!(cut.get("arguments"), None);
+    }
+
+    #[test]
+    fn callers_whose_names_are_cut_are_told_apart() {
+        let of = |caller: &str| {
+            let line = line_of(&Head { caller, ..Head::default() }, Arguments::None, Outcome::Ok);
+            serde_json::from_str::<Value>(&line).expect("JSON")
+        };
+        let long = "7:https:x".repeat(50);
+        let [one, other] = ["one", "other"].map(|end| of(&format!("{long}{end}")));
+        assert_eq!(one["caller"], other["caller"]);
+        assert!(one["caller_sha256"].is_string() && one["caller_sha256"] != other["caller_sha256"], "{one}");
+        assert_eq!(of("ann").get("caller_sha256"), None);
     }
 
     #[test]

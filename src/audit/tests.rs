@@ -436,6 +436,7 @@ fn every_word_of_a_line_is_documented() {
     }
     audit.refusal(&Head { tool: None, name: Some("n"), ..head }, "r");
     audit.deed("invalidate", &head);
+    audit.refusal(&Head { caller: &"x".repeat(500), ..head }, "r");
     audit.stop(PATIENCE).expect("all written");
     let lines = lines(&file);
     lines.iter().flat_map(|line| line.as_object().expect("an object").keys()).for_each(|member| documented(member));

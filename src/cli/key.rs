@@ -71,7 +71,7 @@ struct Create {
 
     /// Until when it is good: 2030-01-31, 2030-01-31T12:00:00Z, or from now on, such as 12h, 90d, 2w, 1y; for ever without
     ///
-    /// A date is its beginning, in UTC. A year is 365 days.
+    /// A date is its beginning, in UTC. A year is 365 days; min is minutes, and months are not counted.
     #[arg(long, value_name = "WHEN", value_parser = expiry)]
     expires: Option<Moment>,
 
@@ -104,7 +104,9 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
             };
             let (record, key) = keys::create(file, wanted, SystemTime::now())?;
             // The key alone goes to standard output, so that it can be handed on as it is.
-            let about = format!("made the key {} for {}; it is shown this once", record.id, record.subject);
+            let until = record.expires.map_or_else(|| "for ever".to_owned(), |at| format!("until {at}"));
+            let about =
+                format!("made the key {} for {}, good {until}; it is shown this once", record.id, record.subject);
             let _ = writeln!(io::stderr().lock(), "{about}");
             Ok(format!("{}\n", key.expose()))
         }),
@@ -154,15 +156,15 @@ fn expiry(text: &str) -> Result<Moment, String> {
             "{text:?} is no time; write 2030-01-31, 2030-01-31T12:00:00Z, or from now on such as 12h, 90d, 2w or 1y"
         )
     };
-    let unit_s = match text.chars().last() {
-        Some('y') => 365 * DAY_S,
-        Some('w') => 7 * DAY_S,
-        Some('d') => DAY_S,
-        Some('h') => 60 * 60,
-        Some('m') => 60,
-        _ => return Moment::parse(text).or_else(|_| Moment::parse(&format!("{text}T00:00:00Z"))).map_err(|_| wrong()),
+    let units = [("y", 365 * DAY_S), ("w", 7 * DAY_S), ("d", DAY_S), ("h", 60 * 60), ("min", 60)];
+    let counted = units.iter().find_map(|(unit, unit_s)| Some((text.strip_suffix(unit)?, *unit_s)));
+    let Some((number, unit_s)) = counted else {
+        if let Some(number) = text.strip_suffix('m').and_then(|number| number.parse::<u64>().ok()) {
+            return Err(format!("{text:?} may be minutes or months; write {number}min, or days such as 30d"));
+        }
+        return Moment::parse(text).or_else(|_| Moment::parse(&format!("{text}T00:00:00Z"))).map_err(|_| wrong());
     };
-    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
     let wait = number.checked_mul(unit_s).map(Duration::from_secs).ok_or_else(wrong)?;
     Moment::from_time(SystemTime::now().checked_add(wait).ok_or_else(wrong)?).map_err(|_| wrong())
 }
@@ -204,7 +206,7 @@ mod tests {
     fn a_time_is_a_moment_or_from_now_on() {
         assert_eq!(expiry("2030-01-31T12:00:00Z").map(|at| at.to_string()).as_deref(), Ok("2030-01-31T12:00:00Z"));
         let day = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
-        for text in ["1d", "24h", "1440m"] {
+        for text in ["1d", "24h", "1440min"] {
             let at = expiry(text).expect(text).time();
             let apart = day.duration_since(at).unwrap_or_else(|over| over.duration());
             assert!(apart < Duration::from_secs(60), "{text}");
@@ -216,6 +218,7 @@ mod tests {
             let apart = in_a_year(days).duration_since(in_a_year(weeks)).unwrap_or_else(|over| over.duration());
             assert!(apart < Duration::from_secs(60), "{weeks}");
         }
+        assert!(expiry("6m").is_err_and(|why| why.contains("write 6min")), "nobody is to get minutes for months");
         assert_eq!(scope("a:b"), Ok("a:b".into()));
         assert!(scope("a,b").is_err_and(|why| why.contains("write --scope a --scope b")));
         for text in [
