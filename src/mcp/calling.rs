@@ -160,7 +160,8 @@ impl Router {
             _ => None,
         };
         let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(now, timeout_ms), client);
-        let talks = era == Era::Legacy && work.lane == Lane::Async;
+        // A handler of another library may ask in any lane but the one that must not wait.
+        let talks = era == Era::Legacy && (work.lane == Lane::Async || work.wants_raw && work.lane == Lane::Pool);
         if head.takes_events && (progress_token.is_some() || log_level.is_some() || talks) {
             let outbox = Outbox::new(progress_token.is_some(), log_level, self.stream_buffer_bytes_max);
             ctx.outbox = Some(Arc::new(outbox.with_patience(Arc::clone(&self.patience))));

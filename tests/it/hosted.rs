@@ -315,6 +315,18 @@ fn a_client_that_leaves_cancels_the_handler() {
 }
 
 #[test]
+fn a_handler_on_a_thread_of_the_pool_can_ask() {
+    let running = start(Server::builder().host(Handler::new(Plain::default()).lane("ask", Lane::Pool)), |_| {});
+    let session = Session::open_with(running.addr(), "2025-11-25", json!({ "elicitation": {} }));
+    let mut stream = session.stream(running.addr(), "ask", "tools/call", json!({ "name": "ask" }));
+    let question = stream.message();
+    assert_eq!(question["method"], "elicitation/create", "{question}");
+    let answer = json!({ "action": "accept", "content": { "name": "Ada" } });
+    assert_eq!(session.answer(running.addr(), &question, answer).status, 202);
+    assert_eq!(stream.message()["result"]["content"][0]["text"], "Hello, Ada!");
+}
+
+#[test]
 fn handlers_are_served_side_by_side() {
     let server = Server::builder()
         .tool("own", "One of ours", Lane::Inline, |(): (), _| "own")
