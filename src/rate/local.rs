@@ -1,5 +1,6 @@
-//! What is remembered of each key, in this process: a map in many parts, each under a lock of its own, with room for
-//! so many keys and no more.
+//! What is remembered of each key, in this process: callers, addresses and tools, each in a map of their own in many parts,
+//! each part under a lock of its own. Callers and addresses have half of all room each, so that addresses, which cost
+//! nothing to have, can drive out nobody else. Tools are as many as settings name, and have room.
 //!
 //! When a part is full, a newcomer takes the place of a key that has its whole burst again, which loses nothing; else
 //! of the one nearest to that. A few are looked at, not all, so that a flood of new keys costs each call the same. A
@@ -13,12 +14,12 @@ use indexmap::IndexMap;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Claims, Decision,
+    Claim, Claims, Decision,
     gcra::State,
     key::{Hashed, Key},
 };
 
-/// Enough that threads seldom meet at one lock.
+/// Parts of each map: enough that threads seldom meet at one lock.
 const SHARDS: usize = 64;
 /// How many keys are looked at for one that can go.
 const LOOKED_AT: usize = 16;
@@ -33,30 +34,49 @@ struct Shard {
     hand: usize,
 }
 
+/// Which of the maps a key is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Among {
+    /// What counts for authenticated callers.
+    Callers,
+    /// What counts for addresses: anybody has as many as he likes.
+    Addresses,
+    /// What counts for all callers of a tool.
+    Tools,
+}
+
+impl Among {
+    const ALL: [Self; 3] = [Self::Callers, Self::Addresses, Self::Tools];
+
+    /// How many keys each part has room for. It has the memory from the start, where that is bounded.
+    fn shard(self, keys_max: usize) -> Shard {
+        let keys_max = (keys_max / 2 / SHARDS).max(1);
+        let (keys_max, room) = if self == Self::Tools { (usize::MAX, 0) } else { (keys_max, keys_max) };
+        Shard { states: IndexMap::with_capacity_and_hasher(room, Hashed::new()), keys_max, hand: 0 }
+    }
+}
+
 /// All keys of this process.
 #[derive(Debug)]
 pub(super) struct Local {
-    /// Each on cache lines of its own, so that who takes one lock does not slow who takes the next.
+    /// Those of [`Among::ALL`], in this order. Each on cache lines of its own, so that who takes one lock does not slow who
+    /// takes the next.
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     unremembered: AtomicU64,
 }
 
 impl Local {
-    /// Has all its memory from the start; the kernel gives the pages when they are used.
+    /// Has its memory from the start; the kernel gives the pages when they are used.
     pub(super) fn new(keys_max: usize) -> Self {
-        let keys_max = (keys_max / SHARDS).max(1);
-        let shard = || Shard { states: IndexMap::with_capacity_and_hasher(keys_max, Hashed::new()), keys_max, hand: 0 };
-        Self {
-            shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(shard()))).collect(),
-            unremembered: AtomicU64::new(0),
-        }
+        let parts = |among: Among| (0..SHARDS).map(move |_| CachePadded::new(Mutex::new(among.shard(keys_max))));
+        Self { shards: Among::ALL.into_iter().flat_map(parts).collect(), unremembered: AtomicU64::new(0) }
     }
 
     /// Charges all claims, or none when one is too many. All parts concerned are locked together, in the order of
     /// their numbers, so that no other call can come between the asking and the charging and no two wait for each
     /// other.
     pub(super) fn decide(&self, Claims(claims): &Claims, now: u64) -> Decision {
-        let parts = claims.map(|claim| claim.map(|claim| part_of(claim.key)));
+        let parts = claims.map(|claim| claim.map(|claim| part_of(&claim)));
         let mut in_order = parts;
         in_order.sort_unstable();
         let mut locked: [Option<MutexGuard<'_, Shard>>; CLAIMS_MAX] = [const { None }; CLAIMS_MAX];
@@ -110,8 +130,8 @@ impl Local {
 }
 
 #[allow(clippy::cast_possible_truncation)] // any bits will do
-fn part_of(key: Key) -> usize {
-    key.shard as usize % SHARDS
+fn part_of(claim: &Claim) -> usize {
+    claim.among as usize * SHARDS + claim.key.shard as usize % SHARDS
 }
 
 impl Shard {
@@ -169,7 +189,7 @@ mod tests {
         let table_bytes = (size_of::<usize>() + 1) * 16 / 7;
         let bytes = 100_000 * (entry_bytes + table_bytes)
             + size_of::<Local>()
-            + SHARDS * size_of::<CachePadded<Mutex<Shard>>>();
+            + Among::ALL.len() * SHARDS * size_of::<CachePadded<Mutex<Shard>>>();
         assert_eq!(entry_bytes, 40);
         assert!(bytes < 7 * MIB, "{bytes}");
 

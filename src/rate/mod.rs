@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use self::{
     gcra::{Quota, State},
     key::{Key, Keys},
-    local::{CLAIMS_MAX, Local},
+    local::{Among, CLAIMS_MAX, Local},
 };
 pub use self::{key::Who, rule::Rule};
 
@@ -46,7 +46,7 @@ pub struct Config {
     pub per_ip: Rule,
     /// Whether successful answers say what is left, too.
     pub headers_on_success: bool,
-    /// Callers, addresses and tools that are remembered at once; each takes about 64 bytes.
+    /// Callers and addresses that are remembered at once, half of each; each takes about 64 bytes.
     pub keys_max: usize,
 }
 
@@ -189,6 +189,7 @@ fn seconds_until(at: u64, now: u64) -> u64 {
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     rule: RuleId,
+    among: Among,
     key: Key,
     quota: Quota,
 }
@@ -315,21 +316,27 @@ impl Limiter {
             Who::Caller(_) => (RuleId::Caller, self.per_caller),
             Who::Address(_) => (RuleId::Address, self.per_ip),
         };
-        claims.0[0] = quota.map(|quota| Claim { rule, key: self.keys.key(rule.name(), Some(who), None), quota });
+        claims.0[0] = self.claim(rule, quota, Some(who), None);
         claims
     }
 
     /// The rest of it, when only the body has named the tool: the rules for the tool, without the caller's own.
     pub fn tool_claims(&self, who: Who<'_>, tool: &str) -> Claims {
         let Some(quotas) = self.tools.get(tool) else { return Claims::default() };
-        let claim = |rule: RuleId, quota: Option<Quota>, who: Option<Who<'_>>| {
-            quota.map(|quota| Claim { rule, key: self.keys.key(rule.name(), who, Some(tool)), quota })
-        };
         Claims([
             None,
-            claim(RuleId::Tool, quotas.for_all, None),
-            claim(RuleId::ToolAndCaller, quotas.for_each, Some(who)),
+            self.claim(RuleId::Tool, quotas.for_all, None, Some(tool)),
+            self.claim(RuleId::ToolAndCaller, quotas.for_each, Some(who), Some(tool)),
         ])
+    }
+
+    fn claim(&self, rule: RuleId, quota: Option<Quota>, who: Option<Who<'_>>, tool: Option<&str>) -> Option<Claim> {
+        let among = match who {
+            Some(Who::Caller(_)) => Among::Callers,
+            Some(Who::Address(_)) => Among::Addresses,
+            None => Among::Tools,
+        };
+        quota.map(|quota| Claim { rule, among, key: self.keys.key(rule.name(), who, tool), quota })
     }
 
     /// Whether any tool has rules of its own.

@@ -1,7 +1,7 @@
 //! The limiter as its users meet it: what passes, for whom, for how long, and with how much memory.
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Barrier,
         atomic::{AtomicUsize, Ordering},
@@ -202,7 +202,7 @@ fn a_million_addresses_are_bounded_and_free_nobody() {
     let config = Config {
         per_caller: rule("10 per 60s, block 1h"),
         per_ip: rule("10 per 60s"),
-        keys_max: 10_000, // a million keys for ten thousand places
+        keys_max: 20_000, // a million keys for ten thousand places: half of them are for callers
         ..off()
     };
     let (limiter, now) = limiter(&config);
@@ -220,10 +220,30 @@ fn a_million_addresses_are_bounded_and_free_nobody() {
     assert!(!passes(hot(now)), "limited, not blocked, and still remembered");
     assert!(!passes(blocked(now)));
     assert!(!passes(blocked(now + 3599 * SECOND)));
-    assert!((9_000..=10_000).contains(&limiter.keys()), "{}", limiter.keys());
+    assert!((9_000..=10_001).contains(&limiter.keys()), "{}", limiter.keys());
     assert_eq!(limiter.unremembered(), 0);
     // Later all of them have their burst again, and go first.
     assert!(passes(hot(now + 7 * SECOND)) && !passes(hot(now + 7 * SECOND)));
+}
+
+#[test]
+fn addresses_drive_out_no_caller_and_no_tool() {
+    // What addresses use up takes the longest to come back, so that of all keys theirs would be kept.
+    let config = Config { per_caller: rule("2 per 60s"), per_ip: rule("2 per 1h"), keys_max: KEYS_MIN, ..off() };
+    let (limiter, now) = limiter_with(&config, [tool("dear", "2 per 60s", "1 per 1h")]);
+    let of = |who, tool| limiter.decide(&limiter.claims(who, tool), now);
+    for caller in ["ann", "bob"] {
+        assert!(passes(of(Who::Caller(caller), Some("dear"))) && passes(of(Who::Caller(caller), None)));
+    }
+    for i in 0..100_000 {
+        let _ = of(Who::Address(Ipv4Addr::from_bits(0x0a00_0000 + i).into()), Some("dear"));
+        let _ = of(Who::Address(Ipv4Addr::from_bits(0x0a00_0000 + i).into()), None);
+    }
+    for caller in ["ann", "bob"] {
+        assert!(matches!(of(Who::Caller(caller), None), Decision::Refused { rule: RuleId::Caller, .. }), "{caller}");
+    }
+    let claims = limiter.tool_claims(Who::Caller("eve"), "dear");
+    assert!(matches!(limiter.decide(&claims, now), Decision::Refused { rule: RuleId::Tool, .. }));
 }
 
 #[test]
@@ -235,10 +255,10 @@ fn when_all_places_are_blocked_newcomers_pass_and_are_counted() {
         call(&limiter, &name(i), now);
         call(&limiter, &name(i), now);
     }
-    assert_eq!(limiter.keys(), KEYS_MIN, "enough keys that every part is full");
+    assert_eq!(limiter.keys(), KEYS_MIN / 2, "enough keys that every part is full");
     assert!(limiter.unremembered() > 0);
     let held = (0..KEYS_MIN * 4).filter(|&i| !passes(call(&limiter, &name(i), now))).count();
-    assert_eq!(held, KEYS_MIN, "each that was blocked still is");
+    assert_eq!(held, KEYS_MIN / 2, "each that was blocked still is");
     let later = now + 3600 * SECOND;
     assert!(passes(call(&limiter, "new", later)) && !passes(call(&limiter, "new", later)), "room again");
 }
