@@ -191,6 +191,8 @@ struct Claim {
     rule: RuleId,
     among: Among,
     key: Key,
+    /// What it counts for where there is no room for the key.
+    shared: Key,
     quota: Quota,
 }
 
@@ -248,6 +250,8 @@ enum Store {
 struct ToolQuotas {
     for_all: Option<Quota>,
     for_each: Option<Quota>,
+    /// What callers count for under `for_each` where there is no room for them.
+    shared: Key,
 }
 
 /// Keeps the rules. One for a process; cheap to share, and asked from any thread.
@@ -297,16 +301,11 @@ impl Limiter {
         began: Instant,
     ) -> Self {
         let tools = tools.into_iter().map(|(tool, ToolRules { for_all, for_each })| {
-            (tool.to_owned(), ToolQuotas { for_all: Quota::new(for_all), for_each: Quota::new(for_each) })
+            let shared = keys.key(RuleId::ToolAndCaller.name(), None, Some(tool));
+            (tool.to_owned(), ToolQuotas { for_all: Quota::new(for_all), for_each: Quota::new(for_each), shared })
         });
-        Self {
-            per_caller: Quota::new(config.per_caller),
-            per_ip: Quota::new(config.per_ip),
-            tools: Arc::new(tools.collect()),
-            keys,
-            store,
-            began,
-        }
+        let tools = Arc::new(tools.collect());
+        Self { per_caller: Quota::new(config.per_caller), per_ip: Quota::new(config.per_ip), tools, keys, store, began }
     }
 
     /// What a request comes under, as far as is known: who calls, and the tool when a header has named it.
@@ -316,7 +315,7 @@ impl Limiter {
             Who::Caller(_) => (RuleId::Caller, self.per_caller),
             Who::Address(_) => (RuleId::Address, self.per_ip),
         };
-        claims.0[0] = self.claim(rule, quota, Some(who), None);
+        claims.0[0] = self.claim(rule, quota, Some(who), None, Key::default());
         claims
     }
 
@@ -325,18 +324,26 @@ impl Limiter {
         let Some(quotas) = self.tools.get(tool) else { return Claims::default() };
         Claims([
             None,
-            self.claim(RuleId::Tool, quotas.for_all, None, Some(tool)),
-            self.claim(RuleId::ToolAndCaller, quotas.for_each, Some(who), Some(tool)),
+            self.claim(RuleId::Tool, quotas.for_all, None, Some(tool), quotas.shared),
+            self.claim(RuleId::ToolAndCaller, quotas.for_each, Some(who), Some(tool), quotas.shared),
         ])
     }
 
-    fn claim(&self, rule: RuleId, quota: Option<Quota>, who: Option<Who<'_>>, tool: Option<&str>) -> Option<Claim> {
+    /// `shared` is another for each rule that a caller can come under; for its own rule it is none, since that is one.
+    fn claim(
+        &self,
+        rule: RuleId,
+        quota: Option<Quota>,
+        who: Option<Who<'_>>,
+        tool: Option<&str>,
+        shared: Key,
+    ) -> Option<Claim> {
         let among = match who {
             Some(Who::Caller(_)) => Among::Callers,
             Some(Who::Address(_)) => Among::Addresses,
             None => Among::Tools,
         };
-        quota.map(|quota| Claim { rule, among, key: self.keys.key(rule.name(), who, tool), quota })
+        quota.map(|quota| Claim { rule, among, key: self.keys.key(rule.name(), who, tool), shared, quota })
     }
 
     /// Whether any tool has rules of its own.
@@ -359,8 +366,8 @@ impl Limiter {
         }
     }
 
-    /// Calls that passed without being remembered because only blocked keys were found, for a counter. More than 0
-    /// says that `keys_max` is too small.
+    /// Calls that passed without being remembered by themselves, because there was no room for their keys: as those of all
+    /// for whom there was none. For a counter; more than 0 says that `keys_max` is too small.
     pub fn unremembered(&self) -> u64 {
         match &*self.store {
             Store::Local(local) => local.unremembered(),

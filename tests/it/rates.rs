@@ -263,12 +263,14 @@ fn a_flood_of_addresses_fills_no_memory_and_frees_nobody() {
     });
     let mut proxy = from(&running, 9);
     assert_eq!(passed(5, || post_for(&mut proxy, "quick", &["192.0.2.1"])), 1);
-    for network in 0..5_000 {
-        assert_eq!(post_for(&mut proxy, "quick", &[&format!("2001:db8:0:{network:x}::1")]).status, 200);
-    }
-    assert!(metric(&running, "bigiron_rate_limit_keys") <= 1024.0);
+    let mut networks = 0..5_000;
+    let flood = |network| post_for(&mut proxy, "quick", &[&format!("2001:db8:0:{network:x}::1")]).status == 200;
+    let passed = networks.by_ref().map(flood).filter(|passed| *passed).count();
+    // Half of the places are for addresses; who has none shares one call for each of 64 parts.
+    assert!((512..=512 + 64).contains(&passed), "{passed}");
+    assert!(metric(&running, "bigiron_rate_limit_keys") <= 512.0);
+    assert!((1.0..=64.0).contains(&metric(&running, "bigiron_rate_limit_unremembered_total")));
     assert_eq!(post_for(&mut proxy, "quick", &["192.0.2.1"]).status, 429, "who is blocked stays so");
-    assert_eq!(post(&mut from(&running, 1), "quick").status, 200);
 }
 
 #[test]
