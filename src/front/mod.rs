@@ -216,13 +216,14 @@ impl Front {
         }
     }
 
-    /// Asks the rates of a tool that only the body names, where instances share them.
-    async fn ahead(&self, headers: &Headers<'_>, sender: &Sender, body: &[u8]) -> Option<Ahead> {
+    /// Asks the rates of a tool that the body names, where instances share them. `named` is the one of the headers, which
+    /// was charged with them; they may say what they like with the older revisions.
+    async fn ahead(&self, sender: &Sender, named: Option<&str>, body: &[u8]) -> Option<Ahead> {
         let (limiter, cluster) = (self.limiter.as_ref()?, self.cluster.as_ref()?);
-        if !limiter.has_tool_rules() || self.named(headers, sender).is_some() {
+        if !limiter.has_tool_rules() {
             return None;
         }
-        let tool = self.router.tool_called(body)?;
+        let tool = self.router.tool_called(body).filter(|tool| named != Some(tool))?;
         self.router.dispatch.tools().for_caller(&tool, sender.identity.as_deref())?;
         Box::pin(rates::charge_ahead(limiter, cluster, sender.who(), &tool)).await
     }
@@ -232,15 +233,14 @@ impl Front {
         &self,
         headers: &Headers<'_>,
         sender: &Sender,
-        (rate, ahead): (&mut Decision, Option<Ahead>),
+        (rate, named, ahead): (&mut Decision, Option<&str>, Option<Ahead>),
         body: &[u8],
         now: Instant,
     ) -> Step {
         let Some(limiter) = &self.limiter else {
             return self.router.message(&headers.head(sender, None), None, body, now);
         };
-        let named = self.named(headers, sender);
-        let charged = Charged::new(limiter, sender.who(), named.as_deref(), *rate, now).with(ahead);
+        let charged = Charged::new(limiter, sender.who(), named, *rate, now).with(ahead);
         let step = self.router.message(&headers.head(sender, Some(&charged)), None, body, now);
         *rate = charged.decision();
         step
@@ -284,8 +284,9 @@ impl Front {
         // who it is
         self.identify(conn, headers, sender, rate)?; //                           401, 403, 429, 431
         // how often
+        let mut named = None;
         if let Some(limiter) = &self.limiter {
-            let named = self.named(headers, sender);
+            named = self.named(headers, sender);
             let (decision, passed) = match &self.cluster {
                 None => rates::admit(limiter, sender.who(), named.as_deref()),
                 // Boxed, so that only where it is asked there is room for it.
@@ -339,11 +340,11 @@ impl Front {
         };
         let ahead = match &self.cluster {
             None => None,
-            Some(_) => Box::pin(self.ahead(headers, sender, body)).await,
+            Some(_) => Box::pin(self.ahead(sender, named.as_deref(), body)).await,
         };
         self.gate.check(conn, sender)?; //                                        503
         let now = Instant::now(); // deadlines count from here
-        let mut step = self.message(headers, sender, (rate, ahead), body, now);
+        let mut step = self.message(headers, sender, (rate, named.as_deref(), ahead), body, now);
         if let Some(shared) = &self.sessions
             && Shared::is_unsettled(&step, session.as_ref())
         {

@@ -69,7 +69,7 @@ async fn shared(claims: &Claims, cluster: &Cluster, tool: Option<&str>) -> Optio
     }
 }
 
-/// The rates of a tool that no header named, asked before the message is handed on: what hands it on cannot wait.
+/// The rates of a tool that only the body names, asked before the message is handed on: what hands it on cannot wait.
 pub(super) struct Ahead {
     tool: String,
     decision: Decision,
@@ -147,7 +147,8 @@ impl Rates for Charged<'_> {
     }
 
     fn tool(&self, name: &str) -> Result<(), Refusal> {
-        if self.named.take() == Some(name) {
+        if self.named.get() == Some(name) {
+            self.named.set(None);
             return Ok(()); // charged with the headers
         }
         if let Some(ahead) = self.ahead.take().filter(|ahead| ahead.tool == name) {

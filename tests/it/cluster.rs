@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     redis::Redis,
-    support::{Process, Session, call, eventually, get},
+    support::{Client, Process, Session, call, eventually, get},
 };
 
 /// Settings of a node of this name; quick to notice who is gone.
@@ -438,4 +438,36 @@ fn a_rate_of_a_tool_holds_for_older_clients_too() {
     let mut echo = |id: u32| [&mut old, &mut other].map(|s| s.request(id, "tools/call", params.clone()).status);
     let statuses: Vec<_> = (0..3).flat_map(&mut echo).collect();
     assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
+}
+
+/// Headers of the older revisions bind nobody: what they name is charged, and what the body names too.
+#[test]
+fn a_header_that_names_another_tool_takes_no_rate_away() {
+    let redis = Redis::start();
+    let rates = [
+        "--set",
+        "rate_limit.enabled=true",
+        "--set",
+        "rate_limit.per_ip=off",
+        "--set",
+        "tools.echo.rate=3 per 24h, burst 3",
+        "--set",
+        "tools.burn.rate=4 per 24h, burst 4",
+    ];
+    let (a, b) = (start(&redis, "a", &rates), start(&redis, "b", &rates));
+    let sessions = [&a, &b].map(|server| (server.addr, Session::open(server.addr, "2025-06-18").id));
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": { "name": "echo", "arguments": { "text": "x" } } });
+    let lie = |tool: &str| {
+        sessions.each_ref().map(|(addr, id)| {
+            let headers = [("Mcp-Session-Id", id.as_str()), ("Mcp-Method", "tools/call"), ("Mcp-Name", tool)];
+            Client::connect(*addr).post(&headers, &call).status
+        })
+    };
+    let statuses: Vec<_> = (0..3).flat_map(|_| lie("read_file")).collect();
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429], "of the one that is called");
+    let statuses: Vec<_> = (0..3).flat_map(|_| lie("burn")).collect();
+    assert_eq!(statuses, [429; 6]);
+    let burn = json!({ "ms": 1 });
+    assert_eq!(crate::support::call(a.addr, "burn", burn).status, 429, "of the one that is named: four are gone");
 }
