@@ -47,7 +47,7 @@ use crate::{
         headers::Headers,
         intake::Bodies,
         pressure::{Level, Pressure},
-        rates::{Ahead, Charged},
+        rates::{Aheads, Charged},
         reply::Refused,
         sender::Sender,
     },
@@ -150,14 +150,8 @@ impl Front {
         }
     }
 
-    /// Learns who sends, when that is asked. Who is not let in is counted by address, so that guessing is slow.
-    fn identify(
-        &self,
-        conn: &Connection,
-        headers: &Headers<'_>,
-        sender: &mut Sender,
-        rate: &mut Decision,
-    ) -> Result<(), Refused> {
+    /// Learns who sends, when that is asked.
+    fn identify(&self, conn: &Connection, headers: &Headers<'_>, sender: &mut Sender) -> Result<(), Refused> {
         if conn.is_disowned() {
             return Err(doorkeeper::disowned());
         }
@@ -166,20 +160,21 @@ impl Front {
             (Some(doorkeeper), certified) => doorkeeper.who(headers, certified),
             (None, Some(certified)) => doorkeeper::by_certificate(certified),
         };
-        match who {
-            Ok(identity) => {
-                sender.identity = Some(identity);
-                Ok(())
-            }
-            Err(refused) => {
-                if let Some(limiter) = &self.limiter {
-                    let passed;
-                    (*rate, passed) = rates::admit(limiter, sender.who(), None);
-                    passed?;
-                }
-                Err(refused)
-            }
-        }
+        sender.identity = Some(who?);
+        Ok(())
+    }
+
+    /// What is said to who is not let in, of whom nothing but the address is known. It counts for that, so that guessing is
+    /// slow. Whether it is too often may not be known where instances share that; then it is what it is.
+    async fn turned_away(&self, address: IpAddr, refused: Refused) -> (Decision, Refused) {
+        let Some(limiter) = &self.limiter else { return (Decision::Free, refused) };
+        let who = Who::Address(address);
+        let (decision, passed) = match &self.cluster {
+            None => rates::admit(limiter, who, None),
+            Some(cluster) => rates::admit_shared(limiter, cluster, who, None).await,
+        };
+        let over = passed.err().filter(|_| matches!(decision, Decision::Refused { .. }));
+        (decision, over.map_or(refused, Refused::from))
     }
 
     /// Who wants something changed by the admin listener, where that is asked. Who may not is counted, limited and written
@@ -216,16 +211,26 @@ impl Front {
         }
     }
 
-    /// Asks the rates of a tool that the body names, where instances share them. `named` is the one of the headers, which
-    /// was charged with them; they may say what they like with the older revisions.
-    async fn ahead(&self, sender: &Sender, named: Option<&str>, body: &[u8]) -> Option<Ahead> {
-        let (limiter, cluster) = (self.limiter.as_ref()?, self.cluster.as_ref()?);
-        if !limiter.has_tool_rules() {
-            return None;
-        }
-        let tool = self.router.tool_called(body).filter(|tool| named != Some(tool))?;
-        self.router.dispatch.tools().for_caller(&tool, sender.identity.as_deref())?;
-        Box::pin(rates::charge_ahead(limiter, cluster, sender.who(), &tool)).await
+    /// Asks the rates of what only the body says, where instances share them: of the tools that it names, and of each
+    /// message of a batch. `named` is the tool of the headers, which was charged with them; they may say what they like with
+    /// the older revisions.
+    async fn ahead(&self, headers: &Headers<'_>, sender: &Sender, named: Option<&str>, body: &[u8]) -> Aheads {
+        let (Some(limiter), Some(cluster)) = (&self.limiter, &self.cluster) else { return Aheads::default() };
+        let batch = checks::may_have_session(headers).then(|| self.router.tools_called(body)).flatten();
+        let mut tools = match batch {
+            Some(tools) => tools,
+            None if !limiter.has_tool_rules() => return Aheads::default(),
+            None => match self.router.tool_called(body) {
+                Some(tool) if named != Some(&tool) => vec![Some(tool)],
+                _ => return Aheads::default(),
+            },
+        };
+        // Who may not call a tool is not charged for it.
+        let registry = self.router.dispatch.tools();
+        let may = |tool: &String| registry.for_caller(tool, sender.identity.as_deref()).is_some();
+        tools.iter_mut().for_each(|tool| *tool = tool.take().filter(may));
+        drop(registry);
+        Box::pin(rates::charge_ahead(limiter, cluster, sender.who(), named, tools)).await
     }
 
     /// Hands a message on, with the rates that are to be asked about it.
@@ -233,14 +238,14 @@ impl Front {
         &self,
         headers: &Headers<'_>,
         sender: &Sender,
-        (rate, named, ahead): (&mut Decision, Option<&str>, Option<Ahead>),
+        (rate, named, aheads): (&mut Decision, Option<&str>, Aheads),
         body: &[u8],
         now: Instant,
     ) -> Step {
         let Some(limiter) = &self.limiter else {
             return self.router.message(&headers.head(sender, None), None, body, now);
         };
-        let charged = Charged::new(limiter, sender.who(), named, *rate, now).with(ahead);
+        let charged = Charged::new(limiter, sender.who(), named, *rate, now).with(aheads);
         let step = self.router.message(&headers.head(sender, Some(&charged)), None, body, now);
         *rate = charged.decision();
         step
@@ -282,7 +287,11 @@ impl Front {
             return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
         }
         // who it is
-        self.identify(conn, headers, sender, rate)?; //                           401, 403, 429, 431
+        if let Err(refused) = self.identify(conn, headers, sender) {
+            let told; //                                                          401, 403, 429, 431
+            (*rate, told) = Box::pin(self.turned_away(sender.address, refused)).await;
+            return Err(told);
+        }
         // how often
         let mut named = None;
         if let Some(limiter) = &self.limiter {
@@ -338,13 +347,13 @@ impl Front {
                 &*read
             }
         };
-        let ahead = match &self.cluster {
-            None => None,
-            Some(_) => Box::pin(self.ahead(sender, named.as_deref(), body)).await,
+        let aheads = match &self.cluster {
+            None => Aheads::default(),
+            Some(_) => Box::pin(self.ahead(headers, sender, named.as_deref(), body)).await,
         };
         self.gate.check(conn, sender)?; //                                        503
         let now = Instant::now(); // deadlines count from here
-        let mut step = self.message(headers, sender, (rate, named.as_deref(), ahead), body, now);
+        let mut step = self.message(headers, sender, (rate, named.as_deref(), aheads), body, now);
         if let Some(shared) = &self.sessions
             && Shared::is_unsettled(&step, session.as_ref())
         {
