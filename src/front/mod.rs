@@ -174,7 +174,7 @@ impl Front {
             Some(cluster) => rates::admit_shared(limiter, cluster, who, None).await,
         };
         let over = passed.err().filter(|_| matches!(decision, Decision::Refused { .. }));
-        (decision, over.map_or(refused, Refused::from))
+        (decision, refused.or_too_often(over))
     }
 
     /// Who wants something changed by the admin listener, where that is asked. Who may not is counted, limited and written
@@ -188,7 +188,7 @@ impl Front {
         let Some(doorkeeper) = &self.doorkeeper else { return Ok(None) };
         doorkeeper.administers(headers).map(Some).map_err(|refused| {
             let over = |limiter| rates::admit(limiter, Who::Address(address), None).1.err();
-            let refused = self.limiter.as_ref().and_then(over).map_or(refused, Refused::from);
+            let refused = refused.or_too_often(self.limiter.as_ref().and_then(over));
             self.refusals.count(refused.reason());
             if let Some(audit) = &self.router.audit {
                 let detail = refused.detail();
@@ -251,6 +251,30 @@ impl Front {
         step
     }
 
+    /// What can be said before it is known who asks. None of what the endpoint itself is asked for.
+    fn look(&self, came: &Came, headers: &Headers<'_>) -> Result<Option<Response<Body>>, Refused> {
+        checks::head_size(came.target_bytes(), headers, &self.limits)?; //        414, 431
+        checks::said_once(headers)?; //                                           400
+        self.hosts.check(came.authority(), came.version(), headers)?; //          400, 403
+        self.origins.check(headers, &self.hosts)?; //                             403
+        let response = match (came.method(), came.path()) {
+            (&Method::OPTIONS, path) if path == self.path => reply::preflight(headers, &self.origins)?, // 405
+            (_, path) if path == self.path => return Ok(None),
+            (&Method::GET | &Method::HEAD, "/health") => reply::alive(),
+            (&Method::GET | &Method::HEAD, "/ready") => reply::ready(
+                !self.router.drain.is_started(),
+                self.router.audit.as_ref(),
+                self.cluster.as_ref().map(|cluster| cluster.word()),
+            ),
+            (&Method::GET | &Method::HEAD, path) => {
+                let told = self.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.metadata(path));
+                reply::metadata(told.ok_or_else(|| reply::no_such_path(&self.path))?) // 404
+            }
+            _ => return Err(reply::no_such_path(&self.path)), //                  404
+        };
+        Ok(Some(response))
+    }
+
     async fn answer(
         &self,
         conn: &Arc<Connection>,
@@ -260,35 +284,14 @@ impl Front {
         rate: &mut Decision,
         inflow: &mut Inflow,
     ) -> Result<Answered, Refused> {
-        // who may speak at all
-        checks::head_size(came.target_bytes(), headers, &self.limits)?; //        414, 431
-        checks::said_once(headers)?; //                                           400
-        self.hosts.check(came.authority(), came.version(), headers)?; //          400, 403
-        self.origins.check(headers, &self.hosts)?; //                             403
-        // what for
-        match (came.method(), came.path()) {
-            (_, path) if path == self.path => {}
-            (&Method::GET | &Method::HEAD, "/health") => return Ok(Answered::Now(reply::alive())),
-            (&Method::GET | &Method::HEAD, "/ready") => {
-                return Ok(Answered::Now(reply::ready(
-                    !self.router.drain.is_started(),
-                    self.router.audit.as_ref(),
-                    self.cluster.as_ref().map(|cluster| cluster.word()),
-                )));
-            }
-            (&Method::GET | &Method::HEAD, path) => {
-                let told = self.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.metadata(path));
-                let told = told.ok_or_else(|| reply::no_such_path(&self.path))?; // 404
-                return Ok(Answered::Now(reply::metadata(told)));
-            }
-            _ => return Err(reply::no_such_path(&self.path)), //                  404
-        }
-        if *came.method() == Method::OPTIONS {
-            return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
-        }
-        // who it is
-        if let Err(refused) = self.identify(conn, headers, sender) {
-            let told; //                                                          401, 403, 429, 431
+        // who may speak at all, what for, who it is
+        let known = match self.look(came, headers) {
+            Ok(None) => self.identify(conn, headers, sender), //                  401, 403, 431, 503
+            Ok(Some(response)) => return Ok(Answered::Now(response)),
+            Err(refused) => Err(refused), //                                      400, 403, 404, 405, 414, 431
+        };
+        if let Err(refused) = known {
+            let told; //                                                          or 429
             (*rate, told) = Box::pin(self.turned_away(sender.address, refused)).await;
             return Err(told);
         }
