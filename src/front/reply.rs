@@ -58,11 +58,12 @@ impl Refused {
         Self { header: Some(Box::new((name, value))), ..Self::from(refusal) }
     }
 
-    /// Where it is too often, that is said instead. What follows from this one for the connection stays.
+    /// Where it is too often, that is said instead. What follows from this one for the connection stays, and so does its
+    /// header: who has to look for an issuer learns where, and finds out nothing by it.
     pub(crate) fn or_too_often(self, over: Option<Refusal>) -> Self {
         match over {
             None => self,
-            Some(refusal) => Self { refusal, header: None, ..self },
+            Some(refusal) => Self { refusal, ..self },
         }
     }
 
