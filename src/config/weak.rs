@@ -29,6 +29,7 @@ pub(crate) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
     weak.extend(of_any_issuer(tuning));
     weak.extend(for_nobody(tuning));
+    weak.extend(behind_a_proxy(tuning));
     weak.extend(listener(loaded));
     weak.extend(forwards(tuning));
     weak.extend(instances(tuning));
@@ -84,6 +85,18 @@ fn for_nobody(tuning: &Tuning) -> Vec<String> {
         )
     })
     .collect()
+}
+
+/// Many callers who are one, since only the proxy in between shows a certificate.
+fn behind_a_proxy(tuning: &Tuning) -> Option<String> {
+    let proxies = &tuning.server.trusted_proxies;
+    let is_shown = tuning.tls.is_on() && tuning.tls.client_certificates != ClientCertificates::Off;
+    (is_shown && !proxies.is_empty() && !tuning.auth.is_on()).then(|| {
+        format!(
+            "server.trusted_proxies is {proxies:?}, and callers are known by certificates alone: all who come by such a \
+             proxy are the one that its certificate names; set auth.keys_file or auth.issuer"
+        )
+    })
 }
 
 /// What others can reach and nothing limits.
@@ -416,6 +429,22 @@ mod tests {
         assert!(for_nobody(&tuning).concat().contains("tools.burn asks for scopes"));
         tuning.auth.keys_file = "keys.toml".into();
         assert_eq!(for_nobody(&tuning), Vec::<String>::new());
+    }
+
+    #[test]
+    fn that_all_behind_a_proxy_are_its_certificate_is_told() {
+        let told = |change: &dyn Fn(&mut Tuning)| {
+            let mut tuning = Tuning::default();
+            tuning.tls.certificate = "us.pem".into();
+            tuning.tls.client_certificates = ClientCertificates::Required;
+            tuning.server.trusted_proxies = vec!["10.0.0.0/8".into()];
+            change(&mut tuning);
+            behind_a_proxy(&tuning)
+        };
+        assert!(told(&|_| {}).is_some_and(|weak| weak.contains("10.0.0.0/8")));
+        assert_eq!(told(&|tuning| tuning.auth.keys_file = "keys.toml".into()), None);
+        assert_eq!(told(&|tuning| tuning.server.trusted_proxies.clear()), None);
+        assert_eq!(told(&|tuning| tuning.tls.client_certificates = ClientCertificates::Off), None);
     }
 
     #[test]

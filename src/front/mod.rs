@@ -157,7 +157,10 @@ impl Front {
         }
         let who = match (&self.doorkeeper, conn.certified()) {
             (None, None) => return Ok(()),
-            (Some(doorkeeper), certified) => doorkeeper.who(headers, certified),
+            // The certificate of a proxy says who that is, and not for whom it asks.
+            (Some(doorkeeper), certified) => {
+                doorkeeper.who(headers, certified.filter(|_| !self.trusted.contains(conn.peer)))
+            }
             (None, Some(certified)) => doorkeeper::by_certificate(certified),
         };
         sender.identity = Some(who?);
