@@ -149,7 +149,8 @@ impl Keys {
     /// In how many seconds there may be keys, for who comes while there are none.
     pub fn retry_after_s(&self, now: SystemTime) -> u32 {
         let pace = self.pace.lock();
-        let since = pace.last_attempt.filter(|_| self.failed.load(Relaxed) > 0);
+        let (fetched, failed) = self.fetches();
+        let since = pace.last_attempt.filter(|_| fetched + failed > 0); // a key set may be had, and be empty
         let Some(since) = since else { return FIRST_FETCH_S };
         let rest = self.retry.saturating_sub(now.duration_since(since).unwrap_or_default());
         u32::try_from(rest.as_secs() + 1).unwrap_or(u32::MAX)

@@ -48,6 +48,17 @@ fn who_comes_while_there_are_no_keys_is_told_when_there_may_be() {
 }
 
 #[test]
+fn who_comes_while_the_issuer_has_no_keys_is_told_when_it_may_have_some() {
+    let door = World::without_keys().door();
+    let keys = keys(&door);
+    assert!(keys.wants_refresh(now(), false));
+    keys.accept(&set(&[]), now()).expect("a key set");
+    assert_eq!(who(&door, &token(&RSA), now()), Err(Refused::NoKeys));
+    assert_eq!([0, 29, 30].map(|s| keys.retry_after_s(later(s))), [31, 2, 1]);
+    assert!(keys.wants_refresh(later(30), true), "who comes has them fetched");
+}
+
+#[test]
 fn fetching_has_a_pace_whatever_asks_for_it() {
     let door = World::without_keys().door();
     let keys = keys(&door);
