@@ -218,10 +218,12 @@ impl Current {
         match (found, other, kid) {
             (Some(found), None, _) | (Some(found), _, Some(_)) => Ok(found),
             (Some(_), Some(_), None) => {
-                Err(Refused::KeyAlgorithm(format!("there is no kid, and several keys are for {algorithm}")))
+                let why = format!("there is no kid, and several keys are for {algorithm}");
+                Err(Refused::KeyAlgorithm { why, has_kid: false })
             }
             (None, ..) if named().next().is_some() => {
-                Err(Refused::KeyAlgorithm(format!("alg is {algorithm}, and the key is not one for that")))
+                let why = format!("alg is {algorithm}, and the key is not one for that");
+                Err(Refused::KeyAlgorithm { why, has_kid: kid.is_some() })
             }
             (None, ..) => Err(Refused::UnknownKey(kid.map_or_else(|| "(none)".into(), super::refused::shown))),
         }
