@@ -31,6 +31,7 @@ pub(crate) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     weak.extend(for_nobody(tuning));
     weak.extend(behind_a_proxy(tuning));
     weak.extend(listener(loaded));
+    weak.extend(admin_listener(loaded));
     weak.extend(forwards(tuning));
     weak.extend(instances(tuning));
     weak.extend(unknown_host(loaded));
@@ -126,6 +127,24 @@ fn listener(loaded: &Loaded) -> Vec<String> {
         ));
     }
     weak
+}
+
+/// What others can reach and asks nobody but who changes something. It is started so with a word on the command line, which
+/// may have been said for the endpoint alone.
+fn admin_listener(loaded: &Loaded) -> Option<String> {
+    let tuning = &loaded.tuning;
+    let listen = &tuning.server.admin_listen;
+    let deeds = if tuning.auth.is_on() {
+        "keys and tokens that are sent to it can be read on the way"
+    } else {
+        "have kept results forgotten"
+    };
+    loaded.opens_admin_listener().then(|| {
+        format!(
+            "server.admin_listen is {listen:?}: whoever reaches it can read metrics and nodes, and {deeds}; let it be a \
+             loopback address, or one of a network of the operators' own"
+        )
+    })
 }
 
 /// Calls that instances hand to each other, on a way that is not this host's own.
@@ -513,6 +532,24 @@ mod tests {
         assert_eq!(told("127.0.0.1:0", "", "http://10.0.0.1:5000", Some(1)), 1, "others cannot reach it");
         assert_eq!(told("10.0.0.1:5002", "", "", Some(1)), 2, "it can be read, and so can the key");
         assert_eq!(told("127.0.0.1:5002", "10.0.0.1:5002", "", Some(1)), 2);
+    }
+
+    #[test]
+    fn an_admin_listener_that_others_reach_is_told_with_authentication_too() {
+        let told = |listen: &str, keys: &str| {
+            let mut tuning = Tuning::default();
+            tuning.server.admin_listen = listen.into();
+            tuning.auth.keys_file = keys.into();
+            let loaded = Loaded::from_program(tuning, crate::runtime::Host::read(), true).expect("settings");
+            admin_listener(&loaded)
+        };
+        for listen in ["0.0.0.0:5001", "[::]:5001", "192.0.2.1:5001"] {
+            assert!(told(listen, "keys.toml").is_some_and(|weak| weak.contains("keys and tokens")), "{listen}");
+            assert!(told(listen, "").is_some_and(|weak| weak.contains("forgotten")), "{listen}");
+        }
+        for listen in ["", "127.0.0.1:5001", "[::1]:5001", "localhost:5001"] {
+            assert_eq!(told(listen, "keys.toml"), None, "{listen}");
+        }
     }
 
     #[test]

@@ -680,6 +680,21 @@ fn what_is_weak_is_told_at_the_start_too() {
     assert!(said.lines().last().is_some_and(|line| line.starts_with("bigiron: weak: rate_limit.per_ip")), "{said}");
 }
 
+/// The word that lets others reach the admin listener may have been said for the endpoint alone.
+#[test]
+fn an_admin_listener_that_others_reach_is_told_at_the_start_and_again() {
+    let issuer = Issuer::new();
+    issuer.key_for("ann", &[]);
+    let keys = format!("auth.keys_file={}", issuer.file("keys.toml").display());
+    let open = ["--insecure-no-auth", "--set", "server.admin_listen=0.0.0.0:0", "--set", &keys];
+    let process = Process::start(&open);
+    let weak = process.log_line_with("server.admin_listen is");
+    assert!(weak.contains("WARN") && weak.contains("weak: "), "{weak}");
+    let reminder = process.log_line_with("everybody who reaches the admin listener");
+    assert!(reminder.contains("WARN"), "{reminder}");
+    assert!(process.log_lines().iter().all(|line| !line.contains("no authentication")), "keys are asked for");
+}
+
 /// What manuals print is no secret.
 #[test]
 fn a_placeholder_for_a_secret_stops_the_start() {
