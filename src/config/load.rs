@@ -156,6 +156,12 @@ impl Loaded {
         relations::asks_who_calls(&self.tuning)
     }
 
+    /// Whether other hosts can reach the admin listener, which asks nobody who only reads.
+    pub(crate) fn opens_admin_listener(&self) -> bool {
+        let listen = &self.tuning.server.admin_listen;
+        !listen.is_empty() && address::listener(listen).is_ok_and(|listen| !address::is_loopback(&listen))
+    }
+
     /// Every setting, in the order of the file, with where it came from and what it came to.
     pub fn settings(&self) -> Vec<Setting> {
         listing(&self.tuning, &self.origins, Some(&self.resolved))

@@ -29,7 +29,9 @@ pub(crate) fn weak(loaded: &Loaded, root: Option<&str>) -> Vec<String> {
     weak.extend(root.map(|root| readable(tuning, root.as_ref())).unwrap_or_default());
     weak.extend(of_any_issuer(tuning));
     weak.extend(for_nobody(tuning));
+    weak.extend(behind_a_proxy(tuning));
     weak.extend(listener(loaded));
+    weak.extend(admin_listener(loaded));
     weak.extend(forwards(tuning));
     weak.extend(instances(tuning));
     weak.extend(unknown_host(loaded));
@@ -86,6 +88,18 @@ fn for_nobody(tuning: &Tuning) -> Vec<String> {
     .collect()
 }
 
+/// Many callers who are one, since only the proxy in between shows a certificate.
+fn behind_a_proxy(tuning: &Tuning) -> Option<String> {
+    let proxies = &tuning.server.trusted_proxies;
+    let is_shown = tuning.tls.is_on() && tuning.tls.client_certificates != ClientCertificates::Off;
+    (is_shown && !proxies.is_empty() && !tuning.auth.is_on()).then(|| {
+        format!(
+            "server.trusted_proxies is {proxies:?}, and callers are known by certificates alone: all who come by such a \
+             proxy are the one that its certificate names; set auth.keys_file or auth.issuer"
+        )
+    })
+}
+
 /// What others can reach and nothing limits.
 fn listener(loaded: &Loaded) -> Vec<String> {
     let tuning = &loaded.tuning;
@@ -113,6 +127,24 @@ fn listener(loaded: &Loaded) -> Vec<String> {
         ));
     }
     weak
+}
+
+/// What others can reach and asks nobody but who changes something. It is started so with a word on the command line, which
+/// may have been said for the endpoint alone.
+fn admin_listener(loaded: &Loaded) -> Option<String> {
+    let tuning = &loaded.tuning;
+    let listen = &tuning.server.admin_listen;
+    let deeds = if tuning.auth.is_on() {
+        "keys and tokens that are sent to it can be read on the way"
+    } else {
+        "have kept results forgotten"
+    };
+    loaded.opens_admin_listener().then(|| {
+        format!(
+            "server.admin_listen is {listen:?}: whoever reaches it can read metrics and nodes, and {deeds}; let it be a \
+             loopback address, or one of a network of the operators' own"
+        )
+    })
 }
 
 /// Calls that instances hand to each other, on a way that is not this host's own.
@@ -419,6 +451,22 @@ mod tests {
     }
 
     #[test]
+    fn that_all_behind_a_proxy_are_its_certificate_is_told() {
+        let told = |change: &dyn Fn(&mut Tuning)| {
+            let mut tuning = Tuning::default();
+            tuning.tls.certificate = "us.pem".into();
+            tuning.tls.client_certificates = ClientCertificates::Required;
+            tuning.server.trusted_proxies = vec!["10.0.0.0/8".into()];
+            change(&mut tuning);
+            behind_a_proxy(&tuning)
+        };
+        assert!(told(&|_| {}).is_some_and(|weak| weak.contains("10.0.0.0/8")));
+        assert_eq!(told(&|tuning| tuning.auth.keys_file = "keys.toml".into()), None);
+        assert_eq!(told(&|tuning| tuning.server.trusted_proxies.clear()), None);
+        assert_eq!(told(&|tuning| tuning.tls.client_certificates = ClientCertificates::Off), None);
+    }
+
+    #[test]
     fn a_host_that_clients_are_sent_to_and_that_is_not_allowed_is_told() {
         let told = |listen: &str, audience: &str, allowed: &[&str]| {
             let mut tuning = Tuning::default();
@@ -484,6 +532,24 @@ mod tests {
         assert_eq!(told("127.0.0.1:0", "", "http://10.0.0.1:5000", Some(1)), 1, "others cannot reach it");
         assert_eq!(told("10.0.0.1:5002", "", "", Some(1)), 2, "it can be read, and so can the key");
         assert_eq!(told("127.0.0.1:5002", "10.0.0.1:5002", "", Some(1)), 2);
+    }
+
+    #[test]
+    fn an_admin_listener_that_others_reach_is_told_with_authentication_too() {
+        let told = |listen: &str, keys: &str| {
+            let mut tuning = Tuning::default();
+            tuning.server.admin_listen = listen.into();
+            tuning.auth.keys_file = keys.into();
+            let loaded = Loaded::from_program(tuning, crate::runtime::Host::read(), true).expect("settings");
+            admin_listener(&loaded)
+        };
+        for listen in ["0.0.0.0:5001", "[::]:5001", "192.0.2.1:5001"] {
+            assert!(told(listen, "keys.toml").is_some_and(|weak| weak.contains("keys and tokens")), "{listen}");
+            assert!(told(listen, "").is_some_and(|weak| weak.contains("forgotten")), "{listen}");
+        }
+        for listen in ["", "127.0.0.1:5001", "[::1]:5001", "localhost:5001"] {
+            assert_eq!(told(listen, "keys.toml"), None, "{listen}");
+        }
     }
 
     #[test]

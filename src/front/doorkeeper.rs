@@ -66,6 +66,8 @@ pub(crate) struct Doorkeeper {
     required_scopes: Vec<String>,
     scope: String,
     admin_scope: String,
+    /// All that one needs at the admin listener, in words: who asks for fewer gets a token that is refused again.
+    admin_scopes: String,
     metadata: Bytes,
     metadata_url: String,
     /// The paths that it is served at: the root's, that of our endpoint, and the one that the URL has, which is another
@@ -112,6 +114,9 @@ impl Doorkeeper {
         let url = |text: &&String| text.starts_with("https://") || text.starts_with("http://");
         let resource = config.audience.iter().find(url).cloned().unwrap_or_else(|| format!("{origin}{path}"));
         let scope = config.required_scopes.join(" ");
+        let of_admins = Some(&config.admin_scope).filter(|scope| !config.required_scopes.contains(scope));
+        let all: Vec<&str> = config.required_scopes.iter().chain(of_admins).map(String::as_str).collect();
+        let admin_scopes = all.join(" ");
         let mut metadata = json!({ "resource": resource, "bearer_methods_supported": ["header"] });
         if config.takes_tokens() {
             metadata["authorization_servers"] = json!([config.issuer]);
@@ -127,6 +132,7 @@ impl Doorkeeper {
             required_scopes: config.required_scopes.clone(),
             scope,
             admin_scope: config.admin_scope.clone(),
+            admin_scopes,
             metadata: metadata.to_string().into(),
             metadata_url,
             metadata_paths: [WELL_KNOWN.into(), format!("{WELL_KNOWN}{path}"), public],
@@ -147,11 +153,21 @@ impl Doorkeeper {
         headers: &Headers<'_>,
         certified: Option<&Arc<Identity>>,
     ) -> Result<Arc<Identity>, reply::Refused> {
+        self.who_with(headers, certified, &self.scope)
+    }
+
+    /// The same, where a refusal asks for these scopes.
+    fn who_with(
+        &self,
+        headers: &Headers<'_>,
+        certified: Option<&Arc<Identity>>,
+        scopes: &str,
+    ) -> Result<Arc<Identity>, reply::Refused> {
         if let (Field::Absent, Some(identity)) = (headers.authorization(), certified) {
             let has = |scope: &&String| identity.has_scope(scope);
             let missing: Vec<String> = self.required_scopes.iter().filter(|scope| !has(scope)).cloned().collect();
             if !missing.is_empty() {
-                return Err(self.refuse(&identity::Refused::Scope { missing }, &self.scope));
+                return Err(self.refuse(&identity::Refused::Scope { missing }, scopes));
             }
             return by_certificate(identity);
         }
@@ -163,7 +179,7 @@ impl Doorkeeper {
             if refused.may_pass_with_newer_keys() {
                 self.wanted.notify_one();
             }
-            self.refuse(&refused, &self.scope)
+            self.refuse(&refused, scopes)
         })
     }
 
@@ -173,12 +189,12 @@ impl Doorkeeper {
     /// # Errors
     /// The refusal, with its challenge.
     pub(crate) fn administers(&self, headers: &Headers<'_>) -> Result<Arc<Identity>, reply::Refused> {
-        let identity = self.who(headers, None)?;
+        let identity = self.who_with(headers, None, &self.admin_scopes)?;
         if identity.has_scope(&self.admin_scope) {
             return Ok(identity);
         }
         let missing = vec![self.admin_scope.clone()];
-        Err(self.refuse(&identity::Refused::Scope { missing }, &self.admin_scope))
+        Err(self.refuse(&identity::Refused::Scope { missing }, &self.admin_scopes))
     }
 
     /// Keeps the issuer's keys as they are at the issuer, for as long as this is awaited.

@@ -47,7 +47,7 @@ use crate::{
         headers::Headers,
         intake::Bodies,
         pressure::{Level, Pressure},
-        rates::{Ahead, Charged},
+        rates::{Aheads, Charged},
         reply::Refused,
         sender::Sender,
     },
@@ -150,36 +150,34 @@ impl Front {
         }
     }
 
-    /// Learns who sends, when that is asked. Who is not let in is counted by address, so that guessing is slow.
-    fn identify(
-        &self,
-        conn: &Connection,
-        headers: &Headers<'_>,
-        sender: &mut Sender,
-        rate: &mut Decision,
-    ) -> Result<(), Refused> {
+    /// Learns who sends, when that is asked.
+    fn identify(&self, conn: &Connection, headers: &Headers<'_>, sender: &mut Sender) -> Result<(), Refused> {
         if conn.is_disowned() {
             return Err(doorkeeper::disowned());
         }
         let who = match (&self.doorkeeper, conn.certified()) {
             (None, None) => return Ok(()),
-            (Some(doorkeeper), certified) => doorkeeper.who(headers, certified),
+            // The certificate of a proxy says who that is, and not for whom it asks.
+            (Some(doorkeeper), certified) => {
+                doorkeeper.who(headers, certified.filter(|_| !self.trusted.contains(conn.peer)))
+            }
             (None, Some(certified)) => doorkeeper::by_certificate(certified),
         };
-        match who {
-            Ok(identity) => {
-                sender.identity = Some(identity);
-                Ok(())
-            }
-            Err(refused) => {
-                if let Some(limiter) = &self.limiter {
-                    let passed;
-                    (*rate, passed) = rates::admit(limiter, sender.who(), None);
-                    passed?;
-                }
-                Err(refused)
-            }
-        }
+        sender.identity = Some(who?);
+        Ok(())
+    }
+
+    /// What is said to who is not let in, of whom nothing but the address is known. It counts for that, so that guessing is
+    /// slow. Whether it is too often may not be known where instances share that; then it is what it is.
+    async fn turned_away(&self, address: IpAddr, refused: Refused) -> (Decision, Refused) {
+        let Some(limiter) = &self.limiter else { return (Decision::Free, refused) };
+        let who = Who::Address(address);
+        let (decision, passed) = match &self.cluster {
+            None => rates::admit(limiter, who, None),
+            Some(cluster) => rates::admit_shared(limiter, cluster, who, None).await,
+        };
+        let over = passed.err().filter(|_| matches!(decision, Decision::Refused { .. }));
+        (decision, refused.or_too_often(over))
     }
 
     /// Who wants something changed by the admin listener, where that is asked. Who may not is counted, limited and written
@@ -193,7 +191,7 @@ impl Front {
         let Some(doorkeeper) = &self.doorkeeper else { return Ok(None) };
         doorkeeper.administers(headers).map(Some).map_err(|refused| {
             let over = |limiter| rates::admit(limiter, Who::Address(address), None).1.err();
-            let refused = self.limiter.as_ref().and_then(over).map_or(refused, Refused::from);
+            let refused = refused.or_too_often(self.limiter.as_ref().and_then(over));
             self.refusals.count(refused.reason());
             if let Some(audit) = &self.router.audit {
                 let detail = refused.detail();
@@ -216,15 +214,26 @@ impl Front {
         }
     }
 
-    /// Asks the rates of a tool that only the body names, where instances share them.
-    async fn ahead(&self, headers: &Headers<'_>, sender: &Sender, body: &[u8]) -> Option<Ahead> {
-        let (limiter, cluster) = (self.limiter.as_ref()?, self.cluster.as_ref()?);
-        if !limiter.has_tool_rules() || self.named(headers, sender).is_some() {
-            return None;
-        }
-        let tool = self.router.tool_called(body)?;
-        self.router.dispatch.tools().for_caller(&tool, sender.identity.as_deref())?;
-        Box::pin(rates::charge_ahead(limiter, cluster, sender.who(), &tool)).await
+    /// Asks the rates of what only the body says, where instances share them: of the tools that it names, and of each
+    /// message of a batch. `named` is the tool of the headers, which was charged with them; they may say what they like with
+    /// the older revisions.
+    async fn ahead(&self, headers: &Headers<'_>, sender: &Sender, named: Option<&str>, body: &[u8]) -> Aheads {
+        let (Some(limiter), Some(cluster)) = (&self.limiter, &self.cluster) else { return Aheads::default() };
+        let batch = checks::may_have_session(headers).then(|| self.router.tools_called(body)).flatten();
+        let mut tools = match batch {
+            Some(tools) => tools,
+            None if !limiter.has_tool_rules() => return Aheads::default(),
+            None => match self.router.tool_called(body) {
+                Some(tool) if named != Some(&tool) => vec![Some(tool)],
+                _ => return Aheads::default(),
+            },
+        };
+        // Who may not call a tool is not charged for it.
+        let registry = self.router.dispatch.tools();
+        let may = |tool: &String| registry.for_caller(tool, sender.identity.as_deref()).is_some();
+        tools.iter_mut().for_each(|tool| *tool = tool.take().filter(may));
+        drop(registry);
+        Box::pin(rates::charge_ahead(limiter, cluster, sender.who(), named, tools)).await
     }
 
     /// Hands a message on, with the rates that are to be asked about it.
@@ -232,18 +241,41 @@ impl Front {
         &self,
         headers: &Headers<'_>,
         sender: &Sender,
-        (rate, ahead): (&mut Decision, Option<Ahead>),
+        (rate, named, aheads): (&mut Decision, Option<&str>, Aheads),
         body: &[u8],
         now: Instant,
     ) -> Step {
         let Some(limiter) = &self.limiter else {
             return self.router.message(&headers.head(sender, None), None, body, now);
         };
-        let named = self.named(headers, sender);
-        let charged = Charged::new(limiter, sender.who(), named.as_deref(), *rate, now).with(ahead);
+        let charged = Charged::new(limiter, sender.who(), named, *rate, now).with(aheads);
         let step = self.router.message(&headers.head(sender, Some(&charged)), None, body, now);
         *rate = charged.decision();
         step
+    }
+
+    /// What can be said before it is known who asks. None of what the endpoint itself is asked for.
+    fn look(&self, came: &Came, headers: &Headers<'_>) -> Result<Option<Response<Body>>, Refused> {
+        checks::head_size(came.target_bytes(), headers, &self.limits)?; //        414, 431
+        checks::said_once(headers)?; //                                           400
+        self.hosts.check(came.authority(), came.version(), headers)?; //          400, 403
+        self.origins.check(headers, &self.hosts)?; //                             403
+        let response = match (came.method(), came.path()) {
+            (&Method::OPTIONS, path) if path == self.path => reply::preflight(headers, &self.origins)?, // 405
+            (_, path) if path == self.path => return Ok(None),
+            (&Method::GET | &Method::HEAD, "/health") => reply::alive(),
+            (&Method::GET | &Method::HEAD, "/ready") => reply::ready(
+                !self.router.drain.is_started(),
+                self.router.audit.as_ref(),
+                self.cluster.as_ref().map(|cluster| cluster.word()),
+            ),
+            (&Method::GET | &Method::HEAD, path) => {
+                let told = self.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.metadata(path));
+                reply::metadata(told.ok_or_else(|| reply::no_such_path(&self.path))?) // 404
+            }
+            _ => return Err(reply::no_such_path(&self.path)), //                  404
+        };
+        Ok(Some(response))
     }
 
     async fn answer(
@@ -255,37 +287,21 @@ impl Front {
         rate: &mut Decision,
         inflow: &mut Inflow,
     ) -> Result<Answered, Refused> {
-        // who may speak at all
-        checks::head_size(came.target_bytes(), headers, &self.limits)?; //        414, 431
-        checks::said_once(headers)?; //                                           400
-        self.hosts.check(came.authority(), came.version(), headers)?; //          400, 403
-        self.origins.check(headers, &self.hosts)?; //                             403
-        // what for
-        match (came.method(), came.path()) {
-            (_, path) if path == self.path => {}
-            (&Method::GET | &Method::HEAD, "/health") => return Ok(Answered::Now(reply::alive())),
-            (&Method::GET | &Method::HEAD, "/ready") => {
-                return Ok(Answered::Now(reply::ready(
-                    !self.router.drain.is_started(),
-                    self.router.audit.as_ref(),
-                    self.cluster.as_ref().map(|cluster| cluster.word()),
-                )));
-            }
-            (&Method::GET | &Method::HEAD, path) => {
-                let told = self.doorkeeper.as_ref().and_then(|doorkeeper| doorkeeper.metadata(path));
-                let told = told.ok_or_else(|| reply::no_such_path(&self.path))?; // 404
-                return Ok(Answered::Now(reply::metadata(told)));
-            }
-            _ => return Err(reply::no_such_path(&self.path)), //                  404
+        // who may speak at all, what for, who it is
+        let known = match self.look(came, headers) {
+            Ok(None) => self.identify(conn, headers, sender), //                  401, 403, 431, 503
+            Ok(Some(response)) => return Ok(Answered::Now(response)),
+            Err(refused) => Err(refused), //                                      400, 403, 404, 405, 414, 431
+        };
+        if let Err(refused) = known {
+            let told; //                                                          or 429
+            (*rate, told) = Box::pin(self.turned_away(sender.address, refused)).await;
+            return Err(told);
         }
-        if *came.method() == Method::OPTIONS {
-            return reply::preflight(headers, &self.origins).map(Answered::Now); // 204, 403
-        }
-        // who it is
-        self.identify(conn, headers, sender, rate)?; //                           401, 403, 429, 431
         // how often
+        let mut named = None;
         if let Some(limiter) = &self.limiter {
-            let named = self.named(headers, sender);
+            named = self.named(headers, sender);
             let (decision, passed) = match &self.cluster {
                 None => rates::admit(limiter, sender.who(), named.as_deref()),
                 // Boxed, so that only where it is asked there is room for it.
@@ -337,13 +353,13 @@ impl Front {
                 &*read
             }
         };
-        let ahead = match &self.cluster {
-            None => None,
-            Some(_) => Box::pin(self.ahead(headers, sender, body)).await,
+        let aheads = match &self.cluster {
+            None => Aheads::default(),
+            Some(_) => Box::pin(self.ahead(headers, sender, named.as_deref(), body)).await,
         };
         self.gate.check(conn, sender)?; //                                        503
         let now = Instant::now(); // deadlines count from here
-        let mut step = self.message(headers, sender, (rate, ahead), body, now);
+        let mut step = self.message(headers, sender, (rate, named.as_deref(), aheads), body, now);
         if let Some(shared) = &self.sessions
             && Shared::is_unsettled(&step, session.as_ref())
         {

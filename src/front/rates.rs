@@ -1,9 +1,14 @@
 //! How often the sender of a request may: asked before the body is read as far as headers tell what is wanted, and once
 //! more for what only the body says. A rate is charged once for what both say. Where several instances count together,
-//! what they share is asked; of a batch only its first message is counted there, and the others here.
+//! what they share is asked, for all messages of a batch at once.
 
-use std::{cell::Cell, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    time::Instant,
+};
 
+use futures_util::future::join_all;
 use hyper::{
     HeaderMap,
     header::{HeaderName, HeaderValue},
@@ -69,17 +74,45 @@ async fn shared(claims: &Claims, cluster: &Cluster, tool: Option<&str>) -> Optio
     }
 }
 
-/// The rates of a tool that no header named, asked before the message is handed on: what hands it on cannot wait.
+/// What came of the rates of one message of a body, asked before it is handed on: what hands it on cannot wait.
 pub(super) struct Ahead {
-    tool: String,
+    /// The tool that it was asked for; none where that was charged with the headers, or no tool is called.
+    tool: Option<String>,
     decision: Decision,
     passed: Result<(), Refusal>,
 }
 
-/// Charges for a tool that only the body names.
-pub(super) async fn charge_ahead(limiter: &Limiter, cluster: &Cluster, who: Who<'_>, tool: &str) -> Option<Ahead> {
-    let (decision, passed) = shared(&limiter.tool_claims(who, tool), cluster, Some(tool)).await?;
-    Some(Ahead { tool: tool.to_owned(), decision, passed })
+/// One for each message of a body, in order; none where this instance decides by itself.
+pub(super) type Aheads = VecDeque<Option<Ahead>>;
+
+/// Charges for what only the body says: the tools that its messages call, and that there are several messages. `named` is
+/// the tool that was charged with the headers.
+pub(super) async fn charge_ahead(
+    limiter: &Limiter,
+    cluster: &Cluster,
+    who: Who<'_>,
+    mut named: Option<&str>,
+    tools: Vec<Option<String>>,
+) -> Aheads {
+    let charge = |(at, tool): (usize, Option<String>)| {
+        let tool = match named {
+            Some(_) if tool.as_deref() == named => {
+                named = None; // of several calls, one was charged
+                None
+            }
+            _ => tool,
+        };
+        let claims = match (at, &tool) {
+            (0, None) => Claims::default(),
+            (0, Some(tool)) => limiter.tool_claims(who, tool),
+            (_, tool) => limiter.claims(who, tool.as_deref()),
+        };
+        async move {
+            let (decision, passed) = shared(&claims, cluster, tool.as_deref()).await?;
+            Some(Ahead { tool, decision, passed })
+        }
+    };
+    join_all(tools.into_iter().enumerate().map(charge)).await.into()
 }
 
 /// `tool` is the one that was asked for, when one was.
@@ -97,8 +130,9 @@ pub(super) struct Charged<'a> {
     who: Who<'a>,
     /// The tool that the headers named, until the body has named it too.
     named: Cell<Option<&'a str>>,
-    /// What came of the rates of a tool that the headers did not name, where others were asked.
+    /// What came of the message that is looked at, and of those after it, where others were asked.
     ahead: Cell<Option<Ahead>>,
+    further: RefCell<Aheads>,
     decision: Cell<Decision>,
     now: Instant,
 }
@@ -112,12 +146,14 @@ impl<'a> Charged<'a> {
         before: Decision,
         now: Instant,
     ) -> Self {
-        Self { limiter, who, named: Cell::new(named), ahead: Cell::new(None), decision: Cell::new(before), now }
+        let (named, decision) = (Cell::new(named), Cell::new(before));
+        Self { limiter, who, named, ahead: Cell::new(None), further: RefCell::default(), decision, now }
     }
 
     /// With what was asked before.
-    pub(super) fn with(self, ahead: Option<Ahead>) -> Self {
-        self.ahead.set(ahead);
+    pub(super) fn with(self, mut aheads: Aheads) -> Self {
+        self.ahead.set(aheads.pop_front().flatten());
+        self.further.replace(aheads);
         self
     }
 
@@ -143,16 +179,23 @@ impl<'a> Charged<'a> {
 
 impl Rates for Charged<'_> {
     fn another(&self) -> Result<(), Refusal> {
+        if let Some(ahead) = self.further.borrow_mut().pop_front().flatten() {
+            let refused = ahead.passed.is_err();
+            self.keep(ahead.decision);
+            return if refused { ahead.passed } else { Ok(self.ahead.set(Some(ahead))) };
+        }
+        self.ahead.set(None);
         self.note(self.limiter.decide(&self.limiter.claims(self.who, None), self.now), None)
     }
 
     fn tool(&self, name: &str) -> Result<(), Refusal> {
-        if self.named.take() == Some(name) {
-            return Ok(()); // charged with the headers
-        }
-        if let Some(ahead) = self.ahead.take().filter(|ahead| ahead.tool == name) {
+        if let Some(ahead) = self.ahead.take().filter(|ahead| ahead.tool.as_deref() == Some(name)) {
             self.keep(ahead.decision);
             return ahead.passed;
+        }
+        if self.named.get() == Some(name) {
+            self.named.set(None);
+            return Ok(()); // charged with the headers
         }
         self.note(self.limiter.decide(&self.limiter.tool_claims(self.who, name), self.now), Some(name))
     }

@@ -36,11 +36,15 @@ pub(crate) struct Refused {
     refusal: Refusal,
     /// Boxed, since most have none and every check's answer has room for one.
     header: Option<Box<(HeaderName, HeaderValue)>>,
+    /// After a head that two readers might read differently, or a body that was not read to its end, nothing more is taken
+    /// from this connection.
+    is_last: bool,
 }
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, header: None }
+        let is_last = matches!(refusal.status, 400 | 408 | 413 | 414 | 431);
+        Self { refusal, header: None, is_last }
     }
 }
 
@@ -51,7 +55,16 @@ impl Refused {
 
     /// The same with a value that was made.
     pub(crate) fn with_value(refusal: Refusal, name: HeaderName, value: HeaderValue) -> Self {
-        Self { refusal, header: Some(Box::new((name, value))) }
+        Self { header: Some(Box::new((name, value))), ..Self::from(refusal) }
+    }
+
+    /// Where it is too often, that is said instead. What follows from this one for the connection stays, and so does its
+    /// header: who has to look for an issuer learns where, and finds out nothing by it.
+    pub(crate) fn or_too_often(self, over: Option<Refusal>) -> Self {
+        match over {
+            None => self,
+            Some(refusal) => Self { refusal, ..self },
+        }
     }
 
     pub(crate) fn reason(&self) -> Reason {
@@ -71,9 +84,7 @@ impl Refused {
             let (name, value) = *header;
             headers.insert(name, value);
         }
-        // After a head that two readers might read differently, or a body that was not read to its end, nothing more
-        // is taken from this connection.
-        if matches!(self.refusal.status, 400 | 408 | 413 | 414 | 431) {
+        if self.is_last {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -149,7 +149,8 @@ impl Keys {
     /// In how many seconds there may be keys, for who comes while there are none.
     pub fn retry_after_s(&self, now: SystemTime) -> u32 {
         let pace = self.pace.lock();
-        let since = pace.last_attempt.filter(|_| self.failed.load(Relaxed) > 0);
+        let (fetched, failed) = self.fetches();
+        let since = pace.last_attempt.filter(|_| fetched + failed > 0); // a key set may be had, and be empty
         let Some(since) = since else { return FIRST_FETCH_S };
         let rest = self.retry.saturating_sub(now.duration_since(since).unwrap_or_default());
         u32::try_from(rest.as_secs() + 1).unwrap_or(u32::MAX)
@@ -217,10 +218,12 @@ impl Current {
         match (found, other, kid) {
             (Some(found), None, _) | (Some(found), _, Some(_)) => Ok(found),
             (Some(_), Some(_), None) => {
-                Err(Refused::KeyAlgorithm(format!("there is no kid, and several keys are for {algorithm}")))
+                let why = format!("there is no kid, and several keys are for {algorithm}");
+                Err(Refused::KeyAlgorithm { why, has_kid: false })
             }
             (None, ..) if named().next().is_some() => {
-                Err(Refused::KeyAlgorithm(format!("alg is {algorithm}, and the key is not one for that")))
+                let why = format!("alg is {algorithm}, and the key is not one for that");
+                Err(Refused::KeyAlgorithm { why, has_kid: kid.is_some() })
             }
             (None, ..) => Err(Refused::UnknownKey(kid.map_or_else(|| "(none)".into(), super::refused::shown))),
         }

@@ -92,17 +92,26 @@ impl<'a> Keeper<'a> {
 
     fn say(&mut self, turn: &Turn, failed: Option<&str>, now: SystemTime) {
         let was_failing = std::mem::replace(&mut self.failing, failed.is_some());
-        let is_bare = failed.is_some() && self.keys.current(now).is_empty();
+        let is_bare = self.keys.current(now).is_empty();
         let has_rested = |said| now.duration_since(said).is_ok_and(|passed| passed >= SAY_PAUSE);
         if !is_bare {
             self.said = None;
         }
         match failed {
-            Some(why) if is_bare && self.said.is_none_or(has_rested) => {
+            _ if is_bare && self.said.is_none_or(has_rested) => {
                 self.said = Some(now);
-                tracing::error!(why, "the issuer's keys cannot be fetched and none are known: no token is taken (503)");
+                match failed {
+                    Some(why) => tracing::error!(
+                        why,
+                        "the issuer's keys cannot be fetched and none are known: no token is taken (503)"
+                    ),
+                    None => tracing::error!(
+                        url = self.fetcher.url(),
+                        "the issuer's key set has no key that can be used, and none are known: no token is taken (503)"
+                    ),
+                }
             }
-            Some(why) if was_failing => tracing::debug!(why, "the issuer's keys still cannot be fetched"),
+            Some(why) if was_failing || is_bare => tracing::debug!(why, "the issuer's keys still cannot be fetched"),
             Some(why) => tracing::warn!(why, "the issuer's keys cannot be fetched; those that are known stay in force"),
             None if was_failing => tracing::info!(url = self.fetcher.url(), "the issuer's keys can be fetched again"),
             None => {}

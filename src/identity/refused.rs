@@ -38,7 +38,12 @@ pub enum Refused {
     /// No key of the issuer is the one that the header names.
     UnknownKey(String),
     /// The key is there, but is not one for the header's `alg`.
-    KeyAlgorithm(String),
+    KeyAlgorithm {
+        /// What is wrong with it.
+        why: String,
+        /// Whether the header says by a `kid` which key it means.
+        has_kid: bool,
+    },
     /// No keys of the issuer are known at the moment.
     NoKeys,
     /// The signature is not the key's.
@@ -119,9 +124,10 @@ impl Refused {
         }
     }
 
-    /// Whether newer keys of the issuer may change the answer.
+    /// Whether newer keys of the issuer may change the answer. An issuer without `kid` may have another key for what is
+    /// tried with the old one.
     pub fn may_pass_with_newer_keys(&self) -> bool {
-        matches!(self, Self::UnknownKey(_) | Self::NoKeys)
+        matches!(self, Self::UnknownKey(_) | Self::NoKeys | Self::Signature | Self::KeyAlgorithm { has_kid: false, .. })
     }
 
     /// A word of a fixed set, for metrics.
@@ -138,7 +144,7 @@ impl Refused {
             Self::Algorithm(_) => "algorithm",
             Self::Critical(_) => "critical",
             Self::UnknownKey(_) => "unknown_key",
-            Self::KeyAlgorithm(_) => "key_algorithm",
+            Self::KeyAlgorithm { .. } => "key_algorithm",
             Self::NoKeys => "no_keys",
             Self::Signature => "signature",
             Self::Expired { .. } => "expired",
@@ -212,7 +218,7 @@ impl fmt::Display for Refused {
             Self::Algorithm(found) => write!(f, "alg is {found}, which auth.algorithms does not have"),
             Self::Critical(found) => write!(f, "crit demands {found}, and nothing of the kind is known here"),
             Self::UnknownKey(kid) => write!(f, "the issuer has no key with the kid {kid}"),
-            Self::KeyAlgorithm(why) => f.write_str(why),
+            Self::KeyAlgorithm { why, .. } => f.write_str(why),
             Self::NoKeys => f.write_str("no keys of the issuer are known: none could be fetched, or not lately"),
             Self::Signature => f.write_str("the signature is not that of the issuer's key"),
             Self::Expired { ago_s } => write!(f, "expired {} ago", span(*ago_s)),

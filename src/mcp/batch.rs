@@ -38,6 +38,14 @@ pub(super) fn is_one(body: &[u8]) -> bool {
 }
 
 impl Router {
+    /// The tool that each message of a batch calls, for who has to know it before the batch is taken in. None when a body
+    /// is no batch that could be.
+    pub(crate) fn tools_called(&self, body: &[u8]) -> Option<Vec<Option<String>>> {
+        let parts: Vec<&RawValue> = is_one(body).then(|| serde_json::from_slice(body).ok()).flatten()?;
+        let is_in_bounds = (1..=MESSAGES_MAX).contains(&parts.len());
+        is_in_bounds.then(|| parts.iter().map(|part| self.tool_called(part.get().as_bytes())).collect())
+    }
+
     /// Takes a batch apart.
     pub(super) fn batch(
         &self,

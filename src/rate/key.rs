@@ -32,7 +32,7 @@ impl Who<'_> {
 }
 
 /// One thing that is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Key {
     /// Finds it within a shard.
     slot: u64,

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use self::{
     gcra::{Quota, State},
     key::{Key, Keys},
-    local::{CLAIMS_MAX, Local},
+    local::{Among, CLAIMS_MAX, Local},
 };
 pub use self::{key::Who, rule::Rule};
 
@@ -46,7 +46,7 @@ pub struct Config {
     pub per_ip: Rule,
     /// Whether successful answers say what is left, too.
     pub headers_on_success: bool,
-    /// Callers, addresses and tools that are remembered at once; each takes about 64 bytes.
+    /// Callers and addresses that are remembered at once, half of each; each takes about 64 bytes.
     pub keys_max: usize,
 }
 
@@ -189,7 +189,10 @@ fn seconds_until(at: u64, now: u64) -> u64 {
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     rule: RuleId,
+    among: Among,
     key: Key,
+    /// What it counts for where there is no room for the key.
+    shared: Key,
     quota: Quota,
 }
 
@@ -247,6 +250,8 @@ enum Store {
 struct ToolQuotas {
     for_all: Option<Quota>,
     for_each: Option<Quota>,
+    /// What callers count for under `for_each` where there is no room for them.
+    shared: Key,
 }
 
 /// Keeps the rules. One for a process; cheap to share, and asked from any thread.
@@ -296,16 +301,11 @@ impl Limiter {
         began: Instant,
     ) -> Self {
         let tools = tools.into_iter().map(|(tool, ToolRules { for_all, for_each })| {
-            (tool.to_owned(), ToolQuotas { for_all: Quota::new(for_all), for_each: Quota::new(for_each) })
+            let shared = keys.key(RuleId::ToolAndCaller.name(), None, Some(tool));
+            (tool.to_owned(), ToolQuotas { for_all: Quota::new(for_all), for_each: Quota::new(for_each), shared })
         });
-        Self {
-            per_caller: Quota::new(config.per_caller),
-            per_ip: Quota::new(config.per_ip),
-            tools: Arc::new(tools.collect()),
-            keys,
-            store,
-            began,
-        }
+        let tools = Arc::new(tools.collect());
+        Self { per_caller: Quota::new(config.per_caller), per_ip: Quota::new(config.per_ip), tools, keys, store, began }
     }
 
     /// What a request comes under, as far as is known: who calls, and the tool when a header has named it.
@@ -315,21 +315,35 @@ impl Limiter {
             Who::Caller(_) => (RuleId::Caller, self.per_caller),
             Who::Address(_) => (RuleId::Address, self.per_ip),
         };
-        claims.0[0] = quota.map(|quota| Claim { rule, key: self.keys.key(rule.name(), Some(who), None), quota });
+        claims.0[0] = self.claim(rule, quota, Some(who), None, Key::default());
         claims
     }
 
     /// The rest of it, when only the body has named the tool: the rules for the tool, without the caller's own.
     pub fn tool_claims(&self, who: Who<'_>, tool: &str) -> Claims {
         let Some(quotas) = self.tools.get(tool) else { return Claims::default() };
-        let claim = |rule: RuleId, quota: Option<Quota>, who: Option<Who<'_>>| {
-            quota.map(|quota| Claim { rule, key: self.keys.key(rule.name(), who, Some(tool)), quota })
-        };
         Claims([
             None,
-            claim(RuleId::Tool, quotas.for_all, None),
-            claim(RuleId::ToolAndCaller, quotas.for_each, Some(who)),
+            self.claim(RuleId::Tool, quotas.for_all, None, Some(tool), quotas.shared),
+            self.claim(RuleId::ToolAndCaller, quotas.for_each, Some(who), Some(tool), quotas.shared),
         ])
+    }
+
+    /// `shared` is another for each rule that a caller can come under; for its own rule it is none, since that is one.
+    fn claim(
+        &self,
+        rule: RuleId,
+        quota: Option<Quota>,
+        who: Option<Who<'_>>,
+        tool: Option<&str>,
+        shared: Key,
+    ) -> Option<Claim> {
+        let among = match who {
+            Some(Who::Caller(_)) => Among::Callers,
+            Some(Who::Address(_)) => Among::Addresses,
+            None => Among::Tools,
+        };
+        quota.map(|quota| Claim { rule, among, key: self.keys.key(rule.name(), who, tool), shared, quota })
     }
 
     /// Whether any tool has rules of its own.
@@ -352,8 +366,8 @@ impl Limiter {
         }
     }
 
-    /// Calls that passed without being remembered because only blocked keys were found, for a counter. More than 0
-    /// says that `keys_max` is too small.
+    /// Calls that passed without being remembered by themselves, because there was no room for their keys: as those of all
+    /// for whom there was none. For a counter; more than 0 says that `keys_max` is too small.
     pub fn unremembered(&self) -> u64 {
         match &*self.store {
             Store::Local(local) => local.unremembered(),

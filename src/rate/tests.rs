@@ -1,7 +1,7 @@
 //! The limiter as its users meet it: what passes, for whom, for how long, and with how much memory.
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Barrier,
         atomic::{AtomicUsize, Ordering},
@@ -202,45 +202,93 @@ fn a_million_addresses_are_bounded_and_free_nobody() {
     let config = Config {
         per_caller: rule("10 per 60s, block 1h"),
         per_ip: rule("10 per 60s"),
-        keys_max: 10_000, // a million keys for ten thousand places
+        keys_max: 20_000, // a million keys for ten thousand places: half of them are for callers
         ..off()
     };
     let (limiter, now) = limiter(&config);
-    let blocked = |now| call(&limiter, "blocked", now);
-    let hot = Who::Address(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 1).into());
-    let hot = |now| limiter.decide(&limiter.claims(hot, None), now);
+    let of = |address: u128, now| {
+        let address = IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) | (address << 64) | 1));
+        limiter.decide(&limiter.claims(Who::Address(address), None), now)
+    };
+    let (hot, known) = (u128::from(u32::MAX), u128::from(u32::MAX) - 1);
     for _ in 0..10 {
-        assert!(passes(blocked(now)) && passes(hot(now)));
+        assert!(passes(of(hot, now)) && passes(call(&limiter, "blocked", now)));
     }
-    assert!(!passes(blocked(now)) && !passes(hot(now)));
-    for i in 0..1_000_000u128 {
-        let address = IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) | (i << 64) | 1));
-        assert!(passes(limiter.decide(&limiter.claims(Who::Address(address), None), now)));
+    assert!(!passes(of(hot, now)) && !passes(call(&limiter, "blocked", now)));
+    assert!(passes(of(known, now)));
+    let passed = (0..1_000_000).filter(|&i| passes(of(i, now))).count();
+    // Each that has a place passes, and of all others a burst for each part of the map.
+    assert!((9_000..=10_000 + 64 * 10).contains(&passed), "{passed}");
+    assert!((9_000..=10_001).contains(&limiter.keys()), "{}", limiter.keys());
+    assert_eq!(limiter.unremembered(), 64 * 10);
+    assert!(!passes(of(hot, now)), "limited, not blocked, and still remembered");
+    assert!(!passes(call(&limiter, "blocked", now)) && passes(call(&limiter, "new", now)));
+    assert!(!passes(call(&limiter, "blocked", now + 3599 * SECOND)));
+    assert!(matches!(of(known, now), Decision::Allowed { remaining: 8, .. }), "who is known notices nothing");
+    // Later all of them have their burst again, and make room.
+    let later = now + 60 * SECOND;
+    for newcomer in 1_000_000..1_005_000 {
+        assert!(matches!(of(newcomer, later), Decision::Allowed { remaining: 9, .. }), "a place of its own");
     }
-    assert!(!passes(hot(now)), "limited, not blocked, and still remembered");
-    assert!(!passes(blocked(now)));
-    assert!(!passes(blocked(now + 3599 * SECOND)));
-    assert!((9_000..=10_000).contains(&limiter.keys()), "{}", limiter.keys());
-    assert_eq!(limiter.unremembered(), 0);
-    // Later all of them have their burst again, and go first.
-    assert!(passes(hot(now + 7 * SECOND)) && !passes(hot(now + 7 * SECOND)));
+    assert_eq!(limiter.unremembered(), 64 * 10);
 }
 
 #[test]
-fn when_all_places_are_blocked_newcomers_pass_and_are_counted() {
-    let config = Config { per_caller: rule("1 per 60s, block 1h"), keys_max: KEYS_MIN, ..off() };
-    let (limiter, now) = limiter(&config);
+fn addresses_drive_out_no_caller_and_no_tool() {
+    // What addresses use up takes the longest to come back, so that of all keys theirs would be kept.
+    let config = Config { per_caller: rule("2 per 60s"), per_ip: rule("2 per 1h"), keys_max: KEYS_MIN, ..off() };
+    let (limiter, now) = limiter_with(&config, [tool("dear", "2 per 60s", "1 per 1h")]);
+    let of = |who, tool| limiter.decide(&limiter.claims(who, tool), now);
+    for caller in ["ann", "bob"] {
+        assert!(passes(of(Who::Caller(caller), Some("dear"))) && passes(of(Who::Caller(caller), None)));
+    }
+    for i in 0..100_000 {
+        let _ = of(Who::Address(Ipv4Addr::from_bits(0x0a00_0000 + i).into()), Some("dear"));
+        let _ = of(Who::Address(Ipv4Addr::from_bits(0x0a00_0000 + i).into()), None);
+    }
+    for caller in ["ann", "bob"] {
+        assert!(matches!(of(Who::Caller(caller), None), Decision::Refused { rule: RuleId::Caller, .. }), "{caller}");
+    }
+    let claims = limiter.tool_claims(Who::Caller("eve"), "dear");
+    assert!(matches!(limiter.decide(&claims, now), Decision::Refused { rule: RuleId::Tool, .. }));
+}
+
+#[test]
+fn where_no_place_can_be_had_newcomers_share_one_limit() {
+    let config = Config { per_caller: rule("2 per 60s, block 1h"), keys_max: KEYS_MIN, ..off() };
+    let (limiter, now) = limiter_with(&config, [tool("own", "off", "1 per 2h"), tool("other", "off", "3 per 60s")]);
     let name = |i: usize| format!("caller {i}");
     for i in 0..KEYS_MIN * 4 {
-        call(&limiter, &name(i), now);
-        call(&limiter, &name(i), now);
+        for _ in 0..3 {
+            call(&limiter, &name(i), now);
+        }
     }
-    assert_eq!(limiter.keys(), KEYS_MIN, "enough keys that every part is full");
-    assert!(limiter.unremembered() > 0);
-    let held = (0..KEYS_MIN * 4).filter(|&i| !passes(call(&limiter, &name(i), now))).count();
-    assert_eq!(held, KEYS_MIN, "each that was blocked still is");
+    assert_eq!(limiter.keys(), KEYS_MIN / 2, "enough keys that every part is full");
+    assert_eq!(limiter.unremembered(), 64 * 2, "a burst for each part, and no more");
+    assert!((0..10_000).all(|i| !passes(call(&limiter, &format!("new {i}"), now))), "what newcomers share is used up");
+    let of = |i: usize, tool, now| limiter.decide(&limiter.tool_claims(Who::Caller(&name(i)), tool), now);
+    let passed = |tool| (0..10_000).filter(|&i| passes(of(i, tool, now))).count();
+    assert_eq!(passed("own"), 64, "under each rule they share another");
+    assert_eq!(passed("other"), 64 * 3);
+    // Nobody who has no place is blocked for what others did.
+    let later = now + 61 * SECOND;
+    assert!(passes(call(&limiter, "new", later)) && passes(call(&limiter, "new", later)));
+    let held = (0..KEYS_MIN * 4).filter(|&i| !passes(call(&limiter, &name(i), later))).count();
+    assert!(held >= KEYS_MIN / 2, "each that was blocked still is: {held}");
     let later = now + 3600 * SECOND;
-    assert!(passes(call(&limiter, "new", later)) && !passes(call(&limiter, "new", later)), "room again");
+    assert!(passes(call(&limiter, "newer", later)) && passes(call(&limiter, "newer", later)));
+    assert!(matches!(call(&limiter, "newer", later), Decision::Refused { retry_after_s: 3600, .. }), "a place again");
+}
+
+#[test]
+fn two_newcomers_of_one_call_do_not_take_one_place() {
+    let config = Config { per_caller: rule("1000 per 1h"), keys_max: KEYS_MIN, ..off() };
+    let (limiter, now) = limiter_with(&config, [tool("own", "off", "1000 per 1h")]);
+    for i in 0..KEYS_MIN * 20 {
+        let name = format!("caller {i}");
+        assert!(passes(limiter.decide(&limiter.claims(Who::Caller(&name), Some("own")), now)));
+        assert!(limiter.keys() <= KEYS_MIN / 2, "{}", limiter.keys());
+    }
 }
 
 #[test]

@@ -146,7 +146,10 @@ impl Builder {
         }
         runtime.spawn(sweep::sessions(Arc::clone(&front), loaded.tuning.sessions.idle_timeout_s));
         if loaded.insecure_no_auth && !loaded.asks_who_calls() {
-            runtime.spawn(sweep::say_that_all_may_call(sweep::REMINDER_PAUSE));
+            runtime.spawn(sweep::remind(sweep::ALL_MAY_CALL, sweep::REMINDER_PAUSE));
+        }
+        if loaded.opens_admin_listener() {
+            runtime.spawn(sweep::remind(sweep::ALL_MAY_READ, sweep::REMINDER_PAUSE));
         }
         if let Some(fetcher) = fetcher(loaded)? {
             let front = Arc::clone(&front);

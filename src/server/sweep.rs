@@ -28,10 +28,16 @@ pub(super) async fn sessions(front: Arc<Front>, idle_timeout_s: u64) {
     }
 }
 
-/// Says at once and again after each pause that nobody is asked who they are, so that who comes to the log later learns of it too.
-pub(super) async fn say_that_all_may_call(pause: Duration) {
+/// Where nobody is asked who they are.
+pub(super) const ALL_MAY_CALL: &str = "no authentication: everybody who reaches the address can call every tool";
+/// Where the admin listener is open to others.
+pub(super) const ALL_MAY_READ: &str =
+    "everybody who reaches the admin listener can read metrics and nodes, and it has no TLS";
+
+/// Says at once and again after each pause what is open, so that who comes to the log later learns of it too.
+pub(super) async fn remind(of: &'static str, pause: Duration) {
     loop {
-        tracing::warn!("no authentication: everybody who reaches the address can call every tool");
+        tracing::warn!("{of}");
         sleep(pause).await;
     }
 }
@@ -98,7 +104,7 @@ mod tests {
         };
         let in_time = tokio::time::timeout(4 * TASKS_PAUSE, async {
             tokio::select! {
-                () = say_that_all_may_call(Duration::from_millis(1)) => {}
+                () = remind(ALL_MAY_CALL, Duration::from_millis(1)) => {}
                 () = thrice => {}
             }
         });

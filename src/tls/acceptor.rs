@@ -85,8 +85,8 @@ impl Acceptor {
     /// # Errors
     /// Why it failed; the connection is closed.
     pub async fn accept(&self, stream: TcpStream) -> Result<Accepted, Why> {
-        let server = Arc::clone(&self.now.load().server);
-        timeout(self.handshake_timeout, handshake(server, stream)).await.unwrap_or(Err(Why::Timeout))
+        let now = self.now.load_full();
+        timeout(self.handshake_timeout, handshake(&now, stream)).await.unwrap_or(Err(Why::Timeout))
     }
 
     /// Reads the files again when one of them has changed, and says which. Handshakes from now on have what is new in
@@ -127,7 +127,7 @@ impl Acceptor {
     }
 }
 
-async fn handshake(server: Arc<ServerConfig>, stream: TcpStream) -> Result<Accepted, Why> {
+async fn handshake(loaded: &Loaded, stream: TcpStream) -> Result<Accepted, Why> {
     let mut first = [0];
     match stream.peek(&mut first).await.map_err(|error| Why::of_io(&error))? {
         0 => return Err(Why::Closed),
@@ -135,11 +135,10 @@ async fn handshake(server: Arc<ServerConfig>, stream: TcpStream) -> Result<Accep
         _ if first[0].is_ascii_uppercase() => return Err(tell(stream).await),
         _ => return Err(Why::NotTls),
     }
+    let server = Arc::clone(&loaded.server);
     let stream = TlsAcceptor::from(Arc::clone(&server)).accept(stream).await.map_err(|error| Why::of_io(&error))?;
-    let peer = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
-        Some(certificate) => Some(Peer::read(certificate).map_err(Why::CertificateRefused)?),
-        None => None,
-    };
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer = loaded.peer(chain).map_err(Why::CertificateRefused)?;
     // A session that is resumed has the certificate of the first handshake, whose dates nobody looked at again.
     if peer.as_ref().is_some_and(|peer| peer.has_ended(SystemTime::now())) {
         return Err(Why::CertificateDates);

@@ -13,7 +13,7 @@ use rustls::{
 
 use super::{
     config::{ClientCertificates, Config, Version},
-    peer::Validity,
+    peer::{self, Peer, Validity},
 };
 use crate::identity::{
     file::{self, Content, Stamp},
@@ -37,6 +37,8 @@ pub(super) struct Loaded {
     pub(super) validity: Validity,
     /// Judges clients' certificates, where they are asked for.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// Each certificate of several CAs by itself, with the CA's name. None where there is one CA.
+    authorities: Vec<(String, Arc<dyn ClientCertVerifier>)>,
     stamps: Vec<Stamp>,
 }
 
@@ -50,13 +52,21 @@ impl Loaded {
         }
         let (key, key_stamp) = key(config.key.as_ref())?;
         let mut stamps = vec![certificate_stamp, key_stamp];
-        let verifier = if config.client_certificates == ClientCertificates::Off {
-            None
-        } else {
-            let (verifier, stamp) = verifier(config, &provider)?;
+        let (mut verifier, mut authorities) = (None, Vec::new());
+        if config.client_certificates != ClientCertificates::Off {
+            let (trusted, stamp) = certificates(config.client_ca.as_ref())?;
             stamps.push(stamp);
-            Some(verifier)
-        };
+            verifier = Some(self::verifier(config, &provider, &trusted)?);
+            let each = trusted.iter().map(|authority| {
+                let name = peer::name(authority).map_err(|why| format!("{}: {why}", config.client_ca))?;
+                Ok((name, self::verifier(config, &provider, std::slice::from_ref(authority))?))
+            });
+            authorities = each.collect::<Result<Vec<_>, String>>()?;
+            // One CA has two certificates while it is renewed.
+            if authorities.windows(2).all(|two| two[0].0 == two[1].0) {
+                authorities.clear();
+            }
+        }
         // Before rustls looks, which says less of what is wrong.
         let validity = Validity::read(&chain[0]).map_err(|why| format!("{}: {why}", config.certificate))?;
         let mut server = ServerConfig::builder_with_provider(provider)
@@ -79,7 +89,24 @@ impl Loaded {
         server.alpn_protocols = alpn.to_vec();
         server.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
         server.max_early_data_size = 0;
-        Ok(Self { server: Arc::new(server), validity, verifier, stamps })
+        Ok(Self { server: Arc::new(server), validity, verifier, authorities, stamps })
+    }
+
+    /// Whose these certificates are, which have been verified; the client's own is the first. Of several CAs the one that
+    /// they lead to is told, but where it signed the first one itself.
+    pub(super) fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Option<Peer>, String> {
+        let Some((own, rest)) = chain.split_first() else { return Ok(None) };
+        let now = UnixTime::now();
+        let is_under = |verifier: &dyn ClientCertVerifier, rest| verifier.verify_client_cert(own, rest, now).is_ok();
+        if rest.is_empty()
+            || self.authorities.is_empty()
+            || self.verifier.as_deref().is_some_and(|all| is_under(all, &[]))
+        {
+            return Peer::read(own, None).map(Some);
+        }
+        let under = self.authorities.iter().find(|(_, verifier)| is_under(&**verifier, rest));
+        let (authority, _) = under.ok_or("the CA that it leads to cannot be told")?;
+        Peer::read(own, Some(authority)).map(Some)
     }
 
     /// Whether a client with these certificates, its own first, would be let in.
@@ -164,19 +191,21 @@ fn key(path: &Path) -> Result<(PrivateKeyDer<'static>, Stamp), String> {
     }
 }
 
-fn verifier(config: &Config, provider: &Arc<CryptoProvider>) -> Result<(Arc<dyn ClientCertVerifier>, Stamp), String> {
+fn verifier(
+    config: &Config,
+    provider: &Arc<CryptoProvider>,
+    authorities: &[CertificateDer<'static>],
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let path = &config.client_ca;
-    let (authorities, stamp) = certificates(path.as_ref())?;
     let mut roots = RootCertStore::empty();
-    for (number, authority) in authorities.into_iter().enumerate() {
+    for (number, authority) in authorities.iter().enumerate() {
         let wrong = |error| format!("certificate {} in {path} cannot be trusted: {error}", number + 1);
-        roots.add(authority).map_err(wrong)?;
+        roots.add(authority.clone()).map_err(wrong)?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     let builder = match config.client_certificates {
         ClientCertificates::Required => builder,
         ClientCertificates::Off | ClientCertificates::Optional => builder.allow_unauthenticated(),
     };
-    let verifier = builder.build().map_err(|error| format!("{path} cannot be used: {error}"))?;
-    Ok((verifier, stamp))
+    builder.build().map_err(|error| format!("{path} cannot be used: {error}"))
 }

@@ -25,12 +25,13 @@ const NAME_BYTES_MAX: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Who it is to the CA: the first URI among the certificate's alternative names (as SPIFFE has it), or else the
-    /// first mail address there, or else the common name (CN) of its subject. A common name that looks like a URI or
-    /// a mail address is refused, since it would be the same caller as who has it as an alternative name, which CAs
-    /// check and common names often are not.
+    /// first mail address there, or else the common name (CN) of its subject. A common name that could be a URI or a mail
+    /// address (it has a `:` or an `@`) is refused, since it would be the same caller as who has it as an alternative
+    /// name, which CAs check and common names often are not.
     pub subject: String,
     /// The name of the CA that signed the certificate, as RFC 4514 writes it: `CN=Example CA,O=Example`. An
-    /// intermediate CA, when one signed it.
+    /// intermediate CA, when one signed it; of several CAs that are trusted, with the one that it is under, since each of
+    /// them names its intermediates as it likes: `CN=Teams under CN=Example CA,O=Example`.
     pub issuer: String,
     /// From then on the certificate is not valid.
     pub not_after: SystemTime,
@@ -40,14 +41,17 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Reads a certificate.
+    /// Reads a certificate. `under` is the name of the CA that is trusted, where that has to be told.
     ///
     /// # Errors
     /// Why no caller can be made of it.
-    pub fn read(der: &[u8]) -> Result<Self, String> {
+    pub fn read(der: &[u8], under: Option<&str>) -> Result<Self, String> {
         let certificate = parse(der)?;
         let certificate = certificate.tbs_certificate();
-        let issuer = certificate.issuer().to_string();
+        let issuer = match under {
+            None => certificate.issuer().to_string(),
+            Some(authority) => format!("{} under {authority}", certificate.issuer()),
+        };
         check_name("the CA's name", &issuer)?;
         let alternatives = certificate
             .get_extension::<SubjectAltName>()
@@ -96,6 +100,11 @@ impl Validity {
     }
 }
 
+/// The name of whose certificate it is, as [`Peer::issuer`] has those of CAs.
+pub(super) fn name(der: &[u8]) -> Result<String, String> {
+    Ok(parse(der)?.tbs_certificate().subject().to_string())
+}
+
 fn parse(der: &[u8]) -> Result<Certificate, String> {
     Certificate::from_der(der).map_err(|error| format!("it cannot be read: {error}"))
 }
@@ -123,9 +132,10 @@ fn common_name(subject: &Name) -> Result<String, String> {
     let name = DirectoryString::try_from(&name.value)
         .map_err(|error| format!("its common name (CN) cannot be read: {error}"))?;
     let name = name.value();
-    if name.contains("://") || name.contains('@') {
+    if name.contains([':', '@']) {
         return Err(format!(
-            "its common name {} looks like a URI or a mail address; let the CA write it as an alternative name",
+            "its common name {} looks like a URI or a mail address (it has a : or an @); let the CA write it as an \
+             alternative name",
             name.escape_debug()
         ));
     }

@@ -5,8 +5,9 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::{
+    identity::Issuer,
     redis::Redis,
-    support::{Process, Session, call, eventually, get},
+    support::{Client, Process, Session, call, eventually, get},
 };
 
 /// Settings of a node of this name; quick to notice who is gone.
@@ -438,4 +439,83 @@ fn a_rate_of_a_tool_holds_for_older_clients_too() {
     let mut echo = |id: u32| [&mut old, &mut other].map(|s| s.request(id, "tools/call", params.clone()).status);
     let statuses: Vec<_> = (0..3).flat_map(&mut echo).collect();
     assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
+}
+
+#[test]
+fn each_message_of_a_batch_and_each_wrong_key_counts_over_two_processes() {
+    let (redis, issuer) = (Redis::start(), Issuer::new());
+    let key = format!("Bearer {}", issuer.key_for("ann", &[]));
+    let keys_file = format!("auth.keys_file={}", issuer.file("keys.toml").display());
+    let rates = [
+        "--set",
+        "rate_limit.enabled=true",
+        "--set",
+        "rate_limit.per_caller=20 per 24h, burst 20",
+        "--set",
+        "rate_limit.per_ip=5 per 24h, burst 5",
+        "--set",
+        "tools.burn.rate=2 per 24h, burst 2",
+        "--set",
+        &keys_file,
+    ];
+    let (a, b) = (start(&redis, "a", &rates), start(&redis, "b", &rates));
+    let message = |id: u64, tool: &str| {
+        let arguments = if tool == "burn" { json!({ "ms": 1 }) } else { json!({ "text": "x" }) };
+        json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": tool, "arguments": arguments } })
+    };
+    let begun = Client::connect(a.addr).post(
+        &[("Authorization", &key)],
+        &json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": { "protocolVersion": "2025-03-26",
+            "capabilities": {}, "clientInfo": { "name": "a test", "version": "1" } } }),
+    );
+    let session = begun.header("mcp-session-id").expect("a session");
+    let headers = [("Authorization", key.as_str()), ("Mcp-Session-Id", session)];
+    let batch =
+        json!([message(1, "burn"), message(2, "burn"), message(3, "burn"), message(4, "echo"), message(5, "echo")]);
+    let answer = Client::connect(a.addr).post(&headers, &batch).json();
+    let codes: Vec<_> = answer.as_array().expect("a list").iter().map(|a| a["error"]["code"].as_i64()).collect();
+    assert_eq!(codes.iter().filter(|code| **code == Some(-31429)).count(), 1, "two for the tool: {answer}");
+    assert_eq!(codes.iter().filter(|code| code.is_none()).count(), 4, "{answer}");
+    let alone =
+        |server: &Process, tool: &str| Client::connect(server.addr).post(&headers[..], &message(6, tool)).status;
+    assert_eq!(alone(&b, "burn"), 429, "the other process has heard of it");
+    // Of 20, the session, and each message but the one that its tool refused; which of them that is may differ.
+    let passed = (0..20).filter(|_| alone(&b, "echo") == 200).count();
+    assert!((13..=15).contains(&passed), "{passed}");
+
+    let wrong = |server: &Process| call(server.addr, "echo", json!({ "text": "x" })).status;
+    let statuses: Vec<_> = (0..4).flat_map(|_| [wrong(&a), wrong(&b)]).collect();
+    assert_eq!(statuses, [401, 401, 401, 401, 401, 429, 429, 429]);
+}
+
+/// Headers of the older revisions bind nobody: what they name is charged, and what the body names too.
+#[test]
+fn a_header_that_names_another_tool_takes_no_rate_away() {
+    let redis = Redis::start();
+    let rates = [
+        "--set",
+        "rate_limit.enabled=true",
+        "--set",
+        "rate_limit.per_ip=off",
+        "--set",
+        "tools.echo.rate=3 per 24h, burst 3",
+        "--set",
+        "tools.burn.rate=4 per 24h, burst 4",
+    ];
+    let (a, b) = (start(&redis, "a", &rates), start(&redis, "b", &rates));
+    let sessions = [&a, &b].map(|server| (server.addr, Session::open(server.addr, "2025-06-18").id));
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": { "name": "echo", "arguments": { "text": "x" } } });
+    let lie = |tool: &str| {
+        sessions.each_ref().map(|(addr, id)| {
+            let headers = [("Mcp-Session-Id", id.as_str()), ("Mcp-Method", "tools/call"), ("Mcp-Name", tool)];
+            Client::connect(*addr).post(&headers, &call).status
+        })
+    };
+    let statuses: Vec<_> = (0..3).flat_map(|_| lie("read_file")).collect();
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429], "of the one that is called");
+    let statuses: Vec<_> = (0..3).flat_map(|_| lie("burn")).collect();
+    assert_eq!(statuses, [429; 6]);
+    let burn = json!({ "ms": 1 });
+    assert_eq!(crate::support::call(a.addr, "burn", burn).status, 429, "of the one that is named: four are gone");
 }

@@ -576,6 +576,33 @@ fn the_admin_listener_changes_nothing_without_a_key_for_it() {
     assert!(invalidate("two words").1.contains("no API key"), "and nothing was sent");
 }
 
+/// A client that asks for the scopes that it is told gets a token that is enough.
+#[test]
+fn what_the_admin_listener_asks_for_is_all_that_is_needed() {
+    let issuer = Issuer::new();
+    let (nothing, some) = (issuer.token_with("ann", "other"), issuer.token_with("ann", "read write"));
+    let all = issuer.token_with("ann", "write bigiron:admin read");
+    let (running, _) = as_built(|tuning| {
+        issuer.tune(tuning);
+        issuer.key_for("somebody", &[]);
+        tuning.auth.required_scopes = vec!["read".into(), "write".into()];
+    });
+    let post = |token: Option<&str>| {
+        let authorization = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+        let mut client = Client::connect(running.admin_addr().expect("an admin listener"));
+        let head = "POST /cache/invalidate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
+        client.send(format!("{head}{authorization}Content-Length: 12\r\n\r\n{{\"all\":true}}").as_bytes());
+        client.receive().expect("an answer")
+    };
+    for (token, status) in [(None, 401), (Some(&nothing), 403), (Some(&some), 403)] {
+        let refused = post(token.map(String::as_str));
+        let challenge = refused.header("www-authenticate").unwrap_or_default();
+        assert_eq!(refused.status, status, "{refused:?}");
+        assert!(challenge.contains("scope=\"read write bigiron:admin\""), "{challenge}");
+    }
+    assert_eq!(post(Some(&all)).status, 200);
+}
+
 /// What `bigiron check` says with these settings.
 fn check(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bigiron"));
@@ -651,6 +678,21 @@ fn what_is_weak_is_told_at_the_start_too() {
     assert!(command.stdout(both.0).stderr(both.1).status().expect("bigiron starts").success());
     let said = fs::read_to_string(folder.path().join("said")).expect("text");
     assert!(said.lines().last().is_some_and(|line| line.starts_with("bigiron: weak: rate_limit.per_ip")), "{said}");
+}
+
+/// The word that lets others reach the admin listener may have been said for the endpoint alone.
+#[test]
+fn an_admin_listener_that_others_reach_is_told_at_the_start_and_again() {
+    let issuer = Issuer::new();
+    issuer.key_for("ann", &[]);
+    let keys = format!("auth.keys_file={}", issuer.file("keys.toml").display());
+    let open = ["--insecure-no-auth", "--set", "server.admin_listen=0.0.0.0:0", "--set", &keys];
+    let process = Process::start(&open);
+    let weak = process.log_line_with("server.admin_listen is");
+    assert!(weak.contains("WARN") && weak.contains("weak: "), "{weak}");
+    let reminder = process.log_line_with("everybody who reaches the admin listener");
+    assert!(reminder.contains("WARN"), "{reminder}");
+    assert!(process.log_lines().iter().all(|line| !line.contains("no authentication")), "keys are asked for");
 }
 
 /// What manuals print is no secret.

@@ -480,6 +480,10 @@ fn rates_count_the_known_by_name_and_others_by_address() {
     });
     let guesses: Vec<u16> = (0..4).map(|_| call(&running, "who", "a.b.c").status).collect();
     assert_eq!(guesses, [401, 401, 429, 429]);
+    // Who comes without anything has still to learn where to get a token.
+    let slowed = call_with(&running, "who", &[]);
+    let challenge = slowed.header("www-authenticate").unwrap_or_default();
+    assert!(slowed.status == 429 && challenge.contains("resource_metadata="), "{slowed:?}");
     let (ann, bob) = (issuer.token("ann"), issuer.token("bob"));
     let calls: Vec<u16> = (0..4).map(|_| call(&running, "who", &ann).status).collect();
     assert_eq!(calls, [200, 200, 200, 429]);

@@ -347,6 +347,29 @@ fn what_a_header_says_goes_before_the_certificate() {
 }
 
 #[test]
+fn the_certificate_of_a_proxy_is_nobody_who_comes_by_it() {
+    let world = World::new();
+    let issuer = Issuer::new();
+    let key = format!("Authorization: Bearer {}", issuer.key_for("by-key", &[]));
+    let shown = world.shown(&world.clients, "the-proxy");
+    for asks in [ClientCertificates::Optional, ClientCertificates::Required] {
+        let running = world.serve_with(asks, |tuning| {
+            issuer.tune(tuning);
+            tuning.server.trusted_proxies = vec!["127.0.0.0/8".into()];
+        });
+        let nobody = world.curl(running.addr(), &words(&shown));
+        assert_eq!(nobody.status, 401, "{asks:?}: {nobody:?}");
+        let known = world.curl(running.addr(), &[&words(&shown)[..], &["--header", &key]].concat());
+        assert!(known.status == 200 && known.text.contains("by-key"), "{asks:?}: {known:?}");
+    }
+    // Where nothing else says who calls, it is what there is.
+    let running = world.serve_with(ClientCertificates::Required, |tuning| {
+        tuning.server.trusted_proxies = vec!["127.0.0.0/8".into()];
+    });
+    assert!(world.curl(running.addr(), &words(&shown)).text.contains("the-proxy"));
+}
+
+#[test]
 fn a_new_certificate_is_shown_to_new_connections() {
     let world = World::new();
     let first = world.renew();

@@ -413,6 +413,32 @@ async fn each_change_is_logged_once() {
 }
 
 #[tokio::test]
+async fn that_the_issuer_has_no_keys_is_an_error_in_the_log() {
+    let heard = Heard::from_now_on();
+    let unusable = json!({ "keys": [{ "kty": "oct", "k": "c2VjcmV0" }] }).to_string();
+    let issuer = Issuer::new(ok(&set(&[&RSA]))).await;
+    let (door, fetcher) = (waiting(), issuer.fetcher());
+    let mut keeper = Keeper::new(keys(&door), &fetcher);
+    assert_eq!(keeper.turn(now(), false).await, Turn::Changed);
+    let errors = || heard.text().matches("has no key that can be used, and none are known").count();
+    for (s, answer, turn) in [(300, set(&[]), Turn::Changed), (330, unusable.into(), Turn::Changed)] {
+        issuer.answer(ok(&answer));
+        assert_eq!(keeper.turn(at(NOW_S + s), true).await, turn);
+        assert_eq!(who(&door, &token(&RSA), at(NOW_S + s)), Err(Refused::NoKeys));
+        assert_eq!(errors(), 1, "and not again within a minute: {}", heard.text());
+    }
+    assert_eq!(keeper.turn(at(NOW_S + 360), true).await, Turn::Same);
+    assert_eq!(errors(), 2, "{}", heard.text());
+    issuer.answer(head("500 Oh\r\ncontent-length: 0"));
+    assert!(matches!(keeper.turn(at(NOW_S + 390), true).await, Turn::Failed(_)));
+    assert!(!heard.text().contains("stay in force"), "there are none: {}", heard.text());
+    issuer.answer(ok(&set(&[&RSA])));
+    assert_eq!(keeper.turn(at(NOW_S + 420), true).await, Turn::Changed);
+    assert!(who(&door, &token(&RSA), at(NOW_S + 420)).is_ok());
+    assert_eq!(errors(), 2);
+}
+
+#[tokio::test]
 async fn keeping_fetches_at_once_and_ends_when_told() {
     let issuer = Issuer::new(ok(&set(&[&RSA]))).await;
     let (door, fetcher, wanted, stop) = (Arc::new(waiting()), issuer.fetcher(), Arc::new(Notify::new()), Notify::new());

@@ -48,6 +48,41 @@ fn who_comes_while_there_are_no_keys_is_told_when_there_may_be() {
 }
 
 #[test]
+fn who_comes_while_the_issuer_has_no_keys_is_told_when_it_may_have_some() {
+    let door = World::without_keys().door();
+    let keys = keys(&door);
+    assert!(keys.wants_refresh(now(), false));
+    keys.accept(&set(&[]), now()).expect("a key set");
+    assert_eq!(who(&door, &token(&RSA), now()), Err(Refused::NoKeys));
+    assert_eq!([0, 29, 30].map(|s| keys.retry_after_s(later(s))), [31, 2, 1]);
+    assert!(keys.wants_refresh(later(30), true), "who comes has them fetched");
+}
+
+#[test]
+fn an_issuer_without_kids_has_newer_keys_asked_for() {
+    let door = World::without_keys().door();
+    let (new, ec) = (Signer::rsa("new", aws_lc_rs::rsa::KeySize::Rsa2048), Signer::ec("ec"));
+    let nameless = |signer: &Signer| {
+        let mut jwk = signer.jwk();
+        jwk.as_object_mut().expect("an object").remove("kid");
+        json!({ "keys": [jwk] }).to_string().into_bytes()
+    };
+    let token = |signer: &Signer, header: Value| signer.sign(header.to_string(), claims().to_string());
+    keys(&door).accept(&nameless(&RSA), now()).expect("a key set");
+    let (rotated, other) = (token(&new, json!({ "alg": "RS256" })), token(&ec, json!({ "alg": "ES256" })));
+    for (token, kind) in [(&rotated, "signature"), (&other, "key_algorithm")] {
+        let refused = who(&door, token, now()).expect_err("of a newer key");
+        assert!(refused.kind() == kind && refused.may_pass_with_newer_keys(), "{refused}");
+    }
+    keys(&door).accept(&nameless(&new), later(30)).expect("a key set");
+    assert!(who(&door, &rotated, later(30)).is_ok());
+    // What names a key that is there, and not one for its algorithm, is wrong whatever comes.
+    keys(&door).accept(&set(&[&RSA]), later(60)).expect("a key set");
+    let refused = who(&door, &token(&ec, json!({ "alg": "ES256", "kid": "rsa" })), later(60)).expect_err("wrong");
+    assert!(refused.kind() == "key_algorithm" && !refused.may_pass_with_newer_keys(), "{refused}");
+}
+
+#[test]
 fn fetching_has_a_pace_whatever_asks_for_it() {
     let door = World::without_keys().door();
     let keys = keys(&door);

@@ -122,6 +122,45 @@ async fn a_ca_that_is_no_longer_trusted_lets_no_session_in() {
     assert!(acceptor.takes(&[others.client("ann").der()]));
 }
 
+/// Who shows a certificate of `ann` that an intermediate CA of this name signed, under `root`.
+async fn by_way_of(acceptor: &Acceptor, world: &World, root: &Ca, name: &str) -> Result<Option<Peer>, Why> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Example, Inc.");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let signed = CertifiedIssuer::signed_by(params, KeyPair::generate().expect("a key"), &root.0).expect("a CA");
+    let between = Ca(signed);
+    let ann = between.client("ann");
+    let both = Signed { certificate: ann.certificate + &between.pem(), key: ann.key };
+    who(acceptor, world, Some(&both)).await
+}
+
+#[tokio::test]
+async fn a_ca_makes_nobody_a_caller_of_another_ca() {
+    let world = World::asking(ClientCertificates::Required);
+    let peer = by_way_of(&world.acceptor(), &world, &world.clients, "Teams").await.expect("let in").expect("a peer");
+    assert_eq!(peer.issuer, "CN=Teams,O=Example\\, Inc.", "there is one CA, and who is under it is its affair");
+    let renewed = Ca::new("Clients");
+    world.write("clients.pem", &(world.clients.pem() + &renewed.pem()));
+    let same = by_way_of(&world.acceptor(), &world, &renewed, "Teams").await.expect("let in").expect("a peer");
+    assert_eq!(same.issuer, peer.issuer, "nor is there another while it is renewed");
+    let partners = Ca::new("Partners");
+    world.write("clients.pem", &(world.clients.pem() + &partners.pem()));
+    let acceptor = world.acceptor();
+    let plain = who(&acceptor, &world, Some(&partners.client("ann"))).await.expect("let in").expect("a peer");
+    assert_eq!(plain.issuer, "CN=Partners,O=Example\\, Inc.");
+    // One that calls itself as the other does, or as what the other has under it.
+    let ours = by_way_of(&acceptor, &world, &world.clients, "Teams").await.expect("let in").expect("a peer");
+    assert_eq!(ours.issuer, "CN=Teams,O=Example\\, Inc. under CN=Clients,O=Example\\, Inc.");
+    for name in ["Clients", "Partners", "Teams"] {
+        let theirs = by_way_of(&acceptor, &world, &partners, name).await.expect("let in").expect("a peer");
+        assert_eq!(theirs.issuer, format!("CN={name},O=Example\\, Inc. under CN=Partners,O=Example\\, Inc."));
+        assert_ne!(theirs.identity().principal(), ours.identity().principal());
+        assert_ne!(theirs.identity().principal(), plain.identity().principal());
+    }
+}
+
 fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().expect("ASCII"))
 }
@@ -142,7 +181,7 @@ fn a_name_is_the_best_that_the_certificate_has() {
             params.distinguished_name.push(DnType::CommonName, name);
             params.subject_alt_names = others;
         });
-        Peer::read(&signed.der()).map(|peer| peer.subject)
+        Peer::read(&signed.der(), None).map(|peer| peer.subject)
     };
     let (spiffe, ann) = ("spiffe://example.com/agent", "ann@example.com");
     assert_eq!(named("cn", vec![dns("host"), mail(ann), uri(spiffe), uri("https://b")]), Ok(spiffe.into()));
@@ -152,6 +191,9 @@ fn a_name_is_the_best_that_the_certificate_has() {
     for (wrong, expected) in [
         (spiffe, "looks like"),
         (ann, "looks like"),
+        ("urn:dev:ann", "looks like"),
+        ("did:example:ann", "looks like"),
+        ("tag:ann", "looks like"),
         ("", "its subject"),
         ("ann\nroot", "its subject"),
         ("ann\0", "its subject"),
@@ -162,6 +204,6 @@ fn a_name_is_the_best_that_the_certificate_has() {
     }
     assert!(named("cn", vec![uri("a:\nb")]).is_err());
     for garbage in [&b""[..], b"\x30\x00", b"garbage"] {
-        assert!(Peer::read(garbage).is_err());
+        assert!(Peer::read(garbage, None).is_err());
     }
 }

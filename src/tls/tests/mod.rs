@@ -79,6 +79,11 @@ impl Signed {
     fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("PEM")
     }
+
+    /// It, and those after it.
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect::<Result<_, _>>().expect("PEM")
+    }
 }
 
 /// A folder with the files that the settings name.
@@ -156,7 +161,7 @@ fn client(ca: &Ca, signed: Option<&Signed>, versions: &[&'static rustls::Support
         None => builder.with_no_client_auth(),
         Some(signed) => {
             let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).expect("PEM");
-            builder.with_client_auth_cert(vec![signed.der()], key).expect("a client")
+            builder.with_client_auth_cert(signed.chain(), key).expect("a client")
         }
     }
 }
