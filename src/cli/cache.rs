@@ -81,16 +81,9 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok(None) => super::print("forgotten\n"),
         Ok(Some(others)) => {
             // Who wants it forgotten everywhere, and goes on by this command's end, is not to think that it is.
-            let _ = writeln!(
-                io::stderr().lock(),
-                "bigiron cache invalidate: forgotten on this instance only; the others are {others}"
-            );
-            ExitCode::FAILURE
+            super::fail("cache invalidate", &format!("forgotten on this instance only; the others are {others}"))
         }
-        Err(message) => {
-            let _ = writeln!(io::stderr().lock(), "bigiron cache invalidate: {message}");
-            ExitCode::FAILURE
-        }
+        Err(message) => super::fail("cache invalidate", &message),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{SettingsArguments, print, refuse};
+use super::{SettingsArguments, print};
 use crate::{
     config::{Loaded, Setting, Tuning, expired, weak},
     runtime::Host,
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
     let loaded = match arguments.settings.load() {
         Ok(loaded) => loaded,
-        Err(faults) => return refuse(&faults),
+        Err(code) => return code,
     };
     let root = server.toolbox_root(&loaded);
     match server.check(&loaded) {

@@ -10,8 +10,10 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{SettingsArguments, print, refuse};
+use super::{SettingsArguments, fail, print};
 use crate::identity::keys::{self, Moment, Record, Wanted};
+
+const VERB: &str = "key";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -122,22 +124,17 @@ impl Place {
             Some(file) => file,
             None => match self.settings.load() {
                 Ok(loaded) if loaded.tuning.auth.keys_file.is_empty() => {
-                    return fail("no file of keys is named; say --file FILE, or set auth.keys_file");
+                    return fail(VERB, "no file of keys is named; say --file FILE, or set auth.keys_file");
                 }
                 Ok(loaded) => loaded.tuning.auth.keys_file.into(),
-                Err(faults) => return refuse(&faults),
+                Err(code) => return code,
             },
         };
         match act(&file) {
             Ok(text) => print(&text),
-            Err(message) => fail(&message),
+            Err(message) => fail(VERB, &message),
         }
     }
-}
-
-fn fail(message: &str) -> ExitCode {
-    let _ = writeln!(io::stderr().lock(), "bigiron key: {message}");
-    ExitCode::FAILURE
 }
 
 /// One scope. A comma may stand in one, and here is meant to stand between two.

@@ -108,7 +108,8 @@ struct SettingsArguments {
 }
 
 impl SettingsArguments {
-    fn load(self) -> Result<Loaded, Faults> {
+    /// The settings; or what the process ends with, once standard error has what is wrong with them.
+    fn load(self) -> Result<Loaded, ExitCode> {
         runtime::raise_descriptor_limit(); // before the host is read: what can be had is what counts
         let sources = Sources {
             file: self.tuning,
@@ -117,7 +118,7 @@ impl SettingsArguments {
             listen: self.listen,
             insecure_no_auth: self.insecure_no_auth,
         };
-        Loaded::from_sources(sources, Host::read())
+        Loaded::from_sources(sources, Host::read()).map_err(|faults| refuse(&faults))
     }
 }
 
@@ -132,7 +133,7 @@ pub fn run(server: Builder) -> ExitCode {
         Verb::Cache(arguments) => cache::run(arguments),
         Verb::Nodes(arguments) => nodes::run(arguments),
         Verb::Key(arguments) => key::run(*arguments),
-        Verb::Token(arguments) => token::run(*arguments),
+        Verb::Token(arguments) => token::run(server, *arguments),
         Verb::Schema => schema::run(),
     }
 }
@@ -170,22 +171,38 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
+/// Ends a verb in what stood in its way.
+fn fail(verb: &str, message: &str) -> ExitCode {
+    let _ = writeln!(io::stderr().lock(), "bigiron {verb}: {message}");
+    ExitCode::FAILURE
+}
+
+/// What is in a file; "-" is standard input.
+fn read(file: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    fn all(from: impl Read, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        from.take(bytes_max + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > bytes_max {
+            return Err(io::Error::other(format!("it has more than {bytes_max} bytes")));
+        }
+        Ok(bytes)
+    }
+    let bytes = if file.as_os_str() == "-" {
+        all(io::stdin().lock(), bytes_max)
+    } else {
+        File::open(file).and_then(|file| all(file, bytes_max))
+    };
+    bytes.map_err(|error| format!("{} cannot be read: {error}", file.display()))
+}
+
 /// The API key or token in a file ("-" is standard input), which is shown to nobody but the server.
 fn credentials(file: Option<&Path>) -> Result<Option<Secret>, String> {
     let Some(file) = file else { return Ok(None) };
-    let mut text = String::new();
-    let limit = TOKEN_BYTES_MAX as u64 + 2;
-    let read = if file.as_os_str() == "-" {
-        io::stdin().lock().take(limit).read_to_string(&mut text)
-    } else {
-        File::open(file).and_then(|file| file.take(limit).read_to_string(&mut text))
-    };
-    read.map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
-    let key = text.trim();
-    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(format!("{} has no API key or token in it, alone on one line", file.display()));
+    let bytes = read(file, TOKEN_BYTES_MAX as u64 + 2)?;
+    match str::from_utf8(bytes.trim_ascii()) {
+        Ok(key) if !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(Secret::new(key))),
+        _ => Err(format!("{} has no API key or token in it, alone on one line", file.display())),
     }
-    Ok(Some(Secret::new(key)))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     let loaded = match arguments.settings.load() {
         Ok(loaded) => loaded,
-        Err(faults) => return super::refuse(&faults),
+        Err(code) => return code,
     };
     let config = &loaded.tuning.cluster;
     let told = |message: &str, code: u8| {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{SettingsArguments, refuse};
+use super::SettingsArguments;
 use crate::server::Builder;
 
 #[derive(Debug, clap::Args)]
@@ -18,6 +18,6 @@ pub(super) struct Arguments {
 pub(super) fn run(server: Builder, arguments: Arguments) -> ExitCode {
     match arguments.settings.load() {
         Ok(loaded) => server.serve(&loaded, arguments.stdio),
-        Err(faults) => refuse(&faults),
+        Err(code) => code,
     }
 }

@@ -1,7 +1,10 @@
 //! What becomes of one token, step by step, by the same rules as at the door. Says what a token claims; never shows
 //! the token, its signature or a secret.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::{Map, Value};
 
@@ -25,23 +28,34 @@ pub struct Step {
     pub outcome: Result<String, String>,
 }
 
+/// What becomes of a token.
+#[derive(Clone, Debug)]
+pub struct Explained {
+    /// Every step that was taken, in order.
+    pub steps: Vec<Step>,
+    /// Whose token it is, when no step refused it.
+    pub who: Option<Arc<Identity>>,
+}
+
 /// Takes a token (or an API key) through every step. Steps that need an earlier one end with it; the others are all
 /// taken, so that everything that is wrong is seen at once. It is accepted when no step refused it. `fetched` is what
 /// `auth.jwks_url` answered; without, only the keys of `auth.jwks_file` are known.
-pub fn explain(config: &Config, fetched: Option<&[u8]>, token: &str, now: SystemTime) -> Vec<Step> {
+pub fn explain(config: &Config, fetched: Option<&[u8]>, token: &str, now: SystemTime) -> Explained {
     let mut steps = Steps(Vec::new());
     let state = if config.is_on() { "[auth] is on and agrees with itself" } else { "[auth] is off: nobody is asked" };
     steps.of("settings", config.check().map(|()| state.into()));
     // A file often ends with a line feed, which is not part of the token.
     let token = bare(token.trim_ascii());
-    if let Err(why) = is_one_word(token) {
+    let who = if let Err(why) = is_one_word(token) {
         steps.of("file", Err(why.into()));
+        None
     } else if token.starts_with(keys::PREFIX) {
-        steps.api_key(config, token, now);
+        steps.api_key(config, token, now)
     } else {
-        steps.token(config, fetched, token, now);
-    }
-    steps.0
+        steps.token(config, fetched, token, now)
+    };
+    let steps = steps.0;
+    Explained { who: who.filter(|_| steps.iter().all(|step| step.outcome.is_ok())), steps }
 }
 
 /// Without the header or the scheme that it is sent with.
@@ -93,28 +107,35 @@ impl Steps {
         }
     }
 
-    fn api_key(&mut self, config: &Config, key: &str, now: SystemTime) {
+    /// Whose key it is, when that can be said.
+    fn api_key(&mut self, config: &Config, key: &str, now: SystemTime) -> Option<Arc<Identity>> {
         if !config.takes_keys() {
-            return self.of("keys file", Err(NO_KEYS_FILE.into()));
+            self.of("keys file", Err(NO_KEYS_FILE.into()));
+            return None;
         }
         match KeyFile::open(config.keys_file.as_ref()) {
-            Err(why) => self.of("keys file", Err(why)),
+            Err(why) => {
+                self.of("keys file", Err(why));
+                None
+            }
             Ok(file) => {
                 self.of("keys file", Ok(format!("{} is read", config.keys_file)));
-                if let Some(who) = self.step("API key", file.who(key, now), |who| name(who)) {
-                    self.scopes(config, &who);
-                }
+                let who = self.step("API key", file.who(key, now), |who| name(who))?;
+                self.scopes(config, &who);
+                Some(who)
             }
         }
     }
 
-    fn token(&mut self, config: &Config, fetched: Option<&[u8]>, text: &str, now: SystemTime) {
+    /// Whose token it is, when that can be said.
+    fn token(&mut self, config: &Config, fetched: Option<&[u8]>, text: &str, now: SystemTime) -> Option<Arc<Identity>> {
         if !config.takes_tokens() {
-            return self.of("issuer", Err("auth.issuer is not set, so that no token is taken".into()));
+            self.of("issuer", Err("auth.issuer is not set, so that no token is taken".into()));
+            return None;
         }
         let keys = self.keys(config, fetched);
         let form = Token::new(text);
-        let Some(token) = self.step("form", form, |_| format!("three parts, {} bytes", text.len())) else { return };
+        let token = self.step("form", form, |_| format!("three parts, {} bytes", text.len()))?;
         // With settings that are wrong no algorithm is accepted; the first step said so.
         let accepted = config.accepted().unwrap_or_default();
         let header = self.step("header", token.header(&accepted), |header| match &header.kid {
@@ -124,10 +145,8 @@ impl Steps {
         if let (Some(header), Some(keys)) = (header, keys) {
             self.step("signature", token.signature(&header, &keys), |()| "it is the issuer's".into());
         }
-        let Some(claims) = self.step("payload", token.claims(), |claims| format!("{} claims", claims.len())) else {
-            return;
-        };
-        self.claims(config, &claims, now);
+        let claims = self.step("payload", token.claims(), |claims| format!("{} claims", claims.len()))?;
+        self.claims(config, &claims, now).map(Arc::new)
     }
 
     fn keys(&mut self, config: &Config, fetched: Option<&[u8]>) -> Option<Current> {
@@ -157,7 +176,7 @@ impl Steps {
         }
     }
 
-    fn claims(&mut self, config: &Config, claims: &Map<String, Value>, now: SystemTime) {
+    fn claims(&mut self, config: &Config, claims: &Map<String, Value>, now: SystemTime) -> Option<Identity> {
         let rules = Rules::new(config);
         let expiry = self.step("exp", rules.expiry(claims, now), |at| match at.duration_since(now) {
             Ok(left) => format!("expires in {}", span(left.as_secs())),
@@ -171,9 +190,9 @@ impl Steps {
         self.step("aud", rules.audience(claims), |()| "it has one of auth.audience".into());
         // Who it is can be said of an expired token too.
         let expires_at = expiry.unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(1));
-        if let Some(who) = self.step("who", rules.identity(claims, expires_at), name) {
-            self.scopes(config, &who);
-        }
+        let who = self.step("who", rules.identity(claims, expires_at), name)?;
+        self.scopes(config, &who);
+        Some(who)
     }
 
     fn scopes(&mut self, config: &Config, who: &Identity) {

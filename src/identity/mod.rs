@@ -51,7 +51,7 @@ use std::{fmt::Write, sync::Arc, time::SystemTime};
 pub use config::Config;
 pub(crate) use config::is_scope;
 pub use door::Door;
-pub use explain::{Step, explain};
+pub use explain::{Explained, Step, explain};
 pub use fetch::Fetcher;
 pub use jwk::BYTES_MAX as JWKS_BYTES_MAX;
 pub use jwks::{Current, Keys};

@@ -63,12 +63,20 @@ impl Rule {
         self.scopes_any.is_empty() && self.subjects.is_empty() && self.groups.is_empty()
     }
 
-    fn met_by(&self, who: &Identity) -> bool {
-        let met = |wanted: &[String], has: &dyn Fn(&str) -> bool| wanted.is_empty() || wanted.iter().any(|it| has(it));
-        met(&self.scopes_any, &|scope| who.has_scope(scope))
-            && (self.subjects.is_empty() || self.subjects.iter().any(|subject| subject.is(who)))
-            && met(&self.groups, &|group| who.is_in(group))
+    /// The lists that `who` does not meet, each by the name of its setting.
+    fn unmet_by(&self, who: &Identity) -> impl Iterator<Item = &'static str> {
+        let unmet = [
+            lacks(&self.scopes_any, |scope| who.has_scope(scope)).then_some("scopes_any"),
+            lacks(&self.subjects, |subject| subject.is(who)).then_some("subjects"),
+            lacks(&self.groups, |group| who.is_in(group)).then_some("groups"),
+        ];
+        unmet.into_iter().flatten()
     }
+}
+
+/// Whether one is wanted and none is there.
+fn lacks<T>(wanted: &[T], has: impl FnMut(&T) -> bool) -> bool {
+    !wanted.is_empty() && !wanted.iter().any(has)
 }
 
 /// The rules of all tools, by the tool's place in the registry.
@@ -93,7 +101,12 @@ impl Rights {
 
     /// Whether `who` may call this tool. A tool of which nothing is known, nobody may call.
     pub fn may(&self, who: &Identity, tool_index: usize) -> bool {
-        self.rules.get(tool_index).is_some_and(|rule| rule.met_by(who))
+        self.rules.get(tool_index).is_some_and(|rule| rule.unmet_by(who).next().is_none())
+    }
+
+    /// Why `who` may not call this tool: the lists of its rule that it does not meet, each by the name of its setting.
+    pub fn unmet<'a>(&'a self, who: &'a Identity, tool_index: usize) -> impl Iterator<Item = &'static str> + 'a {
+        self.rules.get(tool_index).into_iter().flat_map(|rule| rule.unmet_by(who))
     }
 
     /// Whether everybody may call everything, so that there is one class only.
@@ -150,6 +163,17 @@ mod tests {
         assert_eq!(may(&who("bob", &["write"], &["staff"])), [true, true, false, true, false, false]);
         assert_eq!(may(&who("ann", &["read"], &[])), [true, true, true, false, false, false]);
         assert_eq!(may(&who("ann", &["read"], &["staff"])), [true, true, true, true, true, false]);
+    }
+
+    #[test]
+    fn what_stands_against_a_call_is_told_by_its_setting() {
+        let rights = Rights::new([Rule::default(), rule(&["read"], &["ann"], &["staff"])]);
+        let unmet = |who: &Identity, tool| rights.unmet(who, tool).collect::<Vec<_>>();
+        assert_eq!(unmet(&who("bob", &[], &[]), 1), ["scopes_any", "subjects", "groups"]);
+        assert_eq!(unmet(&who("ann", &["read"], &[]), 1), ["groups"]);
+        assert_eq!(unmet(&who("bob", &["read"], &["staff"]), 1), ["subjects"]);
+        assert_eq!(unmet(&who("ann", &["read"], &["staff"]), 1), [""; 0]);
+        assert_eq!(unmet(&who("bob", &[], &[]), 0), [""; 0], "everybody may");
     }
 
     #[test]

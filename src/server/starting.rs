@@ -43,6 +43,7 @@ use crate::{
         intake::Bodies,
         pressure::Pressure,
     },
+    identity,
     listener::{self, Connections},
     mcp::{
         catalogue::{Capabilities, Catalogue},
@@ -61,7 +62,7 @@ use crate::{
     skill::{SKILLS_EXTENSION, Skills},
     tasks::{Memory, Record, Shared, Store, Tasks},
     telemetry::{meter::Sharded, refusals::Refusals},
-    tool::{Features, Registry, Tool, handler::Hosted},
+    tool::{Features, Registry, Right, Tool, handler::Hosted},
     toolbox,
 };
 
@@ -251,6 +252,16 @@ impl Builder {
         Features::new(self.resources, self.prompts).map_err(StartError::config)?;
         Skills::new(self.skills).map_err(StartError::config)?;
         sealer(loaded).map(drop)
+    }
+
+    /// All tools that a start would serve, and of each whether `who` may call it.
+    ///
+    /// # Errors
+    /// What would stop a start, of the tools and their settings.
+    pub(crate) fn rights_of(mut self, loaded: &Loaded, who: &identity::Identity) -> Result<Vec<Right>, StartError> {
+        let runtime = io_runtime(1)?;
+        let hosted = self.hosted(&runtime)?;
+        Ok(self.registry(loaded, &hosted)?.snapshot().rights_of(who))
     }
 
     /// The folder that the toolbox reads, when there is one.

@@ -24,7 +24,7 @@ pub(crate) use header_params::HeaderParam;
 pub use native::{IntoReply, Json};
 pub(crate) use placement::Placement;
 pub use prompt::{IntoMessages, Prompt};
-pub(crate) use registry::Registry;
+pub(crate) use registry::{Registry, Right};
 pub use resource::{IntoContents, Resource, Wanted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

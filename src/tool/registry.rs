@@ -85,6 +85,15 @@ pub(crate) struct CachePolicy {
     pub(crate) error_ttl_s: Option<u64>,
 }
 
+/// Whether somebody may call a tool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Right {
+    pub(crate) name: String,
+    pub(crate) may: bool,
+    /// The settings of the tool that stand against it.
+    pub(crate) unmet: Vec<&'static str>,
+}
+
 /// The tools at one moment.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
@@ -108,6 +117,16 @@ impl Snapshot {
         let Some(who) = who.filter(|_| !self.rights.is_open()) else { return Some(tool) };
         let place = self.ordered.binary_search_by(|other| other.tool.name().cmp(name)).ok()?;
         self.rights.may(who, place).then_some(tool)
+    }
+
+    /// All tools, and of each whether `who` may call it.
+    pub(crate) fn rights_of(&self, who: &Identity) -> Vec<Right> {
+        let right = |(place, served): (usize, &Arc<ServedTool>)| {
+            let name = served.tool.name();
+            let may = self.for_caller(name, Some(who)).is_some();
+            Right { name: name.to_owned(), may, unmet: self.rights.unmet(who, place).collect() }
+        };
+        self.ordered.iter().enumerate().map(right).collect()
     }
 
     /// Whether `who` may not read what a call of this tool said. One that is not here has no rule here: it counts what it

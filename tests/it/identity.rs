@@ -500,6 +500,7 @@ fn keys_and_tokens_on_the_command_line() {
     assert!(!kept.contains(secret_of(&key)), "only a hash is kept");
     let checked = cli(folder, &["token", "check", "-"], &key);
     assert!(checked.status.success() && text(&checked.stdout).contains("subject \"ann\""), "{checked:?}");
+    assert!(text(&checked.stdout).ends_with("may      search_text\naccepted\n"), "all tools are listed: {checked:?}");
     for (arguments, expected) in [
         (&["key", "create"][..], "--subject"),
         (&["key", "create", "--subject", "ann", "--expires", "soon"], "90d"),
@@ -530,6 +531,46 @@ fn keys_and_tokens_on_the_command_line() {
     assert!(told.contains("ok       signature") && !told.contains(token.rsplit('.').next().expect("one")), "{told}");
     let ran = cli(folder, &["check"], "");
     assert!(ran.status.success() && text(&ran.stderr).contains("weak: auth.algorithms has HS256"), "{ran:?}");
+}
+
+/// What is told of a key's tools is what their settings say, and nothing is told when a key is refused.
+#[test]
+fn which_tools_a_key_opens_is_told_before_it_is_used() {
+    let issuer = Issuer::new();
+    let folder = issuer.folder.path();
+    let key = issuer.key_for("ann", &["read"]);
+    let keys_file = issuer.file("keys.toml").display().to_string();
+    let settings = |more: &str| format!("[auth]\nkeys_file = '{keys_file}'\n{more}");
+    let checked = |arguments: &[&str], more: &str| {
+        fs::write(folder.join("tuning.toml"), settings(more)).expect("written");
+        let ran = cli(folder, &[&["token", "check", "-"], arguments].concat(), &key);
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (ran.status.code(), text(ran.stdout), text(ran.stderr))
+    };
+    let rules = "[tools.echo]\nscopes_any = ['read', 'write']\nsubjects = ['ann']\n\
+                 [tools.burn]\nscopes_any = ['admin']\ngroups = ['staff']\n\
+                 [tools.query_sql]\nsubjects = [{ subject = 'bob', issuer = 'bigiron:keys' }]\n\
+                 [tools.query_json]\nenabled = false\n";
+    let (code, told, why) = checked(&[], rules);
+    let (_, tools) = told.split_once("ok       scopes: it has read\n").unwrap_or_else(|| panic!("{told}{why}"));
+    let expected = "may not  burn: its scopes_any and groups are not met\nmay      echo\n\
+                    may not  query_sql: its subjects are not met\nmay      read_file\nmay      search_text\naccepted\n";
+    assert_eq!((code, tools), (Some(0), expected));
+
+    let (code, told, _) = checked(&["--json"], rules);
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!((code, &told["accepted"]), (Some(0), &json!(true)));
+    assert_eq!(told["tools"][0], json!({ "name": "burn", "may": false, "unmet": ["scopes_any", "groups"] }));
+    assert_eq!(told["tools"][1], json!({ "name": "echo", "may": true, "unmet": [] }));
+    assert_eq!(told["steps"][1]["what"], "keys file");
+
+    let (code, told, _) = checked(&["--json", "--set", "auth.required_scopes=[\"admin\"]"], rules);
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!((code, &told["accepted"], &told["tools"]), (Some(1), &json!(false), &json!([])));
+
+    let (code, told, why) = checked(&[], "[tools.ecko]\ntimeout_ms = 1000\n");
+    assert_eq!((code, told.as_str()), (Some(78), ""), "no start goes by these settings: {why}");
+    assert!(why.contains("tools.ecko"), "{why}");
 }
 
 /// The library makes keys as the command line does; one that has expired is refused at the door.

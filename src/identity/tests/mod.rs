@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    Config, Door, Identity, Refused, Step, explain,
+    Config, Door, Explained, Identity, Refused, Step, explain,
     signer::{Signer, set},
 };
 
@@ -89,8 +89,9 @@ impl World {
     /// What the door says of a token, having made sure that the explanation says the same and does not tell the token.
     fn who(&self, token: &str, now: SystemTime) -> Result<Arc<Identity>, Refused> {
         let answer = who(&self.door(), token, now);
-        let steps = explain(&self.config, None, token, now);
+        let Explained { steps, who: explained } = explain(&self.config, None, token, now);
         let refusals: Vec<&Step> = steps.iter().filter(|step| step.outcome.is_err()).collect();
+        assert_eq!(explained.as_deref(), answer.as_deref().ok(), "it is the same caller");
         match &answer {
             Ok(_) => assert!(refusals.is_empty(), "{refusals:?}"),
             Err(refused) => {
