@@ -14,8 +14,8 @@ use super::Arguments;
 
 /// The largest line, with its end.
 pub(super) const LINE_BYTES_MAX: usize = 8 << 10;
-/// The largest text of one member, escaped. There are eight such members at most, and all else of a line but the
-/// arguments is less than 0.75 KiB, so that a whole line is at most 8 x 280 + 768 + 5,120 = 8,128 bytes.
+/// The largest text of one member, escaped. There are nine such members at most, and all else of a line but the
+/// arguments is less than 0.5 KiB, so that a whole line is at most 9 x 280 + 512 + 5,120 = 8,152 bytes.
 const TEXT_BYTES_MAX: usize = 280;
 /// The largest arguments, escaped.
 const ARGUMENTS_BYTES_MAX: usize = 5 << 10;
@@ -33,6 +33,8 @@ pub struct Head<'a> {
     pub address: Option<IpAddr>,
     /// The session's id. The line has a hash of it, since the id itself opens the session.
     pub session: Option<&'a str>,
+    /// The id that the client gave its request, by which its own log knows it.
+    pub request_id: Option<RequestId<'a>>,
     /// The method.
     pub method: &'a str,
     /// The tool, when it is a call of one.
@@ -43,6 +45,15 @@ pub struct Head<'a> {
     pub detail: &'a str,
     /// The tool's arguments.
     pub arguments: Option<&'a Value>,
+}
+
+/// The id of a request in JSON-RPC. A number and a text of its digits are two ids, and differ in the line too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestId<'a> {
+    /// A number.
+    Number(i64),
+    /// A text, as its JSON with the quotes.
+    Text(&'a str),
 }
 
 /// What came of it.
@@ -79,6 +90,7 @@ pub(super) fn begin(node: &str, event: &str, at: SystemTime, head: &Head<'_>, ar
         line.extend_from_slice(b",\"session_sha256\":");
         push_digest(&mut line, &Sha256::digest(session), 16);
     }
+    push_request_id(&mut line, head.request_id);
     text(&mut line, "method", head.method);
     match (head.tool, head.name) {
         (Some(tool), _) => text(&mut line, "tool", tool),
@@ -122,6 +134,20 @@ pub(super) fn note(node: &str, event: &str, at: SystemTime, detail: &str) -> Vec
     let mut line = begin(node, event, at, &Head { detail, ..Head::default() }, Arguments::None);
     line.extend_from_slice(b"}\n");
     line
+}
+
+fn push_request_id(line: &mut Vec<u8>, id: Option<RequestId<'_>>) {
+    let Some(id) = id else { return };
+    line.extend_from_slice(b",\"request_id\":");
+    match id {
+        RequestId::Number(number) => {
+            let _ = write!(line, "{number}");
+        }
+        // Escaped anew, since a client may have left as it is what no line is to have. It was read before, so it is JSON.
+        RequestId::Text(json) => {
+            push_text(line, &serde_json::from_str::<String>(json).unwrap_or_default(), TEXT_BYTES_MAX)
+        }
+    }
 }
 
 fn text(line: &mut Vec<u8>, name: &str, value: &str) {
@@ -260,6 +286,7 @@ mod tests {
             caller: "ann",
             address: Some("192.0.2.1".parse().expect("an address")),
             session: Some("secret session id"),
+            request_id: Some(RequestId::Number(-7)),
             method: "tools/call",
             tool: Some("echo"),
             arguments: Some(&arguments),
@@ -270,7 +297,8 @@ mod tests {
             line,
             concat!(
                 r#"{"time":"2023-11-14T22:13:20.123Z","node":"node-1","event":"call","caller":"ann","#,
-                r#""address":"192.0.2.1","session_sha256":"15c0dd102633a49afcf36ad4a03c26f6","method":"tools/call","#,
+                r#""address":"192.0.2.1","session_sha256":"15c0dd102633a49afcf36ad4a03c26f6","request_id":-7,"#,
+                r#""method":"tools/call","#,
                 r#""tool":"echo","arguments_sha256":"cdab067e9f3beb32d1252cfd63e492592fecbf591b0d08cadb24bb17f3864246","outcome":"error","code":-32602,"duration_us":250}"#,
                 "\n"
             )
@@ -297,6 +325,25 @@ mod tests {
         );
         assert_eq!(cut["arguments_sha256"].as_str().map(str::len), Some(64));
         assert_eq!(cut.get("arguments"), None);
+    }
+
+    #[test]
+    fn a_request_id_is_the_clients_in_kind_and_value_and_cut_when_it_is_long() {
+        let member = |id: RequestId<'_>| {
+            let line = line_of(&Head { request_id: Some(id), ..Head::default() }, Arguments::None, Outcome::Ok);
+            assert!(line.len() < 500 && !line.trim_end().chars().any(changes_display), "{line:?}");
+            serde_json::from_str::<Value>(&line).expect("JSON")["request_id"].clone()
+        };
+        assert_eq!(member(RequestId::Number(i64::MIN)), json!(i64::MIN));
+        for id in ["7", "", "3f2a-é", "a\"b\\c\n\u{2028}\u{202e}\u{1b}[2J\u{0}", "\",\"event\":\"forged\",\"x\":\""] {
+            let plain = serde_json::to_string(id).expect("JSON");
+            let escaped: String = id.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+            for json in [plain, format!("\"{escaped}\"")] {
+                assert_eq!(member(RequestId::Text(&json)), id, "{json}");
+            }
+        }
+        let long = member(RequestId::Text(&format!("\"{}\"", "x\u{2028}".repeat(256))));
+        assert!(long.as_str().is_some_and(|id| id.starts_with("x\u{2028}x") && id.ends_with(CUT)), "{long}");
     }
 
     #[test]
@@ -336,12 +383,14 @@ mod tests {
             let texts: Vec<String> =
                 texts.iter().map(|(text, bytes)| text.repeat(bytes / text.len().max(1))).collect();
             let arguments = json!({ texts[0].clone(): [texts[1]] });
+            let id = serde_json::to_string(&texts[1]).expect("JSON");
             let head = Head {
                 caller: &texts[2],
                 key: Some(&texts[2]),
                 detail: &texts[3],
                 address: Some("1111:2222:3333:4444:5555:6666:7777:8888".parse().expect("an address")),
                 session: Some(&texts[3]),
+                request_id: Some(if full { RequestId::Text(&id) } else { RequestId::Number(code) }),
                 method: &texts[4],
                 tool: Some(&texts[5]),
                 name: Some(&texts[5]),

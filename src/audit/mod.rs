@@ -31,7 +31,7 @@ use crossbeam_channel::{Sender, bounded};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::line::{Head, Outcome};
+pub use self::line::{Head, Outcome, RequestId};
 use self::writer::{Open, Order, Progress, Writer};
 
 /// Orders that wait; each is from who waits for its answer.

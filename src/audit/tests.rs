@@ -426,6 +426,7 @@ fn every_word_of_a_line_is_documented() {
         key: Some("1a2b3c4d"),
         address: Some("192.0.2.1".parse().expect("an address")),
         session: Some("s"),
+        request_id: Some(RequestId::Number(1)),
         detail: "d",
         arguments: Some(&arguments),
         ..head("ann")

@@ -39,7 +39,8 @@ impl Router {
             && !request.params.is_retry
             && let Some(kept) = self.dispatch.kept(tool, &mut arguments, request.head.caller)
         {
-            let entry = self.admitted(request.head, request.method, request.params, true, &arguments.value)?;
+            let entry =
+                self.admitted(request.head, request.id, request.method, request.params, true, &arguments.value)?;
             return Ok(Ok(self.answer_at_once(request, tool, client, Ok(kept), entry)));
         }
         let says_nothing = log_level.is_none() && matches!(request.params.meta.progress_token, IdField::Absent);
@@ -62,7 +63,7 @@ impl Router {
         let mut ctx = Ctx::new(head.caller.clone(), Deadline::after(request.now, tool.timeout_ms), client);
         ctx.share = head.share;
         ctx.changes = Some(self.changes());
-        let entry = self.admitted(head, request.method, request.params, true, &arguments)?;
+        let entry = self.admitted(head, request.id, request.method, request.params, true, &arguments)?;
         let began = Instant::now();
         let outcome = self.dispatch.call_now(tool, arguments, ctx);
         if let Some(meter) = &tool.tool.work.meter {

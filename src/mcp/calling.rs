@@ -26,7 +26,7 @@ use crate::{
         session::Session,
         tasking::{self, Deferral},
         trail,
-        wire::{self, IdField, Params, Text},
+        wire::{self, Id, IdField, Params, Text},
     },
     outbox::{LogLevel, Outbox},
 };
@@ -68,13 +68,15 @@ impl Router {
     pub(super) fn admitted(
         &self,
         head: &Head<'_>,
+        id: Id<'_>,
         method: &str,
         params: &Params<'_>,
         tool: bool,
         arguments: &Value,
     ) -> Result<Option<Box<Entry>>, Refusal> {
         let Some(audit) = &self.audit else { return Ok(None) };
-        let about = trail::About { method, name: trail::name_of(params), tool, arguments: Some(arguments) };
+        let (id, arguments) = (Some(id), Some(arguments));
+        let about = trail::About { id, method, name: trail::name_of(params), tool, arguments };
         Ok(Some(Box::new(audit.admit(&trail::head(head, about)).map_err(trail::unwritable)?)))
     }
 
@@ -185,7 +187,7 @@ impl Router {
             ctx.deferred = Some(Arc::clone(&call) as _);
             deferral = Some(call);
         }
-        let id = OwnedId::from(id);
+        let (sent_id, id) = (id, OwnedId::from(id));
         if work.wants_raw {
             ctx.raw = Some(Box::new(Self::raw(&id, params.meta.whole.take(), era, scope.as_deref())));
             if era == Era::Modern && matches!(bound_to, BoundTo::Nothing) {
@@ -206,7 +208,7 @@ impl Router {
         let is_shared = method == "tasks/get" && self.tasks.as_ref().is_some_and(|tasks| tasks.is_shared());
         let asker = is_shared.then(|| Box::new(Asker::of(head)));
         let is_tool = matches!(target, Target::Tool(_));
-        let entry = self.admitted(head, method, params, is_tool, &arguments.value)?;
+        let entry = self.admitted(head, sent_id, method, params, is_tool, &arguments.value)?;
         let session = scope.filter(|_| era == Era::Legacy && head.via == Via::Http);
         Ok(Step::Call(PendingCall {
             target,

@@ -4,12 +4,12 @@
 use serde_json::Value;
 
 use crate::{
-    audit::{self, Outcome, Unwritable},
+    audit::{self, Outcome, RequestId, Unwritable},
     mcp::{
         code::Refusal,
         head::Head,
         router::{Request, Router},
-        wire::{self, Params},
+        wire::{self, Id, Params},
     },
     telemetry::refusals::Reason,
 };
@@ -23,6 +23,7 @@ const NO_RIGHT: &str = "no_right";
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct About<'a> {
+    pub(crate) id: Option<Id<'a>>,
     pub(crate) method: &'a str,
     pub(crate) name: Option<&'a str>,
     /// The name is that of a tool.
@@ -33,19 +34,23 @@ pub(crate) struct About<'a> {
 impl<'a> About<'a> {
     /// As far as headers say it.
     pub(crate) fn unread(method: Option<&'a str>, name: Option<&'a str>) -> Self {
-        Self { method: method.unwrap_or_default(), name, tool: method == Some(TOOLS_CALL), arguments: None }
+        Self { method: method.unwrap_or_default(), name, tool: method == Some(TOOLS_CALL), ..Self::default() }
     }
 }
 
 /// The beginning of a line.
 pub(super) fn head<'a>(head: &Head<'a>, about: About<'a>) -> audit::Head<'a> {
-    let About { method, name, tool, arguments } = about;
+    let About { id, method, name, tool, arguments } = about;
     audit::Head {
         caller: head.caller.subject(),
         key: head.identity.and_then(|identity| identity.key()),
         detail: "",
         address: head.peer,
         session: head.session_id.text(),
+        request_id: id.map(|id| match id {
+            Id::Number(number) => RequestId::Number(number),
+            Id::Text(json) => RequestId::Text(json),
+        }),
         method,
         tool: name.filter(|_| tool),
         name: name.filter(|_| !tool),
@@ -67,7 +72,7 @@ impl Router {
     /// Something that is answered from bytes was read.
     pub(super) fn note_answered(&self, request: &Request<'_, '_>, name: &str) -> Result<(), Refusal> {
         let Some(audit) = &self.audit else { return Ok(()) };
-        let about = About { method: request.method, name: Some(name), tool: false, arguments: None };
+        let about = About { id: Some(request.id), method: request.method, name: Some(name), ..About::default() };
         let entry = audit.admit(&head(request.head, about)).map_err(unwritable)?;
         entry.finish(Outcome::Ok);
         Ok(())
@@ -80,8 +85,11 @@ impl Router {
         }
         let (envelope, _) = wire::read(body, self.shape);
         let method = envelope.method.get();
-        let about =
-            About { arguments: envelope.params.arguments.as_ref(), ..About::unread(method, name_of(&envelope.params)) };
+        let about = About {
+            id: envelope.request_id(),
+            arguments: envelope.params.arguments.as_ref(),
+            ..About::unread(method, name_of(&envelope.params))
+        };
         let detail = if self.is_hidden(around, &about) { NO_RIGHT } else { refusal.detail };
         self.note_unread(around, about, Reason::of(refusal.status, refusal.code), detail);
     }

@@ -168,6 +168,36 @@ fn each_call_and_each_refusal_is_one_line_and_the_counts_agree() {
     assert!(!lines.iter().any(|line| line.to_string().contains(&session.id)), "its id opens the session");
 }
 
+/// Whatever becomes of a request, its line has the id by which its client's log knows it; of one that is in no message
+/// there is none.
+#[test]
+fn a_line_is_found_by_the_id_of_its_request() {
+    let served = serve(|_| {});
+    let addr = served.running.addr();
+    let sent = |id: Value, method: &str, name: &str, params: Value| {
+        let mut request = modern(1, method, params);
+        request["id"] = id;
+        Client::connect(addr).post(&modern_headers(method, name), &request)
+    };
+    let call = |id: Value, tool: &str| sent(id, "tools/call", tool, json!({ "name": tool }));
+    let ids = [json!(i64::MAX), json!("7"), json!("a\"\n\u{2028}é"), json!(-7), json!(""), json!("x".repeat(1000))];
+    for (id, tool) in ids.iter().zip(["quick", "busy", "quick", "panic", "nothing", "busy"]) {
+        assert_eq!(call(id.clone(), tool).json()["id"], *id, "{tool}");
+    }
+    assert_eq!(sent(json!("r"), "resources/read", "memo://one", json!({ "uri": "memo://one" })).status, 200);
+    assert_eq!(get(addr, "/elsewhere").status, 404);
+    let mut session = Session::open(addr, "2025-03-26");
+    assert_eq!(session.request(3, "tools/call", json!({ "name": "quick" })).text(), "done");
+
+    let lines = served.stop();
+    let mut noted: Vec<Value> = of(&lines, "call").iter().map(|line| line["request_id"].clone()).collect();
+    let long = noted.remove(4);
+    assert!(long.as_str().is_some_and(|id| id.starts_with("xxx") && id.ends_with('…') && id.len() < 300), "{long}");
+    assert_eq!(noted, [ids[0].clone(), ids[1].clone(), ids[2].clone(), ids[3].clone(), json!("r"), json!(3)]);
+    let refused: Vec<Option<&Value>> = of(&lines, "refusal").iter().map(|line| line.get("request_id")).collect();
+    assert_eq!(refused, [Some(&ids[4]), None]);
+}
+
 #[test]
 fn many_callers_at_once_lose_no_line() {
     let served = serve(|tuning| tuning.audit.policy = Policy::Required);
