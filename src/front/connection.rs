@@ -43,7 +43,10 @@ pub(super) const SHORT: &str = "idle, and memory is short";
 
 /// What to do with a connection.
 pub(super) enum Verdict {
+    /// It has had its time; its client may be about to send more.
     Close(&'static str),
+    /// Its client takes nothing, so that an end could not be said either.
+    Drop(&'static str),
     LookAgain(Instant),
 }
 
@@ -63,6 +66,8 @@ pub(crate) struct Connection {
     is_ending: AtomicBool,
     /// It ends after what it is at: no further request is taken.
     is_hung_up: AtomicBool,
+    /// What comes is not for us any more.
+    reads_no_more: AtomicBool,
     pub(crate) visit: Visit,
     /// Whose certificate was shown, when one was.
     certified: OnceLock<Box<Certified>>,
@@ -108,6 +113,7 @@ impl Connection {
             busy: AtomicU32::new(0),
             is_ending: AtomicBool::new(false),
             is_hung_up: AtomicBool::new(false),
+            reads_no_more: AtomicBool::new(false),
             certified: OnceLock::new(),
             peer,
             opened: now,
@@ -205,6 +211,15 @@ impl Connection {
         self.is_hung_up.load(Relaxed)
     }
 
+    /// What comes from now on is thrown away, and waited for before it ends: the client may be sending.
+    pub(super) fn read_no_more(&self) {
+        self.reads_no_more.store(true, Relaxed);
+    }
+
+    pub(super) fn reads_no_more(&self) -> bool {
+        self.reads_no_more.load(Relaxed)
+    }
+
     /// Makes the connection look at the drain's state.
     pub(crate) fn wake(&self) {
         let waker = self.waker.lock().clone();
@@ -300,7 +315,7 @@ impl Connection {
         let limits = &self.front.limits;
         let stalled = self.write_stalled.load(Relaxed);
         if stalled != NEVER && now >= self.moment(stalled) + limits.write_timeout() {
-            return Verdict::Close("the client does not read");
+            return Verdict::Drop("the client does not read");
         }
         let began = self.head_began.load(Relaxed);
         if began != NEVER && now >= self.moment(began) + limits.header_timeout() {

@@ -18,7 +18,10 @@ use tokio::{
     time::{Instant as TimerInstant, Sleep, sleep_until},
 };
 
-use super::connection::{Connection, LAST_BYTES, NEVER, SHORT, Verdict};
+use super::{
+    connection::{Connection, LAST_BYTES, NEVER, SHORT, Verdict},
+    unread::ENDING_TIME_MAX,
+};
 
 /// From the wish to end a connection with streams (HTTP/2) to its end when nothing is on it: its client answers before it
 /// is over.
@@ -33,6 +36,10 @@ pub(crate) trait Protocol: Future<Output = hyper::Result<()>> + Unpin {
 
     /// Has it end after what it is at.
     fn hang_up(&mut self, conn: &Connection);
+
+    /// Ends it while nothing is on it but what has come of a request. What still comes is taken and thrown away (see
+    /// `unread`), so that a client whose request is on its way sees an end and no reset. Ready when that is over.
+    fn end(&mut self, conn: &Arc<Connection>);
 }
 
 /// A connection and what is spoken on it. Written out and not an `async fn`, whose layers each keep a state of their own:
@@ -58,12 +65,15 @@ enum HangUp {
     Done,
     /// The same for one with streams. From then on it is closed as soon as nothing is on it.
     DoneUntil(Instant),
+    /// It has had its time, and is over when its client has seen that or the timer fires.
+    Ending,
 }
 
 /// What is done when the timer has fired.
 #[derive(Debug, PartialEq)]
 enum Step {
     Close(&'static str),
+    Drop(&'static str),
     /// It goes on, and is looked at again then.
     GoOn {
         hangs_up: bool,
@@ -87,6 +97,7 @@ impl HangUp {
         let until = match verdict {
             Verdict::Close(reason) if !matches!(self, Self::DoneUntil(_)) || !is_quiet => return Step::Close(reason),
             Verdict::Close(_) => now + LAST_FRAMES,
+            Verdict::Drop(reason) => return Step::Drop(reason),
             Verdict::LookAgain(at) => at,
         };
         Step::GoOn { hangs_up: (is_due || is_idle) && !is_done, until: self.or_before(until) }
@@ -129,6 +140,9 @@ impl<P: Protocol> Driven<P> {
         if given_up_at.is_some_and(|at| at <= Instant::now()) {
             return Poll::Ready(SHORT);
         }
+        if self.hang_up == HangUp::Ending {
+            return self.timer.as_mut().poll(cx).map(|()| "its end took too long");
+        }
         if let Some(due) =
             given_up_at.or_else(|| self.conn.due()).filter(|due| TimerInstant::from(*due) < self.timer.deadline())
         {
@@ -148,7 +162,13 @@ impl<P: Protocol> Driven<P> {
         }
         let now = Instant::now();
         match self.hang_up.step(self.conn.verdict(now), self.conn.is_quiet(), P::HAS_STREAMS, now) {
-            Step::Close(reason) => return Poll::Ready(reason),
+            Step::Drop(reason) => return Poll::Ready(reason),
+            Step::Close(reason) => {
+                tracing::debug!(peer = %self.conn.peer, reason, "a connection is ended");
+                self.hang_up = HangUp::Ending;
+                self.protocol.end(&self.conn);
+                self.set(now + ENDING_TIME_MAX);
+            }
             Step::GoOn { hangs_up, until } => {
                 if hangs_up {
                     self.protocol.hang_up(&self.conn);
@@ -211,6 +231,7 @@ mod tests {
             for is_quiet in [true, false] {
                 let mut hang_up = asked;
                 assert_eq!(hang_up.step(Verdict::Close("why"), is_quiet, false, now), Step::Close("why"), "{asked:?}");
+                assert_eq!(hang_up.step(Verdict::Drop("why"), is_quiet, false, now), Step::Drop("why"), "{asked:?}");
             }
         }
     }
@@ -234,8 +255,8 @@ mod tests {
         let mut hang_up = HangUp::NotAsked;
         assert_eq!(hang_up.step(Verdict::Close("idle"), true, true, now), go_on(true, then));
         assert_eq!(hang_up.step(Verdict::Close("idle"), true, true, now), go_on(false, then));
-        assert_eq!(hang_up.step(Verdict::Close("stalled"), false, true, now), Step::Close("stalled"));
+        assert_eq!(hang_up.step(Verdict::Drop("stalled"), false, true, now), Step::Drop("stalled"));
         assert_eq!(hang_up.step(Verdict::Close("idle"), true, true, then), TOLD);
-        assert_eq!(HangUp::NotAsked.step(Verdict::Close("stalled"), false, true, now), Step::Close("stalled"));
+        assert_eq!(HangUp::NotAsked.step(Verdict::Drop("stalled"), false, true, now), Step::Drop("stalled"));
     }
 }

@@ -1,7 +1,8 @@
 //! What a client sends and nobody reads: it is taken in and thrown away, within bounds of size and time, before a
 //! connection or a stream ends. An end with bytes unread is a reset, which takes with it what is left of the last
-//! answer on its way. The same for all ways in which requests are read. A connection that is given up (it idles, is too
-//! slow, or memory is short) ends at once.
+//! answer on its way. The same for all ways in which requests are read, and for a connection that has had its time (it
+//! idles, or a head does not come): its next request may be on its way. At once ends who does not take what is sent, and
+//! who idles while memory is short.
 
 use std::{
     pin::Pin,
@@ -27,6 +28,9 @@ pub(super) const UNREAD_TIME: Duration = Duration::from_secs(3);
 pub(super) const UNREAD_PAUSE: Duration = Duration::from_millis(500);
 /// How long the end of a connection may take to be said.
 pub(super) const END_TIME: Duration = Duration::from_secs(1);
+
+/// The longest that an end is waited for, whatever of these it is at.
+pub(super) const ENDING_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The most that is taken on a connection: no more than somebody might have read.
 pub(super) fn bytes_max(conn: &Connection) -> u64 {

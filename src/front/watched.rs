@@ -68,6 +68,10 @@ impl<S> Watched<S> {
         self.ahead = ahead;
         self
     }
+
+    pub(super) fn into_stream(self) -> S {
+        self.stream.into_inner()
+    }
 }
 
 /// Notes that a write waits, or that it does not any more.
@@ -131,7 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Watched<S> {
     /// What is unread is taken before it ends.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { stream, conn, ahead, is_fed, ending } = &mut *self;
-        let is_dry = ahead.is_empty() && !*is_fed;
+        let is_dry = ahead.is_empty() && !*is_fed && !conn.reads_no_more();
         let ending = ending.get_or_insert_with(|| Box::new(Ending::new(unread::bytes_max(conn), is_dry)));
         ending.poll(stream.inner_mut(), cx).map(Ok)
     }
@@ -153,6 +157,9 @@ impl<S: AsyncRead + Unpin> Read for Metered<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let Self { watched, meter } = &mut *self;
         let Watched { stream, conn, .. } = watched;
+        if conn.reads_no_more() {
+            return Poll::Ready(Ok(())); // as if it had ended, so that it is ended on this side too
+        }
         poll_look(stream.inner_mut(), cx, buf.remaining(), |seen| {
             meter.read(seen).map_err(|flood| conn.front.http2.flooded(conn.peer, flood))?;
             buf.put_slice(seen);

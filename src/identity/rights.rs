@@ -64,18 +64,19 @@ impl Rule {
     }
 
     /// The lists that `who` does not meet, each by the name of its setting.
-    fn unmet_by<'a>(&'a self, who: &'a Identity) -> impl Iterator<Item = &'static str> + 'a {
-        let lists: [(&'static str, fn(&Self, &Identity) -> bool); 3] = [
-            ("scopes_any", |rule, who| meets(&rule.scopes_any, |scope| who.has_scope(scope))),
-            ("subjects", |rule, who| meets(&rule.subjects, |subject| subject.is(who))),
-            ("groups", |rule, who| meets(&rule.groups, |group| who.is_in(group))),
+    fn unmet_by(&self, who: &Identity) -> impl Iterator<Item = &'static str> {
+        let unmet = [
+            lacks(&self.scopes_any, |scope| who.has_scope(scope)).then_some("scopes_any"),
+            lacks(&self.subjects, |subject| subject.is(who)).then_some("subjects"),
+            lacks(&self.groups, |group| who.is_in(group)).then_some("groups"),
         ];
-        lists.into_iter().filter(|(_, met)| !met(self, who)).map(|(name, _)| name)
+        unmet.into_iter().flatten()
     }
 }
 
-fn meets<T>(wanted: &[T], has: impl FnMut(&T) -> bool) -> bool {
-    wanted.is_empty() || wanted.iter().any(has)
+/// Whether one is wanted and none is there.
+fn lacks<T>(wanted: &[T], has: impl FnMut(&T) -> bool) -> bool {
+    !wanted.is_empty() && !wanted.iter().any(has)
 }
 
 /// The rules of all tools, by the tool's place in the registry.

@@ -55,10 +55,9 @@ async fn cleartext(conn: Arc<Connection>, stream: TcpStream) -> Option<Opened> {
     let http2 = &conn.front.http2.config;
     if http2.enabled && http2.prior_knowledge {
         let looking = Box::pin(begins_with_preface(&conn, &stream));
-        match conn.opening(looking, conn.front.limits.idle_timeout()).await {
-            Ok(true) => return Some(Opened::Other(Box::pin(http2::drive(conn, stream)))),
-            Ok(false) => {}
-            Err(reason) => return ended(&conn, reason),
+        // When nothing has come in time, it ends as one that idles.
+        if let Ok(true) = conn.opening(looking, conn.front.limits.idle_timeout()).await {
+            return Some(Opened::Other(Box::pin(http2::drive(conn, stream))));
         }
     }
     Some(Opened::Cleartext(http1::drive(conn, stream)))

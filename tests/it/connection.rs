@@ -32,6 +32,10 @@ const WAYS: [(&str, &[u8]); 2] = [("plain", b""), ("general", NOT_PLAIN)];
 const NEVER_MS: u64 = 600_000;
 /// Longer than any test waits for the end of a call.
 const CALL_MS_MAX: u64 = 120_000;
+/// What a client sends may be on its way for so long when its connection ends, and for longer.
+const ON_THE_WAY: Duration = Duration::from_millis(50);
+/// How often something is tried that a host that is busy can thwart.
+const TRIES: usize = 5;
 /// More than a connection reads ahead of the request that it is at.
 const MUCH_AHEAD_BYTES: usize = 200_000;
 
@@ -348,6 +352,55 @@ fn what_was_sent_ahead_does_not_take_the_last_answer_with_it() {
         let _ = sent.join();
         drop(client);
         stopping.join().expect("no panic");
+    });
+}
+
+/// The request of a client may be on its way when its time is over. It sees that the connection has ended, and may ask
+/// again on another; a reset could be anything.
+#[test]
+fn who_sends_as_its_time_is_over_sees_an_end_and_no_reset() {
+    const SHORT_MS: u64 = 200;
+    let [head, body] = parts();
+    let (nothing, quick) = ((Vec::new(), call_bytes("quick")), call_bytes("quick"));
+    let cases = [
+        ("idle from the start", "idle", false, &nothing),
+        ("idle after a request", "idle", true, &nothing),
+        ("in its first head", "header", false, &head),
+        ("in a head", "header", true, &head),
+        ("in a body", "body", true, &body),
+    ];
+    in_each_case(|flavor, way, first| {
+        let sees_an_end = |held: &Held, limit, has_answer, (sent, then): &(Vec<u8>, Vec<u8>)| {
+            let mut client = held.connect(first);
+            if has_answer {
+                client.send(&quick);
+                assert_eq!(answered(&mut client), Some((1, true)));
+            }
+            client.send(sent);
+            if limit == "body" {
+                assert_eq!(client.receive().map(|late| late.status), Some(408), "{flavor:?}, {way}");
+            }
+            assert!(client.is_closed(), "{flavor:?}, {way}: {limit}");
+            thread::sleep(ON_THE_WAY);
+            // What is sent first would bring the reset, and what is sent after it would meet it.
+            client.offer(then) && client.offer(&quick) && client.ends()
+        };
+        thread::scope(|scope| {
+            for (what, limit, has_answer, bytes) in cases {
+                scope.spawn(move || {
+                    let held = Held::start(flavor, |tuning| match limit {
+                        "idle" => tuning.limits.idle_timeout_ms = SHORT_MS,
+                        "header" => tuning.limits.header_timeout_ms = SHORT_MS,
+                        _ => tuning.limits.body_timeout_ms = SHORT_MS,
+                    });
+                    // On a host that is busy the end may be over before the client sends, so it has some tries.
+                    let has_seen_it = (0..TRIES).any(|_| sees_an_end(&held, limit, has_answer, bytes));
+                    assert!(has_seen_it, "{flavor:?}, {way}: {what}");
+                    eventually("nothing is left of them", || held.running.connections() == 0);
+                    assert_eq!(held.running.stop(), Stopped { cut: 0 });
+                });
+            }
+        });
     });
 }
 

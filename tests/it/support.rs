@@ -464,6 +464,12 @@ impl Client {
         }
     }
 
+    /// Whether the connection has an end, after which nothing was wrong with it.
+    pub(crate) fn ends(&mut self) -> bool {
+        self.stream.read(&mut [0]).is_ok_and(|bytes| bytes == 0)
+            && self.stream.get_ref().take_error().is_ok_and(|error| error.is_none())
+    }
+
     /// Whether nothing has come that was not read.
     pub(crate) fn has_nothing_yet(&self) -> bool {
         let stream = self.stream.get_ref();

@@ -497,6 +497,19 @@ fn who_says_nothing_is_not_waited_for() {
     eventually("their permits are back", || running.connections() == 0);
 }
 
+/// An end that TLS does not say could have been made by anybody on the way.
+#[test]
+fn an_idle_connection_is_told_that_it_ends() {
+    let world = World::new();
+    let running = world.serve_with(ClientCertificates::Off, |tuning| tuning.limits.idle_timeout_ms = 200);
+    for calls in [0, 1] {
+        let mut secure = world.connect(running.addr());
+        (0..calls).for_each(|_| assert_eq!(secure.call(), "200"));
+        assert_eq!(secure.0.read(&mut [0]).expect("an end that was said"), 0, "after {calls} calls");
+    }
+    eventually("nothing is left of them", || running.connections() == 0);
+}
+
 #[test]
 fn a_stop_waits_for_no_handshake() {
     let world = World::new();

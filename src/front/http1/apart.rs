@@ -4,7 +4,6 @@
 
 use std::{
     future::poll_fn,
-    mem,
     pin::Pin,
     sync::Arc,
     task::{Poll, ready},
@@ -164,8 +163,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     }
 
     /// Ends it.
-    pub(super) async fn ended(mut self) -> Option<Self> {
-        let is_dry = mem::take(&mut self.ahead).is_empty();
+    pub(super) async fn ended(self) -> Option<Self> {
+        let is_dry = self.ahead.is_empty();
+        self.ended_when(is_dry).await
+    }
+
+    /// Ends it without its client's having been told, whose next request may be on its way.
+    pub(super) async fn timed_out(self) -> Option<Self> {
+        self.ended_when(false).await
+    }
+
+    async fn ended_when(mut self, is_dry: bool) -> Option<Self> {
+        self.ahead = Vec::new();
         let mut ending = Ending::new(unread::bytes_max(&self.conn), is_dry);
         poll_fn(|cx| ending.poll(&mut self.stream, cx)).await;
         None

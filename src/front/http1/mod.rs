@@ -11,6 +11,7 @@ pub(crate) mod wire;
 use std::{
     convert::Infallible,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -18,7 +19,6 @@ use std::{
 
 use hyper::{
     header::{self, HeaderValue},
-    rt::{Read, Write},
     server::conn::http1::{self, Connection as Hyper},
     service::{HttpService, service_fn},
 };
@@ -56,23 +56,30 @@ pub(crate) struct Http1<S> {
 
 enum Way<S> {
     Plain(Talking<S>),
-    Hyper(Pin<Box<dyn General>>),
+    Hyper(Pin<Box<dyn General<S>>>),
 }
 
 /// What hyper makes of a connection.
-trait General: Future<Output = hyper::Result<()>> + Send {
+trait General<S>: Future<Output = hyper::Result<()>> + Send {
     fn hang_up(self: Pin<&mut Self>);
+
+    /// What it was made of, without what was read and is no whole request.
+    fn give_back(self: Pin<Box<Self>>) -> S;
 }
 
-impl<I, S> General for Hyper<I, S>
+impl<S, V> General<S> for Hyper<Watched<S>, V>
 where
     Self: Send,
-    I: Read + Write + Unpin + 'static,
-    S: HttpService<hyper::body::Incoming, ResBody = Body>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    V: HttpService<hyper::body::Incoming, ResBody = Body>,
+    V::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     fn hang_up(self: Pin<&mut Self>) {
         self.graceful_shutdown();
+    }
+
+    fn give_back(self: Pin<Box<Self>>) -> S {
+        Pin::into_inner(self).into_parts().io.into_stream()
     }
 }
 
@@ -110,10 +117,19 @@ where
             general.as_mut().hang_up();
         }
     }
+
+    fn end(&mut self, conn: &Arc<Connection>) {
+        conn.hang_up(); // if it is at its end already, or at what leads there
+        let talking = match mem::replace(&mut self.way, Way::Plain(Talking::over())) {
+            Way::Plain(talking) => talking,
+            Way::Hyper(general) => Talking::new(Arc::clone(conn), general.give_back()),
+        };
+        self.way = Way::Plain(talking.timed_out());
+    }
 }
 
 /// The connection from its first request on that is not plain.
-fn hand_over<S>(HandedOver { conn, stream, ahead }: HandedOver<S>) -> Pin<Box<dyn General>>
+fn hand_over<S>(HandedOver { conn, stream, ahead }: HandedOver<S>) -> Pin<Box<dyn General<S>>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -128,6 +144,9 @@ where
             // the room is there for those alone that are being served, and mostly the same warm one.
             Box::pin(async move {
                 let mut response = serve(Arc::clone(&conn), came, Inflow::ByHyper(body)).await;
+                if response.headers().get(header::CONNECTION).is_some_and(|value| value == "close") {
+                    conn.read_no_more(); // some of its body may be on its way
+                }
                 if conn.is_hung_up() {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }

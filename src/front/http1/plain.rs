@@ -46,6 +46,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Talking<S> {
         Self { talk: Some(Talk::new(conn, stream)), at: At::Head { pieces: 0 } }
     }
 
+    /// One of which nothing is left.
+    pub(super) fn over() -> Self {
+        Self { talk: None, at: At::Head { pieces: 0 } }
+    }
+
+    /// The same on its way to its end, if it is between requests or in a head.
+    pub(super) fn timed_out(mut self) -> Self {
+        if let At::Head { .. } = self.at {
+            self.at = self.apart(Talk::timed_out);
+        }
+        self
+    }
+
     /// Goes on. Ready when it is over, or with what is not plain.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<HandedOver<S>>> {
         loop {

@@ -267,4 +267,9 @@ where
     fn hang_up(&mut self, _: &Connection) {
         self.as_mut().graceful_shutdown();
     }
+
+    /// hyper keeps what it has, and ends it when nothing more comes (see `watched`).
+    fn end(&mut self, conn: &Arc<Connection>) {
+        conn.read_no_more();
+    }
 }
