@@ -36,7 +36,7 @@ use crate::{
     },
     error::CallError,
     tool::{
-        Concurrency, Config as ToolConfig, Outcome, Registry, Tool,
+        CacheScope, Concurrency, Config as ToolConfig, Outcome, Registry, Tool,
         registry::{CachePolicy, ToolFault},
     },
 };
@@ -303,7 +303,9 @@ impl Dispatch {
 
 fn asked<'a>(tool: &'a ServedTool, key: CacheKey, policy: CachePolicy, caller: &'a Caller) -> Asked<'a> {
     let (tool, meter) = (tool.tool.name(), tool.tool.work.meter.as_ref());
-    Asked { key, tool, caller: caller.subject(), policy, meter }
+    // What is everybody's is not one caller's to be forgotten.
+    let caller = (policy.scope == CacheScope::Caller).then(|| caller.subject());
+    Asked { key, tool, caller, policy, meter }
 }
 
 /// A future that is rare.
@@ -412,6 +414,36 @@ mod tests {
         let dispatch = dispatch(registry);
         let call = dispatch.call(&tool, Value::Null.into(), ctx());
         assert!(size_of_val(&call) <= 2560, "{} bytes", size_of_val(&call));
+    }
+
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    struct Nothing {}
+
+    /// A dispatch with this one tool.
+    fn serving(tool: Tool, config: ToolConfig) -> (Dispatch, Arc<ServedTool>) {
+        let name = tool.name().to_owned();
+        let registry = Registry::new(vec![tool], &BTreeMap::from([(name.clone(), config)]), 1000).expect("a registry");
+        let tool = Arc::clone(registry.snapshot().get(&name).expect("the tool"));
+        (dispatch(registry), tool)
+    }
+
+    #[tokio::test]
+    async fn what_all_share_stays_shared_after_one_callers_results_are_forgotten() {
+        let config =
+            ToolConfig { cache_ttl_s: Some(60), cache_scope: Some(CacheScope::Public), ..ToolConfig::default() };
+        let tool = Tool::new("t", "d", Lane::Inline, |_: Nothing, _: Ctx| "x").read_only();
+        let (dispatch, tool) = serving(tool, config);
+        let served = async |caller: &str| {
+            let ctx = Ctx { caller: Caller::named(caller), ..ctx() };
+            dispatch.call(&tool, json!({}).into(), ctx).await.map(|answered| answered.served)
+        };
+        dispatch.invalidate(None, None, Some("ann")).expect("known");
+        assert_eq!(served("ann").await, Ok(Served::Miss));
+        for caller in ["bob", "ann", "bob"] {
+            assert!(matches!(served(caller).await, Ok(Served::Hit { .. })), "{caller}");
+        }
+        dispatch.invalidate(None, None, Some("bob")).expect("known");
+        assert!(matches!(served("bob").await, Ok(Served::Hit { .. })), "they are not one caller's to be forgotten");
     }
 
     /// Arguments of a call are checked and walked once: where a kept result is looked for, or where there is none.

@@ -152,7 +152,8 @@ pub(crate) struct Cache {
 pub(crate) struct Asked<'a> {
     pub(crate) key: CacheKey,
     pub(crate) tool: &'a str,
-    pub(crate) caller: &'a str,
+    /// Whose it is, when it is not everybody's.
+    pub(crate) caller: Option<&'a str>,
     pub(crate) policy: CachePolicy,
     pub(crate) meter: Option<&'a Arc<CallMeter>>,
 }

@@ -15,7 +15,6 @@ use crate::{
         changes::Forget,
         keys::hex,
     },
-    tool::CacheScope,
 };
 
 /// What is behind the memory.
@@ -80,7 +79,5 @@ impl Cache {
 }
 
 fn of<'a>(asked: &'a Asked<'_>) -> ResultId<'a> {
-    // What is everybody's is not one caller's to be forgotten.
-    let caller = (asked.policy.scope == CacheScope::Caller).then_some(asked.caller);
-    ResultId { key: asked.key.bytes(), tool: asked.tool, caller }
+    ResultId { key: asked.key.bytes(), tool: asked.tool, caller: asked.caller }
 }

@@ -35,7 +35,7 @@ const POLICY: CachePolicy = CachePolicy {
 /// A call number `n` of a caller.
 fn asked(n: u64, caller: &'static str, policy: CachePolicy) -> Asked<'static> {
     let key = CacheKey::new(&tool(), &json!({ "n": n }), policy.scope, &Caller::named(caller));
-    Asked { key, tool: "t", caller, policy, meter: None }
+    Asked { key, tool: "t", caller: Some(caller), policy, meter: None }
 }
 
 fn cache() -> Cache {
