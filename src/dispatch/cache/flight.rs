@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Kept, generation::Stamp, key::CacheKey};
+use super::{entry::Kept, generation::Stamp, key::CacheKey};
 use crate::tool::Outcome;
 
 /// Locks, so that calls of different keys seldom meet.

@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    Asked, Cache, Kept, Which,
+    Asked, Cache, Which,
+    entry::Kept,
     flight::{Landed, Lead},
     generation::Stamp,
 };

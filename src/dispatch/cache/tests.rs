@@ -7,14 +7,16 @@ use std::{
     pin::Pin,
     sync::atomic::{AtomicU32, Ordering},
     task::Poll,
+    time::Duration,
 };
 
 use serde_json::json;
 
 use super::*;
 use crate::{
-    call::{Caller, Ctx, Lane},
-    tool::{CacheScope, Registry, Tool, registry::ServedTool},
+    call::{Caller, Ctx, Lane, Reply},
+    error::CallError,
+    tool::{CacheScope, Outcome, Registry, Tool, registry::ServedTool},
 };
 
 pub(super) fn tool() -> Arc<ServedTool> {
