@@ -1,7 +1,10 @@
 //! A kept result: what it is at which moment, and when it is gone. Which of them count is `generation`'s.
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,7 +27,7 @@ pub(super) struct Kept {
     /// Until then it is served when none can be made.
     pub(super) on_error_until: Instant,
     /// At which age a new one is tried, after a try that came to nothing.
-    pub(super) next_try_s: AtomicU64,
+    next_try_ms: AtomicU64,
     pub(super) stamp: Stamp,
     pub(super) meter: Option<Arc<CallMeter>>,
 }
@@ -40,15 +43,25 @@ impl Kept {
             fresh_until,
             stale_until: after(asked.policy.stale_while_revalidate_s),
             on_error_until: after(asked.policy.stale_if_error_s),
-            next_try_s: AtomicU64::new(0),
+            next_try_ms: AtomicU64::new(0),
             stamp,
             meter: asked.meter.cloned(),
             reply,
         }
     }
 
-    pub(super) fn age_s(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.made_at).as_secs()
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.made_at)
+    }
+
+    /// A try to make a new one came to nothing: the next is put off.
+    pub(super) fn put_off(&self, now: Instant, pause: Duration) {
+        self.next_try_ms.store((self.age(now) + pause).as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether a new one may be tried.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.age(now).as_millis() as u64 >= self.next_try_ms.load(Ordering::Relaxed)
     }
 
     fn gone_at(&self) -> Instant {
@@ -56,7 +69,7 @@ impl Kept {
     }
 
     pub(super) fn answered(&self, now: Instant, served: fn(u64) -> Served) -> Answered {
-        Answered { reply: self.reply.clone(), served: served(self.age_s(now)) }
+        Answered { reply: self.reply.clone(), served: served(self.age(now).as_secs()) }
     }
 }
 

@@ -3,12 +3,12 @@
 
 use std::{
     future::Future,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    Asked, Cache, REFRESH_PAUSE_S, count,
+    Asked, Cache, REFRESH_PAUSE, count,
     entry::Kept,
     flight::{self, Landed, Role},
     generation::Stamp,
@@ -16,10 +16,11 @@ use super::{
     second::Behind,
 };
 use crate::{
+    call::Reply,
     dispatch::{Answered, Served},
     error::CallError,
     telemetry::calls::Cached,
-    tool::Outcome,
+    tool::{Outcome, registry::CachePolicy},
 };
 
 impl Cache {
@@ -51,7 +52,7 @@ impl Cache {
                         }
                         Behind::Make(turn) => turn,
                     };
-                    let outcome = run.await;
+                    let outcome = told(run.await, asked.policy);
                     count(asked.meter, Cached::Miss);
                     let landed = self.landed(asked, &outcome, stamp);
                     let is_kept = matches!(landed, Some(Landed::Kept(_)));
@@ -77,12 +78,12 @@ impl Cache {
                 },
             }
         };
+        let now = Instant::now();
         if fails(&outcome)
-            && let Some(old) = self.valid(asked)
-            && Instant::now() < old.on_error_until
+            && let Some(old) = self.instead(asked, now)
         {
             count(asked.meter, Cached::Stale);
-            return Ok(old.answered(Instant::now(), |age_s| Served::Stale { age_s }));
+            return Ok(old.answered(now, |age_s| Served::Stale { age_s }));
         }
         outcome.map(|reply| Answered { reply, served: Served::Fresh })
     }
@@ -100,14 +101,15 @@ impl Cache {
             }
             Behind::Make(turn) => turn,
         };
-        let outcome = run.await;
+        let outcome = told(run.await, asked.policy);
         let landed = self.landed(asked, &outcome, stamp);
         let is_kept = matches!(landed, Some(Landed::Kept(_)));
         if let Some(landed) = landed {
             self.land(asked, lead, landed, turn);
         }
-        if !is_kept && let Some(old) = self.valid(asked) {
-            old.next_try_s.store(old.age_s(Instant::now()) + REFRESH_PAUSE_S, Ordering::Relaxed);
+        let now = Instant::now();
+        if !is_kept && let Some(old) = self.valid(asked).filter(|old| old.is_due(now)) {
+            old.put_off(now, REFRESH_PAUSE);
         }
         count(asked.meter, if is_kept { Cached::Refreshed } else { Cached::NotRefreshed });
         is_kept
@@ -115,11 +117,18 @@ impl Cache {
 
     /// What a run came to, for who waits and for the store; `None` when it says nothing to them.
     fn landed(&self, asked: &Asked<'_>, outcome: &Outcome, stamp: Stamp) -> Option<Landed> {
-        let policy = asked.policy;
+        let (policy, now) = (asked.policy, Instant::now());
         let ttl_s = match outcome {
             Ok(reply) if !reply.is_final() => return Some(Landed::Own), // a task or a question is its caller's
             Ok(reply) if reply.len() > self.entry_bytes_max => None,
-            Ok(reply) if reply.is_error() => policy.error_ttl_s,
+            // What is still good for a failure is not given up for one: it is served for as long as the failure counts.
+            Ok(reply) if reply.is_error() => match (policy.error_ttl_s, self.instead(asked, now)) {
+                (Some(ttl_s), Some(old)) => {
+                    old.put_off(now, Duration::from_secs(ttl_s));
+                    None
+                }
+                (ttl_s, _) => ttl_s,
+            },
             Ok(_) => Some(policy.ttl_s),
             Err(CallError::Tool(_) | CallError::InvalidParams(_)) => None,
             // What befell the call that ran (its deadline, its client) is no answer to those that waited for it.
@@ -127,9 +136,13 @@ impl Cache {
             Err(_) => return None,
         };
         let (Ok(reply), Some(ttl_s)) = (outcome, ttl_s) else { return Some(Landed::Told(Box::new(outcome.clone()))) };
-        let now = Instant::now();
         let fresh_until = now + self.jittered(Duration::from_secs(ttl_s), &asked.key, now);
         Some(Landed::Kept(Arc::new(Kept::new(asked, reply.clone(), now, fresh_until, stamp))))
+    }
+
+    /// The old result that is served in place of a failure.
+    fn instead(&self, asked: &Asked<'_>, now: Instant) -> Option<Arc<Kept>> {
+        self.valid(asked).filter(|old| !old.reply.is_error() && now < old.on_error_until)
     }
 
     /// Whether it is kept from here on: not when it was invalidated meanwhile.
@@ -150,6 +163,15 @@ impl Cache {
         let random = key.bits() as u64 ^ u64::from(now.elapsed().subsec_nanos()).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let less = ttl.as_millis() as u64 * self.jitter_percent / 100;
         ttl - Duration::from_millis(random % (less + 1))
+    }
+}
+
+/// The outcome as its client is told it: where failures are kept, one that the tool says is a result like one that it
+/// returns.
+fn told(outcome: Outcome, policy: CachePolicy) -> Outcome {
+    match outcome {
+        Err(CallError::Tool(text)) if policy.error_ttl_s.is_some() => Ok(Reply::error(&text)),
+        outcome => outcome,
     }
 }
 

@@ -4,8 +4,8 @@
 //! With several instances there is a second level behind the memory, which they share (`second`): who makes a result
 //! looks there first, and writes it there. A hit in memory knows nothing of it.
 //!
-//! Safe by construction: a key cannot be made without saying for whom, and an outcome that is an error, a question, a
-//! task or too large never becomes an entry. What a result is when its time is over is said by its tool's policy: it
+//! Safe by construction: a key cannot be made without saying for whom, and an outcome that is a question, a task or too
+//! large never becomes an entry, nor a failure unless its tool's policy says so. What a result is when its time is over is said by its tool's policy: it
 //! may be served once more while a fresh one is made, or when none can be made.
 
 mod entry;
@@ -16,8 +16,8 @@ mod making;
 mod second;
 
 use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use moka::{notification::RemovalCause, sync};
@@ -42,7 +42,7 @@ use crate::{
 /// What an entry costs besides its bytes: key, table slot, timer, counters. Measured on moka 0.12 as about 400.
 const ENTRY_OVERHEAD_BYTES: usize = 400;
 /// After a refresh that came to nothing, until the next.
-const REFRESH_PAUSE_S: u64 = 1;
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 /// Runs that refresh a result which is still served. Beyond it the old one is served on without a refresh.
 const REFRESHES_MAX: usize = 64;
 
@@ -147,12 +147,12 @@ impl Cache {
             count(asked.meter, Cached::Hit);
             return Found::Fresh(kept.answered(now, |age_s| Served::Hit { age_s }));
         }
-        if now >= kept.stale_until {
+        // While a failure counts, the old result stands for it.
+        if now >= kept.stale_until && (kept.is_due(now) || now >= kept.on_error_until) {
             return Found::Nothing;
         }
         count(asked.meter, Cached::Stale);
-        let is_due = kept.age_s(now) >= kept.next_try_s.load(Ordering::Relaxed)
-            && !self.flights.is_under_way(&asked.key, kept.stamp);
+        let is_due = kept.is_due(now) && !self.flights.is_under_way(&asked.key, kept.stamp);
         let permit = if is_due { self.refreshes.try_acquire().ok() } else { None };
         Found::Stale(kept.answered(now, |age_s| Served::Stale { age_s }), permit)
     }

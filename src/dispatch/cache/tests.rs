@@ -50,10 +50,14 @@ async fn ok(text: &str) -> Outcome {
 }
 
 fn found(cache: &Cache, asked: &Asked<'_>, later_s: u64) -> Option<Answered> {
-    match cache.find(asked, Instant::now() + Duration::from_secs(later_s)) {
+    match cache.find(asked, later(later_s)) {
         Found::Fresh(answered) | Found::Stale(answered, _) => Some(answered),
         Found::Nothing => None,
     }
+}
+
+fn later(seconds: u64) -> Instant {
+    Instant::now() + Duration::from_secs(seconds)
 }
 
 /// Polls once.
@@ -103,10 +107,44 @@ async fn errors_questions_and_large_results_are_not_kept() {
         assert_eq!(answered.map(|a| a.reply), outcome);
         assert!(found(&cache, &call, 0).is_none());
     }
-    let call = asked(9, "a", CachePolicy { error_ttl_s: Some(5), ..POLICY });
-    let _ = cache.run(&call, std::future::ready(Ok(Reply::error("no")))).await;
-    assert!(found(&cache, &call, 4).is_some_and(|answered| answered.reply.is_error()));
-    assert!(found(&cache, &call, 6).is_none());
+}
+
+#[tokio::test]
+async fn a_failure_is_kept_for_its_time_however_the_tool_says_it() {
+    let cache = cache();
+    for (n, outcome) in (0..).zip([Ok(Reply::error("no")), Err(CallError::Tool("no".into()))]) {
+        let call = asked(n, "a", CachePolicy { error_ttl_s: Some(5), ..POLICY });
+        let failed = cache.run(&call, std::future::ready(outcome.clone())).await.expect("a result that says so");
+        assert_eq!((failed.reply, failed.served), (Reply::error("no"), Served::Miss));
+        assert_eq!(found(&cache, &call, 4).map(|a| a.reply), Some(Reply::error("no")), "{outcome:?}");
+        assert!(found(&cache, &call, 6).is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_is_kept_takes_no_good_result_away() {
+    let failures = [Ok(Reply::error("no")), Err(CallError::Tool("no".into()))];
+    let policy = CachePolicy { ttl_s: 0, stale_if_error_s: Some(20), error_ttl_s: Some(5), ..POLICY };
+    for (n, failure) in (0..).zip(failures) {
+        let (cache, call) = (cache(), asked(n, "a", policy));
+        let _ = cache.run(&call, ok("old")).await;
+        let instead = cache.run(&call, std::future::ready(failure.clone())).await.expect("the old one");
+        assert_eq!((instead.reply, instead.served), (Reply::text("old"), Served::Stale { age_s: 0 }), "{failure:?}");
+        assert!(matches!(cache.find(&call, later(4)), Found::Stale(Answered { reply, .. }, None) if !reply.is_error()));
+        assert!(found(&cache, &call, 6).is_none(), "the failure counts no more: the tool is tried");
+        let _ = cache.run(&call, ok("new")).await;
+        assert_eq!(cache.valid(&call).map(|kept| kept.reply.clone()), Some(Reply::text("new")));
+        // A refresh is the same.
+        let call = Asked { policy: CachePolicy { stale_while_revalidate_s: Some(60), ..policy }, ..call };
+        let _ = cache.run(&call, ok("newer")).await;
+        assert!(!cache.refresh(&call, std::future::ready(failure)).await);
+        assert!(matches!(cache.find(&call, later(4)), Found::Stale(Answered { reply, .. }, None) if !reply.is_error()));
+        assert!(matches!(cache.find(&call, later(6)), Found::Stale(_, Some(_))), "and then another is tried");
+        // Where nothing is good for a failure, the failure is what there is.
+        cache.invalidate(Which::All);
+        let _ = cache.run(&call, std::future::ready(Err(CallError::Tool("no".into())))).await;
+        assert!(found(&cache, &call, 0).is_some_and(|answered| answered.reply.is_error()));
+    }
 }
 
 #[tokio::test]
@@ -214,7 +252,7 @@ async fn who_comes_after_an_invalidation_waits_for_no_run_from_before_it() {
 async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
     let (cache, call) = (cache(), asked(1, "a", CachePolicy { stale_while_revalidate_s: Some(60), ..POLICY }));
     cache.run(&call, ok("old")).await.expect("runs");
-    let wants = |later_s: u64| match cache.find(&call, Instant::now() + Duration::from_secs(later_s)) {
+    let wants = |later_s: u64| match cache.find(&call, later(later_s)) {
         Found::Stale(_, permit) => permit.is_some(),
         _ => panic!("not stale"),
     };
@@ -227,9 +265,9 @@ async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
     assert!(!wants(61), "somebody does");
     assert!(!refresh.await);
     let old = cache.valid(&call).expect("is kept");
-    assert!(old.next_try_s.load(Ordering::Relaxed) >= REFRESH_PAUSE_S, "the next is put off");
-    old.next_try_s.store(70, Ordering::Relaxed);
-    assert!(!wants(69) && wants(70));
+    assert!(!old.is_due(Instant::now()), "the next is put off");
+    old.put_off(later(69), REFRESH_PAUSE);
+    assert!(!wants(69) && wants(71));
 }
 
 #[tokio::test]
