@@ -146,8 +146,11 @@ impl Dispatch {
         }
         // What came of a client's answers is its own: neither taken from others nor kept for them.
         let Some(policy) = tool.cache.filter(|_| !ctx.has_answers()) else {
-            let reply = self.core.run_tool(tool, arguments, ctx).await?;
-            return Ok(Answered { reply, served: Served::Fresh });
+            let outcome = self.core.run_tool(tool, arguments, ctx).await;
+            if tool.cache.is_some() {
+                cache::count_own_run(tool.tool.work.meter.as_ref());
+            }
+            return outcome.map(|reply| Answered { reply, served: Served::Fresh });
         };
         let key = key.unwrap_or_else(|| CacheKey::new(tool, &arguments, policy.scope, ctx.caller()));
         let caller = ctx.caller().clone();
@@ -165,8 +168,9 @@ impl Dispatch {
         }
         // What a client watches, or may be asked, is its own run: not shared with others, and not kept.
         if ctx.is_watched() || ctx.can_ask_now() {
-            let reply = self.core.run_tool(tool, arguments, ctx).await?;
-            return Ok(Answered { reply, served: Served::Fresh });
+            let outcome = self.core.run_tool(tool, arguments, ctx).await;
+            cache::count_own_run(asked.meter);
+            return outcome.map(|reply| Answered { reply, served: Served::Fresh });
         }
         // Boxed, since this future is large and every connection has room for the largest.
         let deadline = ctx.deadline();
@@ -174,8 +178,10 @@ impl Dispatch {
         let run = self.core.cache.run(&asked, self.core.run_tool(tool, arguments, ctx));
         // Who waits for another's run has a deadline too.
         let extra = || extra_time(outbox.as_deref(), deferred.as_deref());
-        let answered = until_extended(deadline, extra, Box::pin(run)).await;
-        answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }))
+        match until_extended(deadline, extra, Box::pin(run)).await {
+            Some(answered) => answered,
+            None => self.core.cache.give_up(&asked, CallError::TimedOut { limit_ms: deadline.limit_ms() }),
+        }
     }
 
     /// Size of one result.
@@ -393,7 +399,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::call::{Caller, ClientCapabilities, Deadline, Lane};
+    use crate::{
+        call::{Caller, ClientCapabilities, Deadline, Lane},
+        telemetry::calls::Cached,
+    };
 
     fn dispatch(registry: Registry) -> Dispatch {
         let sizes = pool::Sizes { threads: 1, threads_max: 1, io_threads: 1 };
@@ -444,6 +453,36 @@ mod tests {
         }
         dispatch.invalidate(None, None, Some("bob")).expect("known");
         assert!(matches!(served("bob").await, Ok(Served::Hit { .. })), "they are not one caller's to be forgotten");
+    }
+
+    /// Has an old result of the call without arguments kept, from before.
+    async fn keep_old(dispatch: &Dispatch, tool: &Arc<ServedTool>) {
+        let policy = CachePolicy { ttl_s: 0, ..tool.cache.expect("its results are kept") };
+        let key = CacheKey::new(tool, &json!({}), policy.scope, &Caller::ANONYMOUS);
+        let asked = Asked { meter: None, ..asked(tool, key, policy, &Caller::ANONYMOUS) };
+        let kept = dispatch.core.cache.run(&asked, std::future::ready(Ok(Reply::text("old")))).await;
+        assert_eq!(kept.map(|answered| answered.served), Ok(Served::Miss));
+    }
+
+    /// Hits, misses, old results and coalesced calls.
+    fn counted(tool: &ServedTool) -> [u64; 4] {
+        let meter = tool.tool.work.meter.as_ref().expect("a meter");
+        Cached::REQUESTS.map(|(what, _)| meter.cached_count(what))
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_anothers_run_past_its_time_gets_the_old_result_too() {
+        let config = ToolConfig { cache_ttl_s: Some(60), stale_if_error_s: Some(60), ..ToolConfig::default() };
+        let tool = Tool::new_async("t", "d", |_: Nothing, _: Ctx| std::future::pending::<&str>());
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        keep_old(&dispatch, &tool).await;
+        let call = |ctx: Ctx| dispatch.call(&tool, json!({}).into(), ctx);
+        let mut runs = std::pin::pin!(call(ctx()));
+        assert!(futures_util::poll!(runs.as_mut()).is_pending());
+        let late = Ctx { deadline: Deadline::after(Instant::now(), 0), ..ctx() };
+        let old = call(late).await.expect("the old one");
+        assert_eq!((old.reply, old.served), (Reply::text("old"), Served::Stale { age_s: 0 }));
+        assert_eq!(counted(&tool), [0, 0, 1, 0]);
     }
 
     /// Arguments of a call are checked and walked once: where a kept result is looked for, or where there is none.

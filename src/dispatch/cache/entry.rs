@@ -68,8 +68,10 @@ impl Kept {
         self.fresh_until.max(self.stale_until).max(self.on_error_until)
     }
 
-    pub(super) fn answered(&self, now: Instant, served: fn(u64) -> Served) -> Answered {
-        Answered { reply: self.reply.clone(), served: served(self.age(now).as_secs()) }
+    pub(super) fn answered(&self, now: Instant) -> Answered {
+        let age_s = self.age(now).as_secs();
+        let served = if now < self.fresh_until { Served::Hit { age_s } } else { Served::Stale { age_s } };
+        Answered { reply: self.reply.clone(), served }
     }
 }
 

@@ -21,8 +21,10 @@ const SHARDS: usize = 64;
 /// What a run came to, for those who waited.
 #[derive(Clone, Debug)]
 pub(super) enum Landed {
-    /// A result that is kept.
-    Kept(Arc<Kept>),
+    /// A new result, to be kept.
+    Made(Arc<Kept>),
+    /// A result that there was already, here or behind.
+    Found(Arc<Kept>),
     /// An outcome that is told and not kept.
     Told(Box<Outcome>),
     /// Nothing that is theirs: they run by themselves.

@@ -1,8 +1,9 @@
 //! How a result is made: by one run for all equal calls at once, or behind an old one that is still served; and what
-//! becomes of it. Who runs and who waits is `flight`'s.
+//! becomes of it. Who runs and who waits is `flight`'s. Each call is counted once, where it is known what served it.
 
 use std::{
     future::Future,
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,7 +11,7 @@ use std::{
 use super::{
     Asked, Cache, REFRESH_PAUSE, count,
     entry::Kept,
-    flight::{self, Landed, Role},
+    flight::{self, Landed, Lead, Role},
     generation::Stamp,
     key::CacheKey,
     second::Behind,
@@ -23,6 +24,16 @@ use crate::{
     tool::{Outcome, registry::CachePolicy},
 };
 
+/// What a call came to.
+enum Came {
+    /// A kept result, which somebody else had made.
+    Kept(Arc<Kept>),
+    /// What its own run came to, and whether that is kept.
+    Ran(Outcome, bool),
+    /// What the run of an equal call came to, for which it waited, and whether that is kept.
+    Shared(Outcome, bool),
+}
+
 impl Cache {
     /// The result of `run`, which is then kept. Of equal calls at once one runs and the others wait for it; when its
     /// caller leaves, one of those runs instead. When none can be made, an old one is served where the policy says so.
@@ -31,88 +42,90 @@ impl Cache {
         asked: &Asked<'_>,
         run: impl Future<Output = Outcome>,
     ) -> Result<Answered, CallError> {
-        let outcome = loop {
+        let mut run = pin!(run);
+        let came = loop {
             let stamp = self.generations.stamp(asked.tool, asked.caller);
             match self.flights.join(asked.key, stamp) {
-                Role::Runs(lead) => {
-                    // Somebody may have kept a result between the look and the lead.
-                    let now = Instant::now();
-                    if let Some(kept) = self.valid(asked).filter(|kept| now < kept.fresh_until) {
-                        let answered = kept.answered(now, |age_s| Served::Hit { age_s });
-                        lead.land(Landed::Kept(kept), |_| ());
-                        count(asked.meter, Cached::Coalesced);
-                        return Ok(answered);
-                    }
-                    let turn = match self.look_behind(asked, stamp, asked.policy.is_alone).await {
-                        Behind::Found(kept) => {
-                            let answered = kept.answered(Instant::now(), |age_s| Served::Hit { age_s });
-                            self.land(asked, lead, Landed::Kept(kept), None);
-                            count(asked.meter, Cached::Hit);
-                            return Ok(answered);
-                        }
-                        Behind::Make(turn) => turn,
-                    };
-                    let outcome = told(run.await, asked.policy);
-                    count(asked.meter, Cached::Miss);
-                    let landed = self.landed(asked, &outcome, stamp);
-                    let is_kept = matches!(landed, Some(Landed::Kept(_)));
-                    if let Some(landed) = landed {
-                        self.land(asked, lead, landed, turn);
-                    } // else who waits goes on as if we had left
-                    if is_kept {
-                        return outcome.map(|reply| Answered { reply, served: Served::Miss });
-                    }
-                    break outcome;
-                }
+                Role::Runs(lead) => break self.make(asked, lead, stamp, asked.policy.is_alone, run).await,
                 Role::Waits(waiting) => match flight::landed(waiting).await {
-                    Some(Landed::Kept(kept)) => {
-                        count(asked.meter, Cached::Coalesced);
-                        return Ok(Answered { reply: kept.reply.clone(), served: Served::Miss });
-                    }
-                    Some(Landed::Told(outcome)) => {
-                        count(asked.meter, Cached::Coalesced);
-                        break *outcome;
-                    }
-                    Some(Landed::Own) => break run.await,
+                    Some(Landed::Found(kept)) => break Came::Kept(kept),
+                    Some(Landed::Made(kept)) => break Came::Shared(Ok(kept.reply.clone()), true),
+                    Some(Landed::Told(outcome)) => break Came::Shared(*outcome, false),
+                    Some(Landed::Own) => break Came::Ran(run.as_mut().await, false),
                     None => {} // who ran has left
                 },
             }
         };
-        let now = Instant::now();
-        if fails(&outcome)
-            && let Some(old) = self.instead(asked, now)
-        {
-            count(asked.meter, Cached::Stale);
-            return Ok(old.answered(now, |age_s| Served::Stale { age_s }));
-        }
-        outcome.map(|reply| Answered { reply, served: Served::Fresh })
+        self.answer(asked, came)
     }
 
-    /// Makes a new result in place of one that is still served. Says whether it was kept.
+    /// What is served to who waited for a result and gives up: an old one where the policy says so, else why.
+    pub(crate) fn give_up(&self, asked: &Asked<'_>, why: CallError) -> Result<Answered, CallError> {
+        self.answer(asked, Came::Ran(Err(why), false))
+    }
+
+    /// Makes a new result in place of one that is still served. Says whether there is one.
     pub(crate) async fn refresh(&self, asked: &Asked<'_>, run: impl Future<Output = Outcome>) -> bool {
         let stamp = self.generations.stamp(asked.tool, asked.caller);
         let Role::Runs(lead) = self.flights.join(asked.key, stamp) else { return true }; // somebody does
-        // Another instance may have made one.
-        let turn = match self.look_behind(asked, stamp, false).await {
+        // Another instance may have made one; where one is making it, nobody waits for that.
+        let came = self.make(asked, lead, stamp, false, pin!(run)).await;
+        let now = Instant::now();
+        let is_new = match came {
+            Came::Kept(kept) => now < kept.fresh_until,
+            Came::Ran(_, is_kept) | Came::Shared(_, is_kept) => is_kept,
+        };
+        if !is_new && let Some(old) = self.valid(asked).filter(|old| old.is_due(now)) {
+            old.put_off(now, REFRESH_PAUSE);
+        }
+        count(asked.meter, if is_new { Cached::Refreshed } else { Cached::NotRefreshed });
+        is_new
+    }
+
+    /// Runs for all who wait, unless there is a result by now, here or behind. `alone`: of all instances.
+    async fn make(
+        &self,
+        asked: &Asked<'_>,
+        lead: Lead<'_>,
+        stamp: Stamp,
+        alone: bool,
+        run: Pin<&mut impl Future<Output = Outcome>>,
+    ) -> Came {
+        // Somebody may have kept one between the look and the lead.
+        if let Some(kept) = self.valid(asked).filter(|kept| Instant::now() < kept.fresh_until) {
+            lead.land(Landed::Found(Arc::clone(&kept)), |_| ());
+            return Came::Kept(kept);
+        }
+        let turn = match self.look_behind(asked, stamp, alone).await {
             Behind::Found(kept) => {
-                self.land(asked, lead, Landed::Kept(kept), None);
-                count(asked.meter, Cached::Refreshed);
-                return true;
+                self.land(asked, lead, Landed::Found(Arc::clone(&kept)), None);
+                return Came::Kept(kept);
             }
             Behind::Make(turn) => turn,
         };
         let outcome = told(run.await, asked.policy);
-        let landed = self.landed(asked, &outcome, stamp);
-        let is_kept = matches!(landed, Some(Landed::Kept(_)));
-        if let Some(landed) = landed {
-            self.land(asked, lead, landed, turn);
-        }
+        let is_kept = match self.landed(asked, &outcome, stamp) {
+            Some(landed) => self.land(asked, lead, landed, turn),
+            None => false, // who waits goes on as if we had left
+        };
+        Came::Ran(outcome, is_kept)
+    }
+
+    /// The answer of a call, which is counted.
+    fn answer(&self, asked: &Asked<'_>, came: Came) -> Result<Answered, CallError> {
         let now = Instant::now();
-        if !is_kept && let Some(old) = self.valid(asked).filter(|old| old.is_due(now)) {
-            old.put_off(now, REFRESH_PAUSE);
+        let (outcome, is_kept, how) = match came {
+            Came::Kept(kept) => return Ok(self.serve(asked, &kept, now)),
+            Came::Ran(outcome, is_kept) => (outcome, is_kept, Cached::Miss),
+            Came::Shared(outcome, is_kept) => (outcome, is_kept, Cached::Coalesced),
+        };
+        if fails(&outcome)
+            && let Some(old) = self.instead(asked, now)
+        {
+            return Ok(self.serve(asked, &old, now));
         }
-        count(asked.meter, if is_kept { Cached::Refreshed } else { Cached::NotRefreshed });
-        is_kept
+        count(asked.meter, how);
+        outcome.map(|reply| Answered { reply, served: if is_kept { Served::Miss } else { Served::Fresh } })
     }
 
     /// What a run came to, for who waits and for the store; `None` when it says nothing to them.
@@ -137,17 +150,17 @@ impl Cache {
         };
         let (Ok(reply), Some(ttl_s)) = (outcome, ttl_s) else { return Some(Landed::Told(Box::new(outcome.clone()))) };
         let fresh_until = now + self.jittered(Duration::from_secs(ttl_s), &asked.key, now);
-        Some(Landed::Kept(Arc::new(Kept::new(asked, reply.clone(), now, fresh_until, stamp))))
+        Some(Landed::Made(Arc::new(Kept::new(asked, reply.clone(), now, fresh_until, stamp))))
     }
 
     /// The old result that is served in place of a failure.
-    fn instead(&self, asked: &Asked<'_>, now: Instant) -> Option<Arc<Kept>> {
+    pub(super) fn instead(&self, asked: &Asked<'_>, now: Instant) -> Option<Arc<Kept>> {
         self.valid(asked).filter(|old| !old.reply.is_error() && now < old.on_error_until)
     }
 
     /// Whether it is kept from here on: not when it was invalidated meanwhile.
     pub(super) fn keep(&self, asked: &Asked<'_>, landed: &Landed) -> bool {
-        let Landed::Kept(kept) = landed else { return false };
+        let (Landed::Made(kept) | Landed::Found(kept)) = landed else { return false };
         let is_valid = kept.stamp == self.generations.stamp(asked.tool, asked.caller);
         if is_valid {
             self.entries.insert(asked.key, Arc::clone(kept));

@@ -5,8 +5,8 @@
 //! looks there first, and writes it there. A hit in memory knows nothing of it.
 //!
 //! Safe by construction: a key cannot be made without saying for whom, and an outcome that is a question, a task or too
-//! large never becomes an entry, nor a failure unless its tool's policy says so. What a result is when its time is over is said by its tool's policy: it
-//! may be served once more while a fresh one is made, or when none can be made.
+//! large never becomes an entry, nor does a failure unless its tool's policy says so. What a result is when its time is
+//! over is said there too: it may be served once more while a fresh one is made, or when none can be made.
 
 mod entry;
 mod flight;
@@ -144,24 +144,28 @@ impl Cache {
     pub(crate) fn find(&self, asked: &Asked<'_>, now: Instant) -> Found<'_> {
         let Some(kept) = self.valid(asked) else { return Found::Nothing };
         if now < kept.fresh_until {
-            count(asked.meter, Cached::Hit);
-            return Found::Fresh(kept.answered(now, |age_s| Served::Hit { age_s }));
+            return Found::Fresh(self.serve(asked, &kept, now));
         }
         // While a failure counts, the old result stands for it.
         if now >= kept.stale_until && (kept.is_due(now) || now >= kept.on_error_until) {
             return Found::Nothing;
         }
-        count(asked.meter, Cached::Stale);
         let is_due = kept.is_due(now) && !self.flights.is_under_way(&asked.key, kept.stamp);
         let permit = if is_due { self.refreshes.try_acquire().ok() } else { None };
-        Found::Stale(kept.answered(now, |age_s| Served::Stale { age_s }), permit)
+        Found::Stale(self.serve(asked, &kept, now), permit)
     }
 
     /// What is kept and is as good as new at `now`.
     pub(crate) fn fresh(&self, asked: &Asked<'_>, now: Instant) -> Option<Answered> {
         let kept = self.valid(asked).filter(|kept| now < kept.fresh_until)?;
-        count(asked.meter, Cached::Hit);
-        Some(kept.answered(now, |age_s| Served::Hit { age_s }))
+        Some(self.serve(asked, &kept, now))
+    }
+
+    /// The answer of a call that a kept result serves, which is counted.
+    fn serve(&self, asked: &Asked<'_>, kept: &Kept, now: Instant) -> Answered {
+        let answered = kept.answered(now);
+        count(asked.meter, if matches!(answered.served, Served::Stale { .. }) { Cached::Stale } else { Cached::Hit });
+        answered
     }
 
     /// An entry of the present generations.
@@ -213,6 +217,11 @@ impl Cache {
     pub(crate) fn size(&self) -> (u64, u64) {
         (self.entries.entry_count(), self.entries.weighted_size())
     }
+}
+
+/// Counts a call that ran and had to: no kept result would have been its own.
+pub(crate) fn count_own_run(meter: Option<&Arc<CallMeter>>) {
+    count(meter, Cached::Miss);
 }
 
 fn count(meter: Option<&Arc<CallMeter>>, what: Cached) {

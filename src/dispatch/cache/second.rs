@@ -32,7 +32,7 @@ impl Cache {
         match Box::pin(second.look(of(asked), alone)).await {
             Look::Make(turn) => Behind::Make(Some(turn)),
             Look::Found(entry) => match self.kept(asked, entry, stamp) {
-                Some(kept) => Behind::Found(Arc::new(kept)),
+                Some(kept) => Behind::Found(self.or_old(asked, kept)),
                 None => Behind::Make(None),
             },
         }
@@ -51,10 +51,23 @@ impl Cache {
         Some(Kept::new(asked, reply, made_at, now + left, stamp))
     }
 
-    /// Ends a run for who waits and for both levels. What was invalidated while it ran is kept in none.
-    pub(super) fn land(&self, asked: &Asked<'_>, lead: Lead<'_>, landed: Landed, turn: Option<Turn>) {
+    /// What was found, or the old result that is still good in place of a failure: for as long as that one counts.
+    pub(super) fn or_old(&self, asked: &Asked<'_>, kept: Kept) -> Arc<Kept> {
+        let now = Instant::now();
+        match self.instead(asked, now).filter(|_| kept.reply.is_error()) {
+            Some(old) => {
+                old.put_off(now, kept.fresh_until.saturating_duration_since(now));
+                old
+            }
+            None => Arc::new(kept),
+        }
+    }
+
+    /// Ends a run for who waits and for both levels. What was invalidated while it ran is kept in none. Says whether it
+    /// is kept.
+    pub(super) fn land(&self, asked: &Asked<'_>, lead: Lead<'_>, landed: Landed, turn: Option<Turn>) -> bool {
         let shared = match (&self.second, turn, &landed) {
-            (Some(second), Some(turn), Landed::Kept(kept)) => Some((second, turn, Arc::clone(kept))),
+            (Some(second), Some(turn), Landed::Made(kept)) => Some((second, turn, Arc::clone(kept))),
             _ => None, // a turn that is dropped is over
         };
         let mut is_kept = false;
@@ -64,6 +77,7 @@ impl Cache {
             let Reply { fields, meta, is_error, .. } = kept.reply.clone();
             second.keep(of(asked), turn, &Entry { fields, meta, is_error, ttl, left: ttl });
         }
+        is_kept
     }
 
     /// Has the other instances forget it too, and what they share.

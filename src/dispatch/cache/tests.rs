@@ -250,7 +250,8 @@ async fn who_comes_after_an_invalidation_waits_for_no_run_from_before_it() {
 
 #[tokio::test]
 async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
-    let (cache, call) = (cache(), asked(1, "a", CachePolicy { stale_while_revalidate_s: Some(60), ..POLICY }));
+    let policy = CachePolicy { ttl_s: 0, stale_while_revalidate_s: Some(120), ..POLICY };
+    let (cache, call) = (cache(), asked(1, "a", policy));
     cache.run(&call, ok("old")).await.expect("runs");
     let wants = |later_s: u64| match cache.find(&call, later(later_s)) {
         Found::Stale(_, permit) => permit.is_some(),
@@ -268,6 +269,62 @@ async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
     assert!(!old.is_due(Instant::now()), "the next is put off");
     old.put_off(later(69), REFRESH_PAUSE);
     assert!(!wants(69) && wants(71));
+}
+
+/// Every call counts once, by what served it.
+#[tokio::test]
+async fn the_counts_add_up_to_the_calls() {
+    let (cache, meter) = (cache(), Arc::<CallMeter>::default());
+    let counted = || {
+        let of = |all: &[(Cached, &'static str)]| {
+            all.iter().map(|(what, word)| (*word, meter.cached_count(*what))).collect::<BTreeMap<_, _>>()
+        };
+        (of(&Cached::REQUESTS), of(&Cached::REFRESHES))
+    };
+    let policy = CachePolicy { stale_if_error_s: Some(60), ..POLICY };
+    let call = |n: u64, ttl_s: u64| Asked { meter: Some(&meter), ..asked(n, "a", CachePolicy { ttl_s, ..policy }) };
+    let failing = || std::future::ready(Err(CallError::Internal));
+    let (old, new) = (call(1, 0), call(2, 60));
+    let _ = cache.run(&old, ok("x")).await; // miss
+    assert!(cache.run(&old, failing()).await.is_ok()); // stale
+    assert!(cache.give_up(&old, CallError::TimedOut { limit_ms: 1 }).is_ok()); // stale
+    let _ = cache.run(&call(3, 60), std::future::ready(Err(CallError::Overloaded { retry_after_s: 1 }))).await; // miss
+    let _ = tokio::join!(cache.run(&new, ok("x")), cache.run(&new, ok("x"))); // miss, coalesced
+    let _ = cache.fresh(&new, Instant::now()); // hit
+    let _ = cache.run(&new, ok("x")).await; // hit: kept between the look and the lead
+    let task = || std::future::ready(Ok(Reply { kind: crate::call::Kind::Task, ..Reply::text("x") }));
+    let pending = async {
+        tokio::task::yield_now().await;
+        task().await
+    };
+    let own = call(4, 60);
+    let _ = tokio::join!(cache.run(&own, pending), cache.run(&own, task())); // miss, miss
+    let (requests, _) = counted();
+    assert_eq!(requests, BTreeMap::from([("hit", 2), ("miss", 5), ("stale", 2), ("coalesced", 1)]));
+    // What is forgotten while it is made anew is not kept.
+    let mut refresh = Box::pin(cache.refresh(&old, ok("y")));
+    assert!(poll_once(&mut refresh).await.is_none());
+    cache.invalidate(Which::Key(old.key));
+    assert!(!refresh.await);
+    assert!(cache.refresh(&old, ok("y")).await);
+    assert_eq!(counted(), (requests, BTreeMap::from([("kept", 1), ("failed", 1)])));
+}
+
+#[tokio::test]
+async fn a_failure_of_another_instance_takes_no_good_result_away() {
+    let policy = CachePolicy { ttl_s: 0, stale_if_error_s: Some(20), error_ttl_s: Some(5), ..POLICY };
+    let (cache, call) = (cache(), asked(1, "a", policy));
+    let found = |reply: Reply| {
+        let stamp = cache.generations.stamp(call.tool, call.caller);
+        cache.or_old(&call, Kept::new(&call, reply, Instant::now(), later(5), stamp)).reply.clone()
+    };
+    assert_eq!(found(Reply::error("no")), Reply::error("no"), "there is nothing else");
+    let _ = cache.run(&call, ok("old")).await;
+    assert_eq!(found(Reply::text("new")), Reply::text("new"));
+    assert!(matches!(cache.find(&call, later(4)), Found::Nothing));
+    assert_eq!(found(Reply::error("no")), Reply::text("old"));
+    assert!(matches!(cache.find(&call, later(4)), Found::Stale(_, None)), "for as long as the failure counts");
+    assert!(matches!(cache.find(&call, later(6)), Found::Nothing));
 }
 
 #[tokio::test]
