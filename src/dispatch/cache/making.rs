@@ -143,10 +143,12 @@ impl Cache {
                 (ttl_s, _) => ttl_s,
             },
             Ok(_) => Some(policy.ttl_s),
-            Err(CallError::Tool(_) | CallError::InvalidParams(_)) => None,
-            // What befell the call that ran (its deadline, its client) is no answer to those that waited for it.
-            Err(CallError::InputRequired(_)) => return Some(Landed::Own),
-            Err(_) => return None,
+            // What the tool does with these arguments is an answer to all who wait: they need not see it do so again.
+            Err(CallError::Tool(_) | CallError::InvalidParams(_) | CallError::Rpc { .. } | CallError::Internal) => None,
+            // What befell the call that ran is none. Where it had no time left, another may have more.
+            Err(CallError::TimedOut { .. } | CallError::DeadlineBeforeStart | CallError::Cancelled) => return None,
+            // Where it was refused or is to be asked, all the others go on at once, and not one after the other.
+            Err(_) => return Some(Landed::Own),
         };
         let (Ok(reply), Some(ttl_s)) = (outcome, ttl_s) else { return Some(Landed::Told(Box::new(outcome.clone()))) };
         let fresh_until = now + self.jittered(Duration::from_secs(ttl_s), &asked.key, now);

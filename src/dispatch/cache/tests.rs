@@ -163,28 +163,60 @@ async fn when_who_runs_leaves_another_runs_however_often() {
     assert_eq!(follower.await.map(|a| a.reply), Ok(Reply::text("mine")));
 }
 
+/// An outcome after a moment, so that others can come to wait for it.
+async fn soon(outcome: Outcome) -> Outcome {
+    tokio::task::yield_now().await;
+    outcome
+}
+
 #[tokio::test]
 async fn what_befell_one_call_is_no_answer_to_another() {
-    let cache = cache();
-    let call = asked(1, "a", POLICY);
-    for error in [CallError::Internal, CallError::TimedOut { limit_ms: 1 }, CallError::Overloaded { retry_after_s: 1 }]
-    {
-        let failing = async {
-            tokio::task::yield_now().await;
-            Err(error.clone())
-        };
+    let (cache, call) = (cache(), asked(1, "a", POLICY));
+    for error in [
+        CallError::Cancelled,
+        CallError::DeadlineBeforeStart,
+        CallError::TimedOut { limit_ms: 1 },
+        CallError::Overloaded { retry_after_s: 1 },
+        CallError::MissingCapability(crate::call::ClientCapabilities::ROOTS),
+    ] {
+        let failing = soon(Err(error.clone()));
         let (first, second) = tokio::join!(cache.run(&call, failing), cache.run(&call, ok("fine")));
         assert_eq!(first.map(|a| a.reply), Err(error));
         assert_eq!(second.map(|a| a.reply), Ok(Reply::text("fine")));
         cache.invalidate(Which::All);
     }
-    // What the tool itself says is one for all.
-    let failing = async {
-        tokio::task::yield_now().await;
-        Err(CallError::Tool("no".into()))
-    };
-    let (_, second) = tokio::join!(cache.run(&call, failing), cache.run(&call, ok("fine")));
-    assert_eq!(second.map(|a| a.reply), Err(CallError::Tool("no".into())));
+}
+
+/// Who waits for a run that fails does not wait for all that run after it, too.
+#[tokio::test]
+async fn what_the_tool_does_is_told_to_all_and_of_a_refusal_all_are_free() {
+    let (cache, call) = (cache(), asked(1, "a", POLICY));
+    let rpc = CallError::Rpc { code: 1, message: "no".into(), data: None };
+    let refused = CallError::Overloaded { retry_after_s: 1 };
+    for (error, expected) in [(CallError::Internal, 1), (CallError::Tool("no".into()), 1), (rpc, 1), (refused, 10)] {
+        let runs = AtomicU32::new(0);
+        let mut calls: Vec<_> = (0..10)
+            .map(|_| {
+                let run = async {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    soon(Err(error.clone())).await
+                };
+                Box::pin(cache.run(&call, run))
+            })
+            .collect();
+        for call in &mut calls {
+            assert!(poll_once(call).await.is_none());
+        }
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+        let first = calls.remove(0).await;
+        assert_eq!(first.map(|a| a.reply), Err(error.clone()));
+        for call in &mut calls {
+            let heard = poll_once(call).await;
+            assert_eq!(heard.is_some(), expected == 1, "{error}: at once");
+            assert!(heard.is_none_or(|heard| heard.map(|a| a.reply) == Err(error.clone())));
+        }
+        assert_eq!(runs.load(Ordering::Relaxed), expected, "{error}");
+    }
 }
 
 #[tokio::test]
@@ -292,13 +324,8 @@ async fn the_counts_add_up_to_the_calls() {
     let _ = tokio::join!(cache.run(&new, ok("x")), cache.run(&new, ok("x"))); // miss, coalesced
     let _ = cache.fresh(&new, Instant::now()); // hit
     let _ = cache.run(&new, ok("x")).await; // hit: kept between the look and the lead
-    let task = || std::future::ready(Ok(Reply { kind: crate::call::Kind::Task, ..Reply::text("x") }));
-    let pending = async {
-        tokio::task::yield_now().await;
-        task().await
-    };
-    let own = call(4, 60);
-    let _ = tokio::join!(cache.run(&own, pending), cache.run(&own, task())); // miss, miss
+    let (own, a_task) = (call(4, 60), Ok(Reply { kind: crate::call::Kind::Task, ..Reply::text("x") }));
+    let _ = tokio::join!(cache.run(&own, soon(a_task.clone())), cache.run(&own, soon(a_task))); // miss, miss
     let (requests, _) = counted();
     assert_eq!(requests, BTreeMap::from([("hit", 2), ("miss", 5), ("stale", 2), ("coalesced", 1)]));
     // What is forgotten while it is made anew is not kept.
