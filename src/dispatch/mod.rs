@@ -166,19 +166,19 @@ impl Dispatch {
             }
             Found::Nothing => {}
         }
-        // What a client watches, or may be asked, is its own run: not shared with others, and not kept.
-        if ctx.is_watched() || ctx.can_ask_now() {
-            let outcome = self.core.run_tool(tool, arguments, ctx).await;
-            cache::count_own_run(asked.meter);
-            return outcome.map(|reply| Answered { reply, served: Served::Fresh });
-        }
-        // Boxed, since this future is large and every connection has room for the largest.
         let deadline = ctx.deadline();
         let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
-        let run = self.core.cache.run(&asked, self.core.run_tool(tool, arguments, ctx));
+        // What was said or asked on the way is its client's alone, and so is what came of it.
+        let is_own = || {
+            outbox.as_ref().is_some_and(|outbox| outbox.was_used())
+                || deferred.as_ref().is_some_and(|deferred| deferred.task().is_some())
+        };
+        let alone = ctx.is_watched() || ctx.can_ask_now();
+        // Boxed, since this future is large and every connection has room for the largest.
+        let run = Box::pin(self.core.cache.run(&asked, self.core.run_tool(tool, arguments, ctx), alone, is_own));
         // Who waits for another's run has a deadline too.
         let extra = || extra_time(outbox.as_deref(), deferred.as_deref());
-        match until_extended(deadline, extra, Box::pin(run)).await {
+        match until_extended(deadline, extra, run).await {
             Some(answered) => answered,
             None => self.core.cache.give_up(&asked, CallError::TimedOut { limit_ms: deadline.limit_ms() }),
         }
@@ -397,10 +397,13 @@ mod tests {
     use std::time::Instant;
 
     use serde_json::json;
+    use tokio::sync::oneshot;
 
     use super::*;
     use crate::{
         call::{Caller, ClientCapabilities, Deadline, Lane},
+        input::{Answers, Exchange, Input},
+        outbox::{LogLevel, Outbox},
         telemetry::calls::Cached,
     };
 
@@ -427,6 +430,11 @@ mod tests {
 
     #[derive(serde::Deserialize, schemars::JsonSchema)]
     struct Nothing {}
+
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    struct N {
+        n: u32,
+    }
 
     /// A dispatch with this one tool.
     fn serving(tool: Tool, config: ToolConfig) -> (Dispatch, Arc<ServedTool>) {
@@ -460,7 +468,7 @@ mod tests {
         let policy = CachePolicy { ttl_s: 0, ..tool.cache.expect("its results are kept") };
         let key = CacheKey::new(tool, &json!({}), policy.scope, &Caller::ANONYMOUS);
         let asked = Asked { meter: None, ..asked(tool, key, policy, &Caller::ANONYMOUS) };
-        let kept = dispatch.core.cache.run(&asked, std::future::ready(Ok(Reply::text("old")))).await;
+        let kept = dispatch.core.cache.run(&asked, std::future::ready(Ok(Reply::text("old"))), false, || false).await;
         assert_eq!(kept.map(|answered| answered.served), Ok(Served::Miss));
     }
 
@@ -485,14 +493,64 @@ mod tests {
         assert_eq!(counted(&tool), [0, 0, 1, 0]);
     }
 
+    /// A client on whose stream everything may be said.
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Answers for Nobody {
+        fn expect(&self) -> Option<(u64, oneshot::Receiver<Result<Value, Value>>)> {
+            None
+        }
+
+        fn forget(&self, _: u64) {}
+    }
+
+    #[tokio::test]
+    async fn what_was_said_or_asked_on_the_way_is_its_clients_alone_and_what_might_have_been_is_not() {
+        let config = ToolConfig { cache_ttl_s: Some(60), ..ToolConfig::default() };
+        let tool = Tool::new_async("t", "d", |which: N, ctx: Ctx| async move {
+            match which.n {
+                0 => {}
+                1 => ctx.progress(1.0, None, ""),
+                2 => ctx.log(LogLevel::Error, &"no"),
+                _ => drop(ctx.ask("who", Input::roots()).await),
+            }
+            "done"
+        });
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        let call = async |n: u32, is_open: bool| {
+            let mut ctx = Ctx { client: ClientCapabilities::ROOTS, ..ctx() };
+            if is_open {
+                ctx.outbox = Some(Arc::new(Outbox::new(true, Some(LogLevel::Info), 1024)));
+                ctx.exchange = Exchange::Stream(Arc::new(Nobody));
+            }
+            dispatch.call(&tool, json!({ "n": n }).into(), ctx).await.map(|answered| answered.served)
+        };
+        for n in 1..=3 {
+            assert_eq!((call(n, true).await, call(n, true).await), (Ok(Served::Fresh), Ok(Served::Fresh)), "{n}");
+        }
+        assert_eq!(call(0, true).await, Ok(Served::Miss));
+        for is_open in [true, false] {
+            assert!(matches!(call(0, is_open).await, Ok(Served::Hit { .. })));
+        }
+        assert_eq!(counted(&tool), [2, 7, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_may_ask_gets_the_old_result_for_a_failure_too() {
+        let config = ToolConfig { cache_ttl_s: Some(60), stale_if_error_s: Some(60), ..ToolConfig::default() };
+        let tool = Tool::new("t", "d", Lane::Inline, |_: Nothing, _: Ctx| Err::<&str, _>("no"));
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        keep_old(&dispatch, &tool).await;
+        let ctx = Ctx { exchange: Exchange::Stream(Arc::new(Nobody)), ..ctx() };
+        let old = dispatch.call(&tool, json!({}).into(), ctx).await.expect("the old one");
+        assert_eq!((old.reply, old.served), (Reply::text("old"), Served::Stale { age_s: 0 }));
+        assert_eq!(counted(&tool), [0, 0, 1, 0]);
+    }
+
     /// Arguments of a call are checked and walked once: where a kept result is looked for, or where there is none.
     #[tokio::test]
     async fn what_was_found_out_about_arguments_is_not_found_out_again() {
-        #[derive(serde::Deserialize, schemars::JsonSchema)]
-        struct N {
-            #[allow(dead_code)]
-            n: u32,
-        }
         let kept = ToolConfig { cache_ttl_s: Some(60), cache_not_read_only: Some(true), ..ToolConfig::default() };
         let tool = Tool::new("t", "d", Lane::Inline, |_: N, _: Ctx| "x");
         let registry = Registry::new(vec![tool], &BTreeMap::from([("t".into(), kept)]), 1000).expect("a registry");

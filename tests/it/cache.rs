@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::{
     identity::Issuer,
-    support::{Client, Response, Session, call, eventually, modern, modern_headers, start},
+    support::{Client, Response, Session, call, eventually, metric, modern, modern_headers, start},
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -59,6 +59,25 @@ fn a_result_is_kept_and_says_so() {
     assert_eq!(hit["result"]["_meta"]["bigiron/cache"]["status"], "hit");
     assert_eq!(hit["id"], "x");
     assert_eq!(runs.load(Ordering::SeqCst), 2);
+    running.stop();
+}
+
+/// In a session a tool that waits may ask its client. One that does not is kept like any other.
+#[test]
+fn what_a_session_was_not_asked_about_is_kept() {
+    let tool = Tool::new_async("wait", "d", |_: Named, _: Ctx| async { "done" });
+    let running = start(Server::builder().with(tool.read_only()), |tuning| {
+        tuning.tools.insert("wait".into(), Config { cache_ttl_s: Some(60), ..Config::default() });
+    });
+    let mut session = Session::open(running.addr(), "2025-11-25");
+    for (id, status) in [(1, "miss"), (2, "hit")] {
+        let answer = session.request(id, "tools/call", json!({ "name": "wait", "arguments": {} })).json();
+        assert_eq!(answer["result"]["_meta"]["bigiron/cache"]["status"], status, "{answer}");
+    }
+    for result in ["miss", "hit"] {
+        let name = format!("bigiron_cache_requests_total{{tool=\"wait\",result=\"{result}\"}}");
+        assert_eq!(metric(&running, &name), 1.0, "{result}");
+    }
     running.stop();
 }
 

@@ -37,21 +37,28 @@ enum Came {
 impl Cache {
     /// The result of `run`, which is then kept. Of equal calls at once one runs and the others wait for it; when its
     /// caller leaves, one of those runs instead. When none can be made, an old one is served where the policy says so.
+    /// `is_own` says after the run whether what it came to is its caller's alone; where that may well be (`alone`), nobody
+    /// waits for it.
     pub(crate) async fn run(
         &self,
         asked: &Asked<'_>,
         run: impl Future<Output = Outcome>,
+        alone: bool,
+        is_own: impl Fn() -> bool,
     ) -> Result<Answered, CallError> {
-        let mut run = pin!(run);
+        let run = pin!(run);
         let came = loop {
+            if alone {
+                break self.make_alone(asked, run, is_own).await;
+            }
             let stamp = self.generations.stamp(asked.tool, asked.caller);
             match self.flights.join(asked.key, stamp) {
-                Role::Runs(lead) => break self.make(asked, lead, stamp, asked.policy.is_alone, run).await,
+                Role::Runs(lead) => break self.make(asked, lead, stamp, asked.policy.is_alone, run, is_own).await,
                 Role::Waits(waiting) => match flight::landed(waiting).await {
                     Some(Landed::Found(kept)) => break Came::Kept(kept),
                     Some(Landed::Made(kept)) => break Came::Shared(Ok(kept.reply.clone()), true),
                     Some(Landed::Told(outcome)) => break Came::Shared(*outcome, false),
-                    Some(Landed::Own) => break Came::Ran(run.as_mut().await, false),
+                    Some(Landed::Own) => break self.make_alone(asked, run, is_own).await,
                     None => {} // who ran has left
                 },
             }
@@ -69,7 +76,7 @@ impl Cache {
         let stamp = self.generations.stamp(asked.tool, asked.caller);
         let Role::Runs(lead) = self.flights.join(asked.key, stamp) else { return true }; // somebody does
         // Another instance may have made one; where one is making it, nobody waits for that.
-        let came = self.make(asked, lead, stamp, false, pin!(run)).await;
+        let came = self.make(asked, lead, stamp, false, pin!(run), || false).await;
         let now = Instant::now();
         let is_new = match came {
             Came::Kept(kept) => now < kept.fresh_until,
@@ -90,6 +97,7 @@ impl Cache {
         stamp: Stamp,
         alone: bool,
         run: Pin<&mut impl Future<Output = Outcome>>,
+        is_own: impl Fn() -> bool,
     ) -> Came {
         // Somebody may have kept one between the look and the lead.
         if let Some(kept) = self.valid(asked).filter(|kept| Instant::now() < kept.fresh_until) {
@@ -104,10 +112,32 @@ impl Cache {
             Behind::Make(turn) => turn,
         };
         let outcome = told(run.await, asked.policy);
-        let is_kept = match self.landed(asked, &outcome, stamp) {
+        let landed = if is_own() { Some(Landed::Own) } else { self.landed(asked, &outcome, stamp) };
+        let is_kept = match landed {
             Some(landed) => self.land(asked, lead, landed, turn),
             None => false, // who waits goes on as if we had left
         };
+        Came::Ran(outcome, is_kept)
+    }
+
+    /// Runs for its own call.
+    async fn make_alone(
+        &self,
+        asked: &Asked<'_>,
+        run: Pin<&mut impl Future<Output = Outcome>>,
+        is_own: impl Fn() -> bool,
+    ) -> Came {
+        let (stamp, since) = (self.generations.stamp(asked.tool, asked.caller), self.flights.now(&asked.key));
+        let turn = match self.look_behind(asked, stamp, false).await {
+            Behind::Found(kept) => {
+                self.land_alone(asked, since, &Landed::Found(Arc::clone(&kept)), None);
+                return Came::Kept(kept);
+            }
+            Behind::Make(turn) => turn,
+        };
+        let outcome = told(run.await, asked.policy);
+        let landed = if is_own() { None } else { self.landed(asked, &outcome, stamp) };
+        let is_kept = landed.is_some_and(|landed| self.land_alone(asked, since, &landed, turn));
         Came::Ran(outcome, is_kept)
     }
 

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Asked, Cache, Which,
     entry::Kept,
-    flight::{Landed, Lead},
+    flight::{Landed, Lead, Since},
     generation::Stamp,
 };
 use crate::{
@@ -66,18 +66,30 @@ impl Cache {
     /// Ends a run for who waits and for both levels. What was invalidated while it ran is kept in none. Says whether it
     /// is kept.
     pub(super) fn land(&self, asked: &Asked<'_>, lead: Lead<'_>, landed: Landed, turn: Option<Turn>) -> bool {
-        let shared = match (&self.second, turn, &landed) {
-            (Some(second), Some(turn), Landed::Made(kept)) => Some((second, turn, Arc::clone(kept))),
-            _ => None, // a turn that is dropped is over
-        };
+        let made = landed.made().map(Arc::clone);
         let mut is_kept = false;
         lead.land(landed, |landed| is_kept = self.keep(asked, landed));
-        if let Some((second, turn, kept)) = shared.filter(|_| is_kept) {
-            let ttl = kept.fresh_until.saturating_duration_since(kept.made_at);
-            let Reply { fields, meta, is_error, .. } = kept.reply.clone();
-            second.keep(of(asked), turn, &Entry { fields, meta, is_error, ttl, left: ttl });
+        if let Some(kept) = made.filter(|_| is_kept) {
+            self.share(asked, turn, &kept);
+        } // else a turn is dropped, which ends it
+        is_kept
+    }
+
+    /// The same for a run that nobody waits for, and that began when `since` was.
+    pub(super) fn land_alone(&self, asked: &Asked<'_>, since: Since, landed: &Landed, turn: Option<Turn>) -> bool {
+        let mut is_kept = false;
+        self.flights.land_alone(&asked.key, since, || is_kept = self.keep(asked, landed));
+        if let Some(kept) = landed.made().filter(|_| is_kept) {
+            self.share(asked, turn, kept);
         }
         is_kept
+    }
+
+    fn share(&self, asked: &Asked<'_>, turn: Option<Turn>, kept: &Kept) {
+        let (Some(second), Some(turn)) = (&self.second, turn) else { return };
+        let ttl = kept.fresh_until.saturating_duration_since(kept.made_at);
+        let Reply { fields, meta, is_error, .. } = kept.reply.clone();
+        second.keep(of(asked), turn, &Entry { fields, meta, is_error, ttl, left: ttl });
     }
 
     /// Has the other instances forget it too, and what they share.

@@ -44,6 +44,13 @@ fn cache() -> Cache {
     Cache::new(&Config { ttl_jitter_percent: 0, ..Config::default() }, None)
 }
 
+impl Cache {
+    /// A call that says and asks nothing.
+    async fn call(&self, asked: &Asked<'_>, run: impl Future<Output = Outcome>) -> Result<Answered, CallError> {
+        self.run(asked, run, false, || false).await
+    }
+}
+
 async fn ok(text: &str) -> Outcome {
     tokio::task::yield_now().await;
     Ok(Reply::text(text))
@@ -82,7 +89,7 @@ async fn a_thousand_equal_calls_run_once_also_when_the_time_is_over() {
                     runs.fetch_add(1, Ordering::Relaxed);
                     ok("x").await
                 };
-                Box::pin(cache.run(&call, run))
+                Box::pin(cache.call(&call, run))
             })
             .collect();
         for call in &mut calls {
@@ -103,7 +110,7 @@ async fn errors_questions_and_large_results_are_not_kept() {
     let outcomes = [Ok(Reply::error("no")), Err(CallError::Internal), Err(CallError::Tool("no".into())), Ok(large)];
     for (n, outcome) in (0..).zip(outcomes) {
         let call = asked(n, "a", POLICY);
-        let answered = cache.run(&call, std::future::ready(outcome.clone())).await;
+        let answered = cache.call(&call, std::future::ready(outcome.clone())).await;
         assert_eq!(answered.map(|a| a.reply), outcome);
         assert!(found(&cache, &call, 0).is_none());
     }
@@ -114,7 +121,7 @@ async fn a_failure_is_kept_for_its_time_however_the_tool_says_it() {
     let cache = cache();
     for (n, outcome) in (0..).zip([Ok(Reply::error("no")), Err(CallError::Tool("no".into()))]) {
         let call = asked(n, "a", CachePolicy { error_ttl_s: Some(5), ..POLICY });
-        let failed = cache.run(&call, std::future::ready(outcome.clone())).await.expect("a result that says so");
+        let failed = cache.call(&call, std::future::ready(outcome.clone())).await.expect("a result that says so");
         assert_eq!((failed.reply, failed.served), (Reply::error("no"), Served::Miss));
         assert_eq!(found(&cache, &call, 4).map(|a| a.reply), Some(Reply::error("no")), "{outcome:?}");
         assert!(found(&cache, &call, 6).is_none());
@@ -127,22 +134,22 @@ async fn a_failure_that_is_kept_takes_no_good_result_away() {
     let policy = CachePolicy { ttl_s: 0, stale_if_error_s: Some(20), error_ttl_s: Some(5), ..POLICY };
     for (n, failure) in (0..).zip(failures) {
         let (cache, call) = (cache(), asked(n, "a", policy));
-        let _ = cache.run(&call, ok("old")).await;
-        let instead = cache.run(&call, std::future::ready(failure.clone())).await.expect("the old one");
+        let _ = cache.call(&call, ok("old")).await;
+        let instead = cache.call(&call, std::future::ready(failure.clone())).await.expect("the old one");
         assert_eq!((instead.reply, instead.served), (Reply::text("old"), Served::Stale { age_s: 0 }), "{failure:?}");
         assert!(matches!(cache.find(&call, later(4)), Found::Stale(Answered { reply, .. }, None) if !reply.is_error()));
         assert!(found(&cache, &call, 6).is_none(), "the failure counts no more: the tool is tried");
-        let _ = cache.run(&call, ok("new")).await;
+        let _ = cache.call(&call, ok("new")).await;
         assert_eq!(cache.valid(&call).map(|kept| kept.reply.clone()), Some(Reply::text("new")));
         // A refresh is the same.
         let call = Asked { policy: CachePolicy { stale_while_revalidate_s: Some(60), ..policy }, ..call };
-        let _ = cache.run(&call, ok("newer")).await;
+        let _ = cache.call(&call, ok("newer")).await;
         assert!(!cache.refresh(&call, std::future::ready(failure)).await);
         assert!(matches!(cache.find(&call, later(4)), Found::Stale(Answered { reply, .. }, None) if !reply.is_error()));
         assert!(matches!(cache.find(&call, later(6)), Found::Stale(_, Some(_))), "and then another is tried");
         // Where nothing is good for a failure, the failure is what there is.
         cache.invalidate(Which::All);
-        let _ = cache.run(&call, std::future::ready(Err(CallError::Tool("no".into())))).await;
+        let _ = cache.call(&call, std::future::ready(Err(CallError::Tool("no".into())))).await;
         assert!(found(&cache, &call, 0).is_some_and(|answered| answered.reply.is_error()));
     }
 }
@@ -152,12 +159,12 @@ async fn when_who_runs_leaves_another_runs_however_often() {
     let cache = cache();
     let call = asked(1, "a", POLICY);
     for _ in 0..1000 {
-        let mut leader = Box::pin(cache.run(&call, std::future::pending()));
+        let mut leader = Box::pin(cache.call(&call, std::future::pending()));
         assert!(poll_once(&mut leader).await.is_none());
     }
-    let mut leader = Box::pin(cache.run(&call, std::future::pending()));
+    let mut leader = Box::pin(cache.call(&call, std::future::pending()));
     assert!(poll_once(&mut leader).await.is_none());
-    let mut follower = Box::pin(cache.run(&call, ok("mine")));
+    let mut follower = Box::pin(cache.call(&call, ok("mine")));
     assert!(poll_once(&mut follower).await.is_none());
     drop(leader);
     assert_eq!(follower.await.map(|a| a.reply), Ok(Reply::text("mine")));
@@ -180,7 +187,7 @@ async fn what_befell_one_call_is_no_answer_to_another() {
         CallError::MissingCapability(crate::call::ClientCapabilities::ROOTS),
     ] {
         let failing = soon(Err(error.clone()));
-        let (first, second) = tokio::join!(cache.run(&call, failing), cache.run(&call, ok("fine")));
+        let (first, second) = tokio::join!(cache.call(&call, failing), cache.call(&call, ok("fine")));
         assert_eq!(first.map(|a| a.reply), Err(error));
         assert_eq!(second.map(|a| a.reply), Ok(Reply::text("fine")));
         cache.invalidate(Which::All);
@@ -201,7 +208,7 @@ async fn what_the_tool_does_is_told_to_all_and_of_a_refusal_all_are_free() {
                     runs.fetch_add(1, Ordering::Relaxed);
                     soon(Err(error.clone())).await
                 };
-                Box::pin(cache.run(&call, run))
+                Box::pin(cache.call(&call, run))
             })
             .collect();
         for call in &mut calls {
@@ -224,16 +231,16 @@ async fn old_results_are_served_while_a_new_one_is_made_and_when_none_can_be() {
     let cache = cache();
     let policy = CachePolicy { ttl_s: 0, stale_while_revalidate_s: Some(10), stale_if_error_s: Some(20), ..POLICY };
     let call = asked(1, "a", policy);
-    let _ = cache.run(&call, ok("old")).await;
+    let _ = cache.call(&call, ok("old")).await;
     let served = found(&cache, &call, 5).expect("old").served;
     assert_eq!(served, Served::Stale { age_s: 5 });
     assert!(found(&cache, &call, 11).is_none(), "past the time in which it is refreshed");
     assert!(cache.refresh(&call, ok("new")).await);
     assert_eq!(found(&cache, &call, 5).map(|a| a.reply), Some(Reply::text("new")));
     assert!(!cache.refresh(&call, std::future::ready(Err(CallError::Internal))).await);
-    let failed = cache.run(&call, std::future::ready(Err(CallError::Internal))).await.expect("the old one");
+    let failed = cache.call(&call, std::future::ready(Err(CallError::Internal))).await.expect("the old one");
     assert_eq!((failed.reply, failed.served), (Reply::text("new"), Served::Stale { age_s: 0 }));
-    let refused = cache.run(&call, std::future::ready(Err(CallError::InvalidParams("no".into())))).await;
+    let refused = cache.call(&call, std::future::ready(Err(CallError::InvalidParams("no".into())))).await;
     assert!(refused.is_err(), "a caller's fault is told");
 }
 
@@ -244,12 +251,12 @@ async fn what_is_invalidated_is_not_served_nor_kept_by_runs_under_way() {
     for (which, spares_other) in
         [(Which::All, false), (Which::Tool("t"), false), (Which::Caller("a"), true), (Which::Key(call.key), true)]
     {
-        let _ = cache.run(&call, ok("before")).await;
-        let _ = cache.run(&other, ok("other")).await;
+        let _ = cache.call(&call, ok("before")).await;
+        let _ = cache.call(&other, ok("other")).await;
         cache.invalidate(which);
         assert!(found(&cache, &call, 0).is_none(), "{which:?}");
         assert_eq!(found(&cache, &other, 0).is_some(), spares_other, "{which:?}");
-        let mut running = Box::pin(cache.run(&call, ok("begun before")));
+        let mut running = Box::pin(cache.call(&call, ok("begun before")));
         assert!(poll_once(&mut running).await.is_none());
         cache.invalidate(which);
         let _ = running.await;
@@ -257,20 +264,45 @@ async fn what_is_invalidated_is_not_served_nor_kept_by_runs_under_way() {
     }
 }
 
+/// A run that nobody may wait for is kept like any other, unless what it came to is its caller's alone.
+#[tokio::test]
+async fn a_run_by_itself_is_kept_when_it_was_nobodys_own_and_not_when_it_was_invalidated() {
+    for (is_own, served) in [(false, Served::Miss), (true, Served::Fresh)] {
+        let (cache, call) = (cache(), asked(1, "a", POLICY));
+        let answered = cache.run(&call, ok("x"), true, || is_own).await;
+        assert_eq!(answered.map(|answered| answered.served), Ok(served));
+        assert_eq!(found(&cache, &call, 0).is_some(), !is_own);
+    }
+    let (cache, call) = (cache(), asked(1, "a", POLICY));
+    for which in [Which::All, Which::Tool("t"), Which::Caller("a"), Which::Key(call.key)] {
+        let mut running = Box::pin(cache.run(&call, ok("begun before"), true, || false));
+        assert!(poll_once(&mut running).await.is_none());
+        cache.invalidate(which);
+        assert_eq!(running.await.map(|answered| answered.served), Ok(Served::Fresh), "{which:?}");
+        assert!(found(&cache, &call, 0).is_none(), "{which:?}");
+    }
+    // What came of asking one client is nothing for who waited, and is not kept.
+    let (asks, waits) = (cache.run(&call, ok("mine"), false, || true), cache.call(&call, ok("theirs")));
+    let (asks, waits) = tokio::join!(asks, waits);
+    assert_eq!(asks.map(|a| (a.reply, a.served)), Ok((Reply::text("mine"), Served::Fresh)));
+    assert_eq!(waits.map(|a| (a.reply, a.served)), Ok((Reply::text("theirs"), Served::Miss)));
+    assert_eq!(found(&cache, &call, 0).map(|a| a.reply), Some(Reply::text("theirs")));
+}
+
 #[tokio::test]
 async fn who_comes_after_an_invalidation_waits_for_no_run_from_before_it() {
     let call = asked(1, "a", POLICY);
     for which in [Which::All, Which::Tool("t"), Which::Caller("a"), Which::Key(call.key)] {
         let cache = cache();
-        let mut before = Box::pin(cache.run(&call, ok("old")));
+        let mut before = Box::pin(cache.call(&call, ok("old")));
         assert!(poll_once(&mut before).await.is_none());
-        let mut waits = Box::pin(cache.run(&call, ok("not run")));
+        let mut waits = Box::pin(cache.call(&call, ok("not run")));
         assert!(poll_once(&mut waits).await.is_none());
         cache.invalidate(which);
-        let mut after = Box::pin(cache.run(&call, ok("new")));
+        let mut after = Box::pin(cache.call(&call, ok("new")));
         assert!(poll_once(&mut after).await.is_none());
         assert_eq!(before.await.map(|answered| answered.reply), Ok(Reply::text("old")), "{which:?}");
-        let mut joins = Box::pin(cache.run(&call, ok("not run either")));
+        let mut joins = Box::pin(cache.call(&call, ok("not run either")));
         assert!(poll_once(&mut joins).await.is_none(), "the older run has not ended the younger one");
         for (call, text) in [(after, "new"), (joins, "new"), (waits, "old")] {
             assert_eq!(call.await.map(|answered| answered.reply), Ok(Reply::text(text)), "{which:?}");
@@ -284,7 +316,7 @@ async fn who_comes_after_an_invalidation_waits_for_no_run_from_before_it() {
 async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
     let policy = CachePolicy { ttl_s: 0, stale_while_revalidate_s: Some(120), ..POLICY };
     let (cache, call) = (cache(), asked(1, "a", policy));
-    cache.run(&call, ok("old")).await.expect("runs");
+    cache.call(&call, ok("old")).await.expect("runs");
     let wants = |later_s: u64| match cache.find(&call, later(later_s)) {
         Found::Stale(_, permit) => permit.is_some(),
         _ => panic!("not stale"),
@@ -317,15 +349,15 @@ async fn the_counts_add_up_to_the_calls() {
     let call = |n: u64, ttl_s: u64| Asked { meter: Some(&meter), ..asked(n, "a", CachePolicy { ttl_s, ..policy }) };
     let failing = || std::future::ready(Err(CallError::Internal));
     let (old, new) = (call(1, 0), call(2, 60));
-    let _ = cache.run(&old, ok("x")).await; // miss
-    assert!(cache.run(&old, failing()).await.is_ok()); // stale
+    let _ = cache.call(&old, ok("x")).await; // miss
+    assert!(cache.call(&old, failing()).await.is_ok()); // stale
     assert!(cache.give_up(&old, CallError::TimedOut { limit_ms: 1 }).is_ok()); // stale
-    let _ = cache.run(&call(3, 60), std::future::ready(Err(CallError::Overloaded { retry_after_s: 1 }))).await; // miss
-    let _ = tokio::join!(cache.run(&new, ok("x")), cache.run(&new, ok("x"))); // miss, coalesced
+    let _ = cache.call(&call(3, 60), std::future::ready(Err(CallError::Overloaded { retry_after_s: 1 }))).await; // miss
+    let _ = tokio::join!(cache.call(&new, ok("x")), cache.call(&new, ok("x"))); // miss, coalesced
     let _ = cache.fresh(&new, Instant::now()); // hit
-    let _ = cache.run(&new, ok("x")).await; // hit: kept between the look and the lead
+    let _ = cache.call(&new, ok("x")).await; // hit: kept between the look and the lead
     let (own, a_task) = (call(4, 60), Ok(Reply { kind: crate::call::Kind::Task, ..Reply::text("x") }));
-    let _ = tokio::join!(cache.run(&own, soon(a_task.clone())), cache.run(&own, soon(a_task))); // miss, miss
+    let _ = tokio::join!(cache.call(&own, soon(a_task.clone())), cache.call(&own, soon(a_task))); // miss, miss
     let (requests, _) = counted();
     assert_eq!(requests, BTreeMap::from([("hit", 2), ("miss", 5), ("stale", 2), ("coalesced", 1)]));
     // What is forgotten while it is made anew is not kept.
@@ -346,7 +378,7 @@ async fn a_failure_of_another_instance_takes_no_good_result_away() {
         cache.or_old(&call, Kept::new(&call, reply, Instant::now(), later(5), stamp)).reply.clone()
     };
     assert_eq!(found(Reply::error("no")), Reply::error("no"), "there is nothing else");
-    let _ = cache.run(&call, ok("old")).await;
+    let _ = cache.call(&call, ok("old")).await;
     assert_eq!(found(Reply::text("new")), Reply::text("new"));
     assert!(matches!(cache.find(&call, later(4)), Found::Nothing));
     assert_eq!(found(Reply::error("no")), Reply::text("old"));
@@ -360,7 +392,7 @@ async fn jitter_shortens_and_never_lengthens() {
     let mut gone = 0;
     for n in 0..200 {
         let call = asked(n, "a", POLICY);
-        let _ = cache.run(&call, std::future::ready(Ok(Reply::text("x")))).await;
+        let _ = cache.call(&call, std::future::ready(Ok(Reply::text("x")))).await;
         assert!(found(&cache, &call, 29).is_some());
         assert!(found(&cache, &call, 60).is_none());
         gone += u32::from(found(&cache, &call, 45).is_none());
@@ -421,7 +453,7 @@ async fn random_schedules_break_no_rule() {
                                 Ok(Reply::text(&format!("{caller}-{n}-{began}")))
                             }
                         };
-                        cache.run(&call, run).await
+                        cache.call(&call, run).await
                     });
                     under_way.push((caller, n, call));
                 }
