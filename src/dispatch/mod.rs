@@ -314,12 +314,16 @@ fn asked<'a>(tool: &'a ServedTool, key: CacheKey, policy: CachePolicy, caller: &
     Asked { key, tool, caller, policy, meter }
 }
 
+/// The member of a request's `_meta` by which its client wants to hear of progress.
+const PROGRESS_TOKEN: &str = "progressToken";
+
 /// A future that is rare.
 type Boxed<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
 impl Core {
     /// Makes a new result in place of one that is still served, in a task that no call waits for: it has the time and
-    /// the limits that a call has.
+    /// the limits that a call has. What reads the request in its own way reads that of the call that found the old one,
+    /// since what it makes is kept for that caller.
     fn refresh(
         core: &Arc<Self>,
         tool: &Arc<ServedTool>,
@@ -335,6 +339,10 @@ impl Core {
             ClientCapabilities::default(),
         );
         ctx.share = of.share;
+        ctx.raw = of.raw.clone().map(|mut raw| {
+            raw.meta.remove(PROGRESS_TOKEN); // nobody hears of it
+            raw
+        });
         tokio::spawn(async move {
             let _refreshing = core.cache.refreshing();
             let caller = ctx.caller().clone();
@@ -401,7 +409,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        call::{Caller, ClientCapabilities, Deadline, Lane},
+        call::{Caller, ClientCapabilities, Deadline, Lane, Raw},
         input::{Answers, Exchange, Input},
         outbox::{LogLevel, Outbox},
         telemetry::calls::Cached,
@@ -546,6 +554,29 @@ mod tests {
         let old = dispatch.call(&tool, json!({}).into(), ctx).await.expect("the old one");
         assert_eq!((old.reply, old.served), (Reply::text("old"), Served::Stale { age_s: 0 }));
         assert_eq!(counted(&tool), [0, 0, 1, 0]);
+    }
+
+    /// A hosted handler may answer by what it reads in the request, such as a header that says for which tenant.
+    #[tokio::test]
+    async fn what_is_made_anew_is_made_of_a_request_like_the_one_that_wants_it() {
+        let config = ToolConfig { cache_ttl_s: Some(60), stale_while_revalidate_s: Some(60), ..ToolConfig::default() };
+        let (seen, mut requests) = tokio::sync::mpsc::unbounded_channel();
+        let mut tool = Tool::new("t", "d", Lane::Inline, move |_: Nothing, ctx: Ctx| {
+            let _ = seen.send(ctx.raw);
+            "new"
+        });
+        Arc::get_mut(&mut tool.work).expect("nobody else's").wants_raw = true;
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        keep_old(&dispatch, &tool).await;
+        let (head, ()) = http::Request::builder().header("x-tenant", "blue").body(()).expect("a request").into_parts();
+        let meta = json!({ PROGRESS_TOKEN: 1, "x": 2 }).as_object().expect("an object").clone();
+        let raw = Raw { version: "2025-11-25", parts: Some(head), meta, ..Raw::default() };
+        let ctx = Ctx { raw: Some(Box::new(raw)), ..ctx() };
+        let old = dispatch.call(&tool, json!({}).into(), ctx).await.map(|answered| answered.served);
+        assert_eq!(old, Ok(Served::Stale { age_s: 0 }));
+        let raw = requests.recv().await.flatten().expect("the request");
+        assert_eq!((raw.version, raw.meta), ("2025-11-25", json!({ "x": 2 }).as_object().expect("an object").clone()));
+        assert_eq!(raw.parts.expect("a head").headers["x-tenant"], "blue");
     }
 
     /// Arguments of a call are checked and walked once: where a kept result is looked for, or where there is none.
