@@ -29,7 +29,7 @@ use crate::{
     cluster::{cache::Results, changes::Forget, forward::Forwarder},
     dispatch::{
         bulkhead::Bulkhead,
-        cache::{Asked, Cache, CacheKey, Found, Which},
+        cache::{Asked, Cache, CacheKey, Found, Refreshing, Which},
         deadline::until_extended,
         polls::Polls,
         run::Runner,
@@ -157,10 +157,9 @@ impl Dispatch {
         let asked = asked(tool, key, policy, &caller);
         match self.core.cache.find(&asked, Instant::now()) {
             Found::Fresh(answered) => return Ok(answered),
-            Found::Stale(answered, permit) => {
-                if let Some(permit) = permit {
-                    permit.forget(); // given back by the refresh
-                    Core::refresh(&self.core, tool, key, policy, arguments, &ctx);
+            Found::Stale(answered, refreshing) => {
+                if let Some(refreshing) = refreshing {
+                    Core::refresh(&self.core, refreshing, tool, key, policy, arguments, &ctx);
                 }
                 return Ok(answered);
             }
@@ -326,6 +325,7 @@ impl Core {
     /// since what it makes is kept for that caller.
     fn refresh(
         core: &Arc<Self>,
+        refreshing: Refreshing,
         tool: &Arc<ServedTool>,
         key: CacheKey,
         policy: CachePolicy,
@@ -344,7 +344,7 @@ impl Core {
             raw
         });
         tokio::spawn(async move {
-            let _refreshing = core.cache.refreshing();
+            let _refreshing = refreshing;
             let caller = ctx.caller().clone();
             let run = core.run_tool(&tool, arguments, ctx);
             core.cache.refresh(&asked(&tool, key, policy, &caller), run).await;
@@ -405,7 +405,7 @@ mod tests {
     use std::time::Instant;
 
     use serde_json::json;
-    use tokio::sync::oneshot;
+    use tokio::sync::{mpsc, oneshot};
 
     use super::*;
     use crate::{
@@ -560,9 +560,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_made_anew_is_made_of_a_request_like_the_one_that_wants_it() {
         let config = ToolConfig { cache_ttl_s: Some(60), stale_while_revalidate_s: Some(60), ..ToolConfig::default() };
-        let (seen, mut requests) = tokio::sync::mpsc::unbounded_channel();
+        let (seen, mut requests) = mpsc::channel(1);
         let mut tool = Tool::new("t", "d", Lane::Inline, move |_: Nothing, ctx: Ctx| {
-            let _ = seen.send(ctx.raw);
+            let _ = seen.try_send(ctx.raw);
             "new"
         });
         Arc::get_mut(&mut tool.work).expect("nobody else's").wants_raw = true;

@@ -13,6 +13,7 @@ mod flight;
 mod generation;
 mod key;
 mod making;
+mod refreshes;
 mod second;
 
 use std::{
@@ -23,14 +24,14 @@ use std::{
 use moka::{notification::RemovalCause, sync};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-pub(crate) use self::key::CacheKey;
 use self::{
     entry::{ByEntry, Kept},
     flight::Flights,
     generation::Generations,
+    refreshes::Refreshes,
 };
+pub(crate) use self::{key::CacheKey, refreshes::Refreshing};
 use crate::{
     cluster::cache::Results,
     dispatch::{Answered, Served},
@@ -43,8 +44,6 @@ use crate::{
 const ENTRY_OVERHEAD_BYTES: usize = 400;
 /// After a refresh that came to nothing, until the next.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
-/// Runs that refresh a result which is still served. Beyond it the old one is served on without a refresh.
-const REFRESHES_MAX: usize = 64;
 
 /// `[cache]`: results kept in memory. Which tools are cached is said per tool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -70,7 +69,7 @@ pub(crate) struct Cache {
     entries: sync::Cache<CacheKey, Arc<Kept>>,
     flights: Flights,
     generations: Generations,
-    refreshes: Semaphore,
+    refreshes: Arc<Refreshes>,
     /// What instances share, where there are several.
     second: Option<Arc<Results>>,
     entry_bytes_max: usize,
@@ -89,21 +88,12 @@ pub(crate) struct Asked<'a> {
 }
 
 /// What there is under a key.
-pub(crate) enum Found<'c> {
+pub(crate) enum Found {
     /// It is good.
     Fresh(Answered),
-    /// It is served, and a new one is to be made, when there is a permit: nobody else makes it yet.
-    Stale(Answered, Option<SemaphorePermit<'c>>),
+    /// It is served, and a new one is to be made, when there is room for that: nobody else makes it yet.
+    Stale(Answered, Option<Refreshing>),
     Nothing,
-}
-
-/// A refresh under way.
-pub(crate) struct Refreshing<'c>(&'c Cache);
-
-impl Drop for Refreshing<'_> {
-    fn drop(&mut self) {
-        self.0.refreshes.add_permits(1);
-    }
 }
 
 /// What is invalidated.
@@ -133,7 +123,7 @@ impl Cache {
             entries,
             flights: Flights::default(),
             generations: Generations::default(),
-            refreshes: Semaphore::new(REFRESHES_MAX),
+            refreshes: Arc::default(),
             second,
             entry_bytes_max: config.entry_bytes_max.as_usize(),
             jitter_percent: config.ttl_jitter_percent,
@@ -141,7 +131,7 @@ impl Cache {
     }
 
     /// What is kept and may be served at `now`.
-    pub(crate) fn find(&self, asked: &Asked<'_>, now: Instant) -> Found<'_> {
+    pub(crate) fn find(&self, asked: &Asked<'_>, now: Instant) -> Found {
         let Some(kept) = self.valid(asked) else { return Found::Nothing };
         if now < kept.fresh_until {
             return Found::Fresh(self.serve(asked, &kept, now));
@@ -151,8 +141,8 @@ impl Cache {
             return Found::Nothing;
         }
         let is_due = kept.is_due(now) && !self.flights.is_under_way(&asked.key, kept.stamp);
-        let permit = if is_due { self.refreshes.try_acquire().ok() } else { None };
-        Found::Stale(self.serve(asked, &kept, now), permit)
+        let refreshing = if is_due { self.refreshes.begin(asked.tool) } else { None };
+        Found::Stale(self.serve(asked, &kept, now), refreshing)
     }
 
     /// What is kept and is as good as new at `now`.
@@ -172,11 +162,6 @@ impl Cache {
     fn valid(&self, asked: &Asked<'_>) -> Option<Arc<Kept>> {
         let kept = self.entries.get(&asked.key)?;
         (kept.stamp == self.generations.stamp(asked.tool, asked.caller)).then_some(kept)
-    }
-
-    /// To be held while a result is refreshed for which a permit was taken.
-    pub(crate) fn refreshing(&self) -> Refreshing<'_> {
-        Refreshing(self)
     }
 
     /// From here on nothing that was kept or had begun before is served.

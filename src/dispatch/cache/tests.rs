@@ -318,7 +318,7 @@ async fn an_old_result_is_refreshed_by_one_and_after_a_failure_not_at_once() {
     let (cache, call) = (cache(), asked(1, "a", policy));
     cache.call(&call, ok("old")).await.expect("runs");
     let wants = |later_s: u64| match cache.find(&call, later(later_s)) {
-        Found::Stale(_, permit) => permit.is_some(),
+        Found::Stale(_, refreshing) => refreshing.is_some(),
         _ => panic!("not stale"),
     };
     assert!(wants(61));
