@@ -113,6 +113,8 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The call has said or asked something, or tried to.
+    was_used: bool,
     progress: Option<Message>,
     progress_last: Option<f64>,
     /// Reports that are not passed on.
@@ -161,6 +163,7 @@ impl Outbox {
             return;
         }
         let mut state = self.state.lock();
+        state.was_used = true;
         if state.closed || state.progress_last.is_some_and(|last| progress <= last) {
             return; // the protocol wants it to grow, and nothing after the end
         }
@@ -199,6 +202,7 @@ impl Outbox {
     fn queue(&self, message: Message, bytes: usize) -> bool {
         let size = 64 + bytes;
         let mut state = self.state.lock();
+        state.was_used = true;
         if state.closed || state.log_bytes + size > self.bytes_max {
             return false;
         }
@@ -213,6 +217,11 @@ impl Outbox {
         self.wants_progress || self.log_level.is_some()
     }
 
+    /// Whether the call has said or asked anything so far, or tried to: what it comes to is then its client's alone.
+    pub(crate) fn was_used(&self) -> bool {
+        self.state.lock().was_used
+    }
+
     pub(crate) fn answer_timeout(&self) -> Duration {
         self.patience.answer_timeout
     }
@@ -220,6 +229,7 @@ impl Outbox {
     /// Counts time as the client's and not the tool's, until the guard is dropped. `None` when too many calls wait for
     /// their clients.
     pub(crate) fn wait_from(&self, now: Instant) -> Option<Waiting<'_>> {
+        self.state.lock().was_used = true;
         if self.patience.waiting.fetch_add(1, Ordering::AcqRel) >= self.patience.waiting_max {
             self.patience.waiting.fetch_sub(1, Ordering::AcqRel);
             return None;

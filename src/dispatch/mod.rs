@@ -29,14 +29,14 @@ use crate::{
     cluster::{cache::Results, changes::Forget, forward::Forwarder},
     dispatch::{
         bulkhead::Bulkhead,
-        cache::{Asked, Cache, CacheKey, Found, Which},
+        cache::{Asked, Cache, CacheKey, Found, Refreshing, Which},
         deadline::until_extended,
         polls::Polls,
         run::Runner,
     },
     error::CallError,
     tool::{
-        Concurrency, Config as ToolConfig, Outcome, Registry, Tool,
+        CacheScope, Concurrency, Config as ToolConfig, Outcome, Registry, Tool,
         registry::{CachePolicy, ToolFault},
     },
 };
@@ -146,36 +146,41 @@ impl Dispatch {
         }
         // What came of a client's answers is its own: neither taken from others nor kept for them.
         let Some(policy) = tool.cache.filter(|_| !ctx.has_answers()) else {
-            let reply = self.core.run_tool(tool, arguments, ctx).await?;
-            return Ok(Answered { reply, served: Served::Fresh });
+            let outcome = self.core.run_tool(tool, arguments, ctx).await;
+            if tool.cache.is_some() {
+                cache::count_own_run(tool.tool.work.meter.as_ref());
+            }
+            return outcome.map(|reply| Answered { reply, served: Served::Fresh });
         };
         let key = key.unwrap_or_else(|| CacheKey::new(tool, &arguments, policy.scope, ctx.caller()));
         let caller = ctx.caller().clone();
         let asked = asked(tool, key, policy, &caller);
         match self.core.cache.find(&asked, Instant::now()) {
             Found::Fresh(answered) => return Ok(answered),
-            Found::Stale(answered, permit) => {
-                if let Some(permit) = permit {
-                    permit.forget(); // given back by the refresh
-                    Core::refresh(&self.core, tool, key, policy, arguments, &ctx);
+            Found::Stale(answered, refreshing) => {
+                if let Some(refreshing) = refreshing {
+                    Core::refresh(&self.core, refreshing, tool, key, policy, arguments, &ctx);
                 }
                 return Ok(answered);
             }
             Found::Nothing => {}
         }
-        // What a client watches, or may be asked, is its own run: not shared with others, and not kept.
-        if ctx.is_watched() || ctx.can_ask_now() {
-            let reply = self.core.run_tool(tool, arguments, ctx).await?;
-            return Ok(Answered { reply, served: Served::Fresh });
-        }
-        // Boxed, since this future is large and every connection has room for the largest.
         let deadline = ctx.deadline();
         let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
-        let run = self.core.cache.run(&asked, self.core.run_tool(tool, arguments, ctx));
+        // What was said or asked on the way is its client's alone, and so is what came of it.
+        let is_own = || {
+            outbox.as_ref().is_some_and(|outbox| outbox.was_used())
+                || deferred.as_ref().is_some_and(|deferred| deferred.task().is_some())
+        };
+        let alone = ctx.is_watched() || ctx.can_ask_now();
+        // Boxed, since this future is large and every connection has room for the largest.
+        let run = Box::pin(self.core.cache.run(&asked, self.core.run_tool(tool, arguments, ctx), alone, is_own));
         // Who waits for another's run has a deadline too.
         let extra = || extra_time(outbox.as_deref(), deferred.as_deref());
-        let answered = until_extended(deadline, extra, Box::pin(run)).await;
-        answered.unwrap_or(Err(CallError::TimedOut { limit_ms: deadline.limit_ms() }))
+        match until_extended(deadline, extra, run).await {
+            Some(answered) => answered,
+            None => self.core.cache.give_up(&asked, CallError::TimedOut { limit_ms: deadline.limit_ms() }),
+        }
     }
 
     /// Size of one result.
@@ -303,17 +308,24 @@ impl Dispatch {
 
 fn asked<'a>(tool: &'a ServedTool, key: CacheKey, policy: CachePolicy, caller: &'a Caller) -> Asked<'a> {
     let (tool, meter) = (tool.tool.name(), tool.tool.work.meter.as_ref());
-    Asked { key, tool, caller: caller.subject(), policy, meter }
+    // What is everybody's is not one caller's to be forgotten.
+    let caller = (policy.scope == CacheScope::Caller).then(|| caller.subject());
+    Asked { key, tool, caller, policy, meter }
 }
+
+/// The member of a request's `_meta` by which its client wants to hear of progress.
+const PROGRESS_TOKEN: &str = "progressToken";
 
 /// A future that is rare.
 type Boxed<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
 impl Core {
     /// Makes a new result in place of one that is still served, in a task that no call waits for: it has the time and
-    /// the limits that a call has.
+    /// the limits that a call has. What reads the request in its own way reads that of the call that found the old one,
+    /// since what it makes is kept for that caller.
     fn refresh(
         core: &Arc<Self>,
+        refreshing: Refreshing,
         tool: &Arc<ServedTool>,
         key: CacheKey,
         policy: CachePolicy,
@@ -327,8 +339,12 @@ impl Core {
             ClientCapabilities::default(),
         );
         ctx.share = of.share;
+        ctx.raw = of.raw.clone().map(|mut raw| {
+            raw.meta.remove(PROGRESS_TOKEN); // nobody hears of it
+            raw
+        });
         tokio::spawn(async move {
-            let _refreshing = core.cache.refreshing();
+            let _refreshing = refreshing;
             let caller = ctx.caller().clone();
             let run = core.run_tool(&tool, arguments, ctx);
             core.cache.refresh(&asked(&tool, key, policy, &caller), run).await;
@@ -389,9 +405,15 @@ mod tests {
     use std::time::Instant;
 
     use serde_json::json;
+    use tokio::sync::{mpsc, oneshot};
 
     use super::*;
-    use crate::call::{Caller, ClientCapabilities, Deadline, Lane};
+    use crate::{
+        call::{Caller, ClientCapabilities, Deadline, Lane, Raw},
+        input::{Answers, Exchange, Input},
+        outbox::{LogLevel, Outbox},
+        telemetry::calls::Cached,
+    };
 
     fn dispatch(registry: Registry) -> Dispatch {
         let sizes = pool::Sizes { threads: 1, threads_max: 1, io_threads: 1 };
@@ -414,14 +436,152 @@ mod tests {
         assert!(size_of_val(&call) <= 2560, "{} bytes", size_of_val(&call));
     }
 
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    struct Nothing {}
+
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    struct N {
+        n: u32,
+    }
+
+    /// A dispatch with this one tool.
+    fn serving(tool: Tool, config: ToolConfig) -> (Dispatch, Arc<ServedTool>) {
+        let name = tool.name().to_owned();
+        let registry = Registry::new(vec![tool], &BTreeMap::from([(name.clone(), config)]), 1000).expect("a registry");
+        let tool = Arc::clone(registry.snapshot().get(&name).expect("the tool"));
+        (dispatch(registry), tool)
+    }
+
+    #[tokio::test]
+    async fn what_all_share_stays_shared_after_one_callers_results_are_forgotten() {
+        let config =
+            ToolConfig { cache_ttl_s: Some(60), cache_scope: Some(CacheScope::Public), ..ToolConfig::default() };
+        let tool = Tool::new("t", "d", Lane::Inline, |_: Nothing, _: Ctx| "x").read_only();
+        let (dispatch, tool) = serving(tool, config);
+        let served = async |caller: &str| {
+            let ctx = Ctx { caller: Caller::named(caller), ..ctx() };
+            dispatch.call(&tool, json!({}).into(), ctx).await.map(|answered| answered.served)
+        };
+        dispatch.invalidate(None, None, Some("ann")).expect("known");
+        assert_eq!(served("ann").await, Ok(Served::Miss));
+        for caller in ["bob", "ann", "bob"] {
+            assert!(matches!(served(caller).await, Ok(Served::Hit { .. })), "{caller}");
+        }
+        dispatch.invalidate(None, None, Some("bob")).expect("known");
+        assert!(matches!(served("bob").await, Ok(Served::Hit { .. })), "they are not one caller's to be forgotten");
+    }
+
+    /// Has an old result of the call without arguments kept, from before.
+    async fn keep_old(dispatch: &Dispatch, tool: &Arc<ServedTool>) {
+        let policy = CachePolicy { ttl_s: 0, ..tool.cache.expect("its results are kept") };
+        let key = CacheKey::new(tool, &json!({}), policy.scope, &Caller::ANONYMOUS);
+        let asked = Asked { meter: None, ..asked(tool, key, policy, &Caller::ANONYMOUS) };
+        let kept = dispatch.core.cache.run(&asked, std::future::ready(Ok(Reply::text("old"))), false, || false).await;
+        assert_eq!(kept.map(|answered| answered.served), Ok(Served::Miss));
+    }
+
+    /// Hits, misses, old results and coalesced calls.
+    fn counted(tool: &ServedTool) -> [u64; 4] {
+        let meter = tool.tool.work.meter.as_ref().expect("a meter");
+        Cached::REQUESTS.map(|(what, _)| meter.cached_count(what))
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_anothers_run_past_its_time_gets_the_old_result_too() {
+        let config = ToolConfig { cache_ttl_s: Some(60), stale_if_error_s: Some(60), ..ToolConfig::default() };
+        let tool = Tool::new_async("t", "d", |_: Nothing, _: Ctx| std::future::pending::<&str>());
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        keep_old(&dispatch, &tool).await;
+        let call = |ctx: Ctx| dispatch.call(&tool, json!({}).into(), ctx);
+        let mut runs = std::pin::pin!(call(ctx()));
+        assert!(futures_util::poll!(runs.as_mut()).is_pending());
+        let late = Ctx { deadline: Deadline::after(Instant::now(), 0), ..ctx() };
+        let old = call(late).await.expect("the old one");
+        assert_eq!((old.reply, old.served), (Reply::text("old"), Served::Stale { age_s: 0 }));
+        assert_eq!(counted(&tool), [0, 0, 1, 0]);
+    }
+
+    /// A client on whose stream everything may be said.
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Answers for Nobody {
+        fn expect(&self) -> Option<(u64, oneshot::Receiver<Result<Value, Value>>)> {
+            None
+        }
+
+        fn forget(&self, _: u64) {}
+    }
+
+    #[tokio::test]
+    async fn what_was_said_or_asked_on_the_way_is_its_clients_alone_and_what_might_have_been_is_not() {
+        let config = ToolConfig { cache_ttl_s: Some(60), ..ToolConfig::default() };
+        let tool = Tool::new_async("t", "d", |which: N, ctx: Ctx| async move {
+            match which.n {
+                0 => {}
+                1 => ctx.progress(1.0, None, ""),
+                2 => ctx.log(LogLevel::Error, &"no"),
+                _ => drop(ctx.ask("who", Input::roots()).await),
+            }
+            "done"
+        });
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        let call = async |n: u32, is_open: bool| {
+            let mut ctx = Ctx { client: ClientCapabilities::ROOTS, ..ctx() };
+            if is_open {
+                ctx.outbox = Some(Arc::new(Outbox::new(true, Some(LogLevel::Info), 1024)));
+                ctx.exchange = Exchange::Stream(Arc::new(Nobody));
+            }
+            dispatch.call(&tool, json!({ "n": n }).into(), ctx).await.map(|answered| answered.served)
+        };
+        for n in 1..=3 {
+            assert_eq!((call(n, true).await, call(n, true).await), (Ok(Served::Fresh), Ok(Served::Fresh)), "{n}");
+        }
+        assert_eq!(call(0, true).await, Ok(Served::Miss));
+        for is_open in [true, false] {
+            assert!(matches!(call(0, is_open).await, Ok(Served::Hit { .. })));
+        }
+        assert_eq!(counted(&tool), [2, 7, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_may_ask_gets_the_old_result_for_a_failure_too() {
+        let config = ToolConfig { cache_ttl_s: Some(60), stale_if_error_s: Some(60), ..ToolConfig::default() };
+        let tool = Tool::new("t", "d", Lane::Inline, |_: Nothing, _: Ctx| Err::<&str, _>("no"));
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        keep_old(&dispatch, &tool).await;
+        let ctx = Ctx { exchange: Exchange::Stream(Arc::new(Nobody)), ..ctx() };
+        let old = dispatch.call(&tool, json!({}).into(), ctx).await.expect("the old one");
+        assert_eq!((old.reply, old.served), (Reply::text("old"), Served::Stale { age_s: 0 }));
+        assert_eq!(counted(&tool), [0, 0, 1, 0]);
+    }
+
+    /// A hosted handler may answer by what it reads in the request, such as a header that says for which tenant.
+    #[tokio::test]
+    async fn what_is_made_anew_is_made_of_a_request_like_the_one_that_wants_it() {
+        let config = ToolConfig { cache_ttl_s: Some(60), stale_while_revalidate_s: Some(60), ..ToolConfig::default() };
+        let (seen, mut requests) = mpsc::channel(1);
+        let mut tool = Tool::new("t", "d", Lane::Inline, move |_: Nothing, ctx: Ctx| {
+            let _ = seen.try_send(ctx.raw);
+            "new"
+        });
+        Arc::get_mut(&mut tool.work).expect("nobody else's").wants_raw = true;
+        let (dispatch, tool) = serving(tool.read_only(), config);
+        keep_old(&dispatch, &tool).await;
+        let (head, ()) = http::Request::builder().header("x-tenant", "blue").body(()).expect("a request").into_parts();
+        let meta = json!({ PROGRESS_TOKEN: 1, "x": 2 }).as_object().expect("an object").clone();
+        let raw = Raw { version: "2025-11-25", parts: Some(head), meta, ..Raw::default() };
+        let ctx = Ctx { raw: Some(Box::new(raw)), ..ctx() };
+        let old = dispatch.call(&tool, json!({}).into(), ctx).await.map(|answered| answered.served);
+        assert_eq!(old, Ok(Served::Stale { age_s: 0 }));
+        let raw = requests.recv().await.flatten().expect("the request");
+        assert_eq!((raw.version, raw.meta), ("2025-11-25", json!({ "x": 2 }).as_object().expect("an object").clone()));
+        assert_eq!(raw.parts.expect("a head").headers["x-tenant"], "blue");
+    }
+
     /// Arguments of a call are checked and walked once: where a kept result is looked for, or where there is none.
     #[tokio::test]
     async fn what_was_found_out_about_arguments_is_not_found_out_again() {
-        #[derive(serde::Deserialize, schemars::JsonSchema)]
-        struct N {
-            #[allow(dead_code)]
-            n: u32,
-        }
         let kept = ToolConfig { cache_ttl_s: Some(60), cache_not_read_only: Some(true), ..ToolConfig::default() };
         let tool = Tool::new("t", "d", Lane::Inline, |_: N, _: Ctx| "x");
         let registry = Registry::new(vec![tool], &BTreeMap::from([("t".into(), kept)]), 1000).expect("a registry");

@@ -13,6 +13,7 @@ use crate::{
     front::admin::{Invalidation, Reach, Told, Wishing},
     identity::is_principal,
     mcp::{code::Refusal, router::Router},
+    tool::CacheScope,
 };
 
 /// Has the cache forget what is named. The cache does not go through its results for that, so nobody knows how many.
@@ -27,7 +28,13 @@ pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_as
         )));
     }
     if let Some(name) = &wish.tool {
-        keeps_results(dispatch, name)?;
+        let scope = keeps_results(dispatch, name)?;
+        if is_asked && scope == CacheScope::Caller && wish.arguments.is_some() && wish.caller.is_none() {
+            return Err(Refusal::invalid_request(format!(
+                "each caller has its own results of {name:?}: name the caller too, or leave the arguments out to forget \
+                 all results of the tool"
+            )));
+        }
     }
     let arguments = wish.arguments.clone().map(Value::Object);
     dispatch
@@ -73,7 +80,8 @@ pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_as
     }))
 }
 
-fn keeps_results(dispatch: &Dispatch, name: &str) -> Result<(), Refusal> {
+/// Who shares the results of a tool, which must be one whose results are kept.
+fn keeps_results(dispatch: &Dispatch, name: &str) -> Result<CacheScope, Refusal> {
     let tools = dispatch.tools();
     let kept = || tools.ordered().iter().filter(|tool| tool.cache.is_some()).map(|tool| tool.tool.name());
     let of = match kept().take(NAMED_MAX).collect::<Vec<_>>().join(", ") {
@@ -87,11 +95,11 @@ fn keeps_results(dispatch: &Dispatch, name: &str) -> Result<(), Refusal> {
         let message = format!("there is no tool {name:?}{hint}; {of}");
         return Err(Refusal { status: 404, ..Refusal::invalid_request(message) });
     };
-    if tool.cache.is_none() {
+    let policy = tool.cache.ok_or_else(|| {
         let message = format!("no results of {name:?} are kept, since tools.{name}.cache_ttl_s is not set; {of}");
-        return Err(Refusal::invalid_request(message));
-    }
-    Ok(())
+        Refusal::invalid_request(message)
+    })?;
+    Ok(policy.scope)
 }
 
 /// Tools that are named; the rest are not.

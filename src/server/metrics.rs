@@ -397,16 +397,18 @@ impl Sources {
             .filter(|tool| tool.cache.is_some())
             .filter_map(|tool| Some((tool.tool.name(), tool.tool.work.meter.as_deref()?)))
             .collect();
-        let help = "Calls of tools whose results are kept, by result. hit: a kept result was served. miss: the tool ran. \
-                    stale: an old result was served. coalesced: the run of an equal call served this one too";
+        let help = "Calls of tools whose results are kept that were answered, each once, by what served it. hit: a kept \
+                    result. stale: an old one, while a new one was made or since none could be. coalesced: the run of an \
+                    equal call, for which it waited. miss: none of these; the tool ran for it, or it was refused, or its \
+                    time was up. Wrong arguments do not count";
         out.counter("bigiron_cache_requests_total", help);
         for (name, meter) in &metered {
             for (what, word) in Cached::REQUESTS {
                 out.value(&Labels::new(&[("tool", name), ("result", word)]), meter.cached_count(what));
             }
         }
-        let help = "Runs that make a result anew while the old one is served, by result. kept: the new one is served from \
-                    then on. failed: the old one still is";
+        let help = "Results made anew while the old one is served. kept: the new one is served from then on. failed: it is \
+                    not, since the tool failed or its results were forgotten meanwhile";
         out.counter("bigiron_cache_refreshes_total", help);
         for (name, meter) in &metered {
             for (what, word) in Cached::REFRESHES {

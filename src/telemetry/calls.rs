@@ -78,17 +78,17 @@ impl Ended {
 pub(crate) enum Cached {
     /// It served a kept result.
     Hit,
-    /// The tool ran.
+    /// None of the others: the tool ran for it, or it was refused, or its time was up.
     Miss,
     /// It served an old result: a new one was being made, or could not be.
     Stale,
-    /// Another call's run served this one too.
+    /// Another call's run, for which it waited, served this one too.
     Coalesced,
     /// A result was dropped for want of room.
     Evicted,
     /// A new result was made while the old one was served.
     Refreshed,
-    /// And that failed.
+    /// And none was: the tool failed, or its results were forgotten meanwhile.
     NotRefreshed,
 }
 

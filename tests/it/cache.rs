@@ -14,7 +14,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::support::{Client, Response, Session, call, eventually, modern, modern_headers, start};
+use crate::{
+    identity::Issuer,
+    support::{Client, Response, Session, call, eventually, metric, modern, modern_headers, start},
+};
 
 #[derive(Deserialize, JsonSchema)]
 struct Argument {
@@ -56,6 +59,25 @@ fn a_result_is_kept_and_says_so() {
     assert_eq!(hit["result"]["_meta"]["bigiron/cache"]["status"], "hit");
     assert_eq!(hit["id"], "x");
     assert_eq!(runs.load(Ordering::SeqCst), 2);
+    running.stop();
+}
+
+/// In a session a tool that waits may ask its client. One that does not is kept like any other.
+#[test]
+fn what_a_session_was_not_asked_about_is_kept() {
+    let tool = Tool::new_async("wait", "d", |_: Named, _: Ctx| async { "done" });
+    let running = start(Server::builder().with(tool.read_only()), |tuning| {
+        tuning.tools.insert("wait".into(), Config { cache_ttl_s: Some(60), ..Config::default() });
+    });
+    let mut session = Session::open(running.addr(), "2025-11-25");
+    for (id, status) in [(1, "miss"), (2, "hit")] {
+        let answer = session.request(id, "tools/call", json!({ "name": "wait", "arguments": {} })).json();
+        assert_eq!(answer["result"]["_meta"]["bigiron/cache"]["status"], status, "{answer}");
+    }
+    for result in ["miss", "hit"] {
+        let name = format!("bigiron_cache_requests_total{{tool=\"wait\",result=\"{result}\"}}");
+        assert_eq!(metric(&running, &name), 1.0, "{result}");
+    }
     running.stop();
 }
 
@@ -193,6 +215,49 @@ fn kept_results_are_invalidated_by_the_admin_listener_and_the_command_line() {
         assert!(String::from_utf8_lossy(&ran.stderr).contains(says.unwrap_or("")), "{ran:?}");
     }
     assert_eq!(from_the_shell(&[]).status.code(), Some(2), "everything is forgotten only when that is said");
+    running.stop();
+}
+
+/// Where everybody who calls is known, a call that is named without its caller is nobody's.
+#[test]
+fn with_authentication_one_call_is_forgotten_for_a_caller_and_not_for_nobody() {
+    let issuer = Issuer::new();
+    let (admin, ann) = (issuer.key_for("root", &["bigiron:admin"]), issuer.key_for("ann", &[]));
+    let tools = ["mine", "everybodys"].map(|name| Tool::new(name, "d", Lane::Inline, |_: Named, _: Ctx| "x"));
+    let [mine, everybodys] = tools.map(Tool::read_only);
+    let running = start(Server::builder().with(mine).with(everybodys), |tuning| {
+        issuer.tune(tuning);
+        let config = Config { cache_ttl_s: Some(600), ..Config::default() };
+        tuning.tools.insert("mine".into(), config.clone());
+        let config = Config { cache_scope: Some(bigiron::tool::CacheScope::Public), ..config };
+        tuning.tools.insert("everybodys".into(), config);
+    });
+    let status = |tool: &str| {
+        let request = modern(1, "tools/call", json!({ "name": tool, "arguments": {} }));
+        let authorization = format!("Bearer {ann}");
+        let headers = [&modern_headers("tools/call", tool)[..], &[("Authorization", &authorization)]].concat();
+        let answer = Client::connect(running.addr()).post(&headers, &request).json();
+        answer["result"]["_meta"]["bigiron/cache"]["status"].as_str().unwrap_or_default().to_owned()
+    };
+    let key_file = issuer.file("admin.key");
+    std::fs::write(&key_file, format!("{admin}\n")).expect("written");
+    let forget = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bigiron"));
+        command.args(["cache", "invalidate", "--admin", &running.admin_addr().unwrap().to_string(), "--key-file"]);
+        let ran = command.arg(&key_file).args(args).output().expect("it runs");
+        (ran.status.success(), String::from_utf8_lossy(&ran.stderr).into_owned())
+    };
+    for tool in ["mine", "everybodys"] {
+        assert_eq!([status(tool), status(tool)], ["miss", "hit"], "{tool}");
+    }
+    let (done, said) = forget(&["--tool", "mine", "--arguments", "{}"]);
+    assert!(!done && said.contains("name the caller too, or leave the arguments out"), "{said}");
+    assert_eq!(status("mine"), "hit");
+    for (tool, caller) in [("mine", &["--caller", "12:bigiron:keys;3:ann;"][..]), ("everybodys", &[])] {
+        let args = [&["--tool", tool, "--arguments", "{}"], caller].concat();
+        assert_eq!(forget(&args), (true, String::new()));
+        assert_eq!(status(tool), "miss");
+    }
     running.stop();
 }
 

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Kept, generation::Stamp, key::CacheKey};
+use super::{entry::Kept, generation::Stamp, key::CacheKey};
 use crate::tool::Outcome;
 
 /// Locks, so that calls of different keys seldom meet.
@@ -21,12 +21,21 @@ const SHARDS: usize = 64;
 /// What a run came to, for those who waited.
 #[derive(Clone, Debug)]
 pub(super) enum Landed {
-    /// A result that is kept.
-    Kept(Arc<Kept>),
+    /// A new result, to be kept.
+    Made(Arc<Kept>),
+    /// A result that there was already, here or behind.
+    Found(Arc<Kept>),
     /// An outcome that is told and not kept.
     Told(Box<Outcome>),
     /// Nothing that is theirs: they run by themselves.
     Own,
+}
+
+impl Landed {
+    /// The new result, when it is one.
+    pub(super) fn made(&self) -> Option<&Arc<Kept>> {
+        if let Self::Made(kept) = self { Some(kept) } else { None }
+    }
 }
 
 type Waiting = watch::Receiver<Option<Landed>>;
@@ -34,9 +43,20 @@ type Waiting = watch::Receiver<Option<Landed>>;
 /// All runs that others may wait for.
 #[derive(Debug)]
 pub(super) struct Flights {
-    shards: Box<[Mutex<HashMap<CacheKey, Flight>>]>,
+    shards: Box<[Mutex<Shard>]>,
     begun: AtomicU64,
 }
+
+#[derive(Debug, Default)]
+struct Shard {
+    flights: HashMap<CacheKey, Flight>,
+    /// How often a key of it was invalidated, for runs that are not here.
+    invalidated: u64,
+}
+
+/// What was invalidated at one moment, for a run that nobody may wait for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Since(u64);
 
 #[derive(Debug)]
 struct Flight {
@@ -69,13 +89,13 @@ pub(super) struct Lead<'f> {
 }
 
 impl Flights {
-    fn shard(&self, key: &CacheKey) -> &Mutex<HashMap<CacheKey, Flight>> {
+    fn shard(&self, key: &CacheKey) -> &Mutex<Shard> {
         &self.shards[key.bits() % SHARDS]
     }
 
     /// Runs when nobody does whose result would be as good as an own one.
     pub(super) fn join(&self, key: CacheKey, stamp: Stamp) -> Role<'_> {
-        let mut flights = self.shard(&key).lock();
+        let flights = &mut self.shard(&key).lock().flights;
         if let Some(flight) = flights.get(&key).filter(|flight| !flight.is_stale && flight.stamp == stamp) {
             return Role::Waits(flight.waiting.clone());
         }
@@ -88,20 +108,35 @@ impl Flights {
 
     /// Whether somebody makes a result of this generation.
     pub(super) fn is_under_way(&self, key: &CacheKey, stamp: Stamp) -> bool {
-        self.shard(key).lock().get(key).is_some_and(|flight| !flight.is_stale && flight.stamp == stamp)
+        self.shard(key).lock().flights.get(key).is_some_and(|flight| !flight.is_stale && flight.stamp == stamp)
     }
 
     /// What runs now under this key is not to be kept.
     pub(super) fn invalidate(&self, key: &CacheKey) {
-        if let Some(flight) = self.shard(key).lock().get_mut(key) {
+        let mut shard = self.shard(key).lock();
+        shard.invalidated += 1;
+        if let Some(flight) = shard.flights.get_mut(key) {
             flight.is_stale = true;
+        }
+    }
+
+    /// To be called before a run that nobody may wait for.
+    pub(super) fn now(&self, key: &CacheKey) -> Since {
+        Since(self.shard(key).lock().invalidated)
+    }
+
+    /// Calls `keep` after such a run, unless its key may have been invalidated meanwhile.
+    pub(super) fn land_alone(&self, key: &CacheKey, since: Since, keep: impl FnOnce()) {
+        let shard = self.shard(key).lock();
+        if shard.invalidated == since.0 {
+            keep();
         }
     }
 
     /// How many run.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.lock().flights.len()).sum()
     }
 }
 
@@ -113,8 +148,9 @@ impl Lead<'_> {
     /// Ends the run: `keep` is called before anybody else may run, unless what it came to was invalidated meanwhile.
     pub(super) fn land(self, landed: Landed, keep: impl FnOnce(&Landed)) {
         {
-            let flights = self.flights.shard(&self.key).lock();
-            if self.is_in(&flights) && flights.get(&self.key).is_some_and(|flight| !flight.is_stale) {
+            let shard = self.flights.shard(&self.key).lock();
+            let flights = &shard.flights;
+            if self.is_in(flights) && flights.get(&self.key).is_some_and(|flight| !flight.is_stale) {
                 keep(&landed);
             }
         }
@@ -124,8 +160,8 @@ impl Lead<'_> {
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        let mut flights = self.flights.shard(&self.key).lock();
-        if self.is_in(&flights) {
+        let flights = &mut self.flights.shard(&self.key).lock().flights;
+        if self.is_in(flights) {
             flights.remove(&self.key);
         }
     }

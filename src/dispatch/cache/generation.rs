@@ -30,13 +30,14 @@ pub(super) struct Generations {
 }
 
 impl Generations {
-    pub(super) fn stamp(&self, tool: &str, caller: &str) -> Stamp {
+    /// Of results of one caller, or of everybody's.
+    pub(super) fn stamp(&self, tool: &str, caller: Option<&str>) -> Stamp {
         let all = self.all.load(Ordering::Acquire);
         if self.some.load(Ordering::Acquire) == 0 {
             return Stamp { all, tool: 0, caller: 0 };
         }
         let of = |map: &RwLock<HashMap<String, u64>>, name: &str| map.read().get(name).copied().unwrap_or(0);
-        Stamp { all, tool: of(&self.tools, tool), caller: of(&self.callers, caller) }
+        Stamp { all, tool: of(&self.tools, tool), caller: caller.map_or(0, |caller| of(&self.callers, caller)) }
     }
 
     pub(super) fn invalidate_all(&self) {
@@ -67,7 +68,8 @@ mod tests {
     #[test]
     fn a_generation_ends_what_it_names_and_nothing_else() {
         let generations = Generations::default();
-        let stamps = || ["a", "b"].map(|tool| ["x", "y"].map(|caller| generations.stamp(tool, caller)));
+        let everybodys = generations.stamp("b", None);
+        let stamps = || ["a", "b"].map(|tool| ["x", "y"].map(|caller| generations.stamp(tool, Some(caller))));
         let first = stamps();
         generations.invalidate_tool("a");
         let second = stamps();
@@ -75,6 +77,7 @@ mod tests {
         generations.invalidate_caller("y");
         let third = stamps();
         assert!(second[0][0] == third[0][0] && second[0][1] != third[0][1] && second[1][1] != third[1][1]);
+        assert_eq!(generations.stamp("b", None), everybodys);
         generations.invalidate_all();
         assert!(stamps().iter().zip(&third).all(|(new, old)| new[0] != old[0] && new[1] != old[1]));
     }
@@ -82,11 +85,11 @@ mod tests {
     #[test]
     fn callers_are_not_remembered_without_end() {
         let generations = Generations::default();
-        let before = generations.stamp("t", "0");
+        let before = generations.stamp("t", Some("0"));
         for caller in 0..=CALLERS_MAX {
             generations.invalidate_caller(&caller.to_string());
         }
         assert!(generations.callers.read().len() <= CALLERS_MAX);
-        assert_ne!(generations.stamp("t", "0"), before);
+        assert_ne!(generations.stamp("t", Some("0")), before);
     }
 }

@@ -4,8 +4,9 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    Asked, Cache, Kept, Which,
-    flight::{Landed, Lead},
+    Asked, Cache, Which,
+    entry::Kept,
+    flight::{Landed, Lead, Since},
     generation::Stamp,
 };
 use crate::{
@@ -15,7 +16,6 @@ use crate::{
         changes::Forget,
         keys::hex,
     },
-    tool::CacheScope,
 };
 
 /// What is behind the memory.
@@ -32,7 +32,7 @@ impl Cache {
         match Box::pin(second.look(of(asked), alone)).await {
             Look::Make(turn) => Behind::Make(Some(turn)),
             Look::Found(entry) => match self.kept(asked, entry, stamp) {
-                Some(kept) => Behind::Found(Arc::new(kept)),
+                Some(kept) => Behind::Found(self.or_old(asked, kept)),
                 None => Behind::Make(None),
             },
         }
@@ -51,19 +51,45 @@ impl Cache {
         Some(Kept::new(asked, reply, made_at, now + left, stamp))
     }
 
-    /// Ends a run for who waits and for both levels. What was invalidated while it ran is kept in none.
-    pub(super) fn land(&self, asked: &Asked<'_>, lead: Lead<'_>, landed: Landed, turn: Option<Turn>) {
-        let shared = match (&self.second, turn, &landed) {
-            (Some(second), Some(turn), Landed::Kept(kept)) => Some((second, turn, Arc::clone(kept))),
-            _ => None, // a turn that is dropped is over
-        };
+    /// What was found, or the old result that is still good in place of a failure: for as long as that one counts.
+    pub(super) fn or_old(&self, asked: &Asked<'_>, kept: Kept) -> Arc<Kept> {
+        let now = Instant::now();
+        match self.instead(asked, now).filter(|_| kept.reply.is_error()) {
+            Some(old) => {
+                old.put_off(now, kept.fresh_until.saturating_duration_since(now));
+                old
+            }
+            None => Arc::new(kept),
+        }
+    }
+
+    /// Ends a run for who waits and for both levels. What was invalidated while it ran is kept in none. Says whether it
+    /// is kept.
+    pub(super) fn land(&self, asked: &Asked<'_>, lead: Lead<'_>, landed: Landed, turn: Option<Turn>) -> bool {
+        let made = landed.made().map(Arc::clone);
         let mut is_kept = false;
         lead.land(landed, |landed| is_kept = self.keep(asked, landed));
-        if let Some((second, turn, kept)) = shared.filter(|_| is_kept) {
-            let ttl = kept.fresh_until.saturating_duration_since(kept.made_at);
-            let Reply { fields, meta, is_error, .. } = kept.reply.clone();
-            second.keep(of(asked), turn, &Entry { fields, meta, is_error, ttl, left: ttl });
+        if let Some(kept) = made.filter(|_| is_kept) {
+            self.share(asked, turn, &kept);
+        } // else a turn is dropped, which ends it
+        is_kept
+    }
+
+    /// The same for a run that nobody waits for, and that began when `since` was.
+    pub(super) fn land_alone(&self, asked: &Asked<'_>, since: Since, landed: &Landed, turn: Option<Turn>) -> bool {
+        let mut is_kept = false;
+        self.flights.land_alone(&asked.key, since, || is_kept = self.keep(asked, landed));
+        if let Some(kept) = landed.made().filter(|_| is_kept) {
+            self.share(asked, turn, kept);
         }
+        is_kept
+    }
+
+    fn share(&self, asked: &Asked<'_>, turn: Option<Turn>, kept: &Kept) {
+        let (Some(second), Some(turn)) = (&self.second, turn) else { return };
+        let ttl = kept.fresh_until.saturating_duration_since(kept.made_at);
+        let Reply { fields, meta, is_error, .. } = kept.reply.clone();
+        second.keep(of(asked), turn, &Entry { fields, meta, is_error, ttl, left: ttl });
     }
 
     /// Has the other instances forget it too, and what they share.
@@ -80,7 +106,5 @@ impl Cache {
 }
 
 fn of<'a>(asked: &'a Asked<'_>) -> ResultId<'a> {
-    // What is everybody's is not one caller's to be forgotten.
-    let caller = (asked.policy.scope == CacheScope::Caller).then_some(asked.caller);
-    ResultId { key: asked.key.bytes(), tool: asked.tool, caller }
+    ResultId { key: asked.key.bytes(), tool: asked.tool, caller: asked.caller }
 }
