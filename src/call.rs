@@ -221,7 +221,7 @@ pub(crate) enum Before {
 }
 
 /// What comes on top of a call's time limit: waiting for its client is not the tool's time, and a task has more.
-pub(crate) fn extra_time(outbox: Option<&Outbox>, deferred: Option<&dyn Defers>) -> Duration {
+fn extra_time(outbox: Option<&Outbox>, deferred: Option<&dyn Defers>) -> Duration {
     let waited = outbox.map_or(Duration::ZERO, |o| o.waited(Instant::now()));
     waited + deferred.map_or(Duration::ZERO, Defers::extra_time)
 }
@@ -235,6 +235,14 @@ impl Waits {
     pub(crate) fn extra_time(&self) -> Duration {
         let Some(waits) = &self.0 else { return Duration::ZERO };
         extra_time(waits.0.as_deref(), waits.1.as_deref())
+    }
+
+    /// Whether something was said or asked on the way, or a task was made: that is its client's alone, and so is what comes
+    /// of the call.
+    pub(crate) fn is_of_one_client(&self) -> bool {
+        let Some(waits) = &self.0 else { return false };
+        waits.0.as_ref().is_some_and(|outbox| outbox.was_used())
+            || waits.1.as_ref().is_some_and(|deferred| deferred.task().is_some())
     }
 }
 

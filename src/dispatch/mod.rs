@@ -25,7 +25,7 @@ use serde_json::Value;
 pub(crate) use self::pool::Pool;
 pub(crate) use crate::tool::{Features, HeaderParam, Run, Work, registry::ServedTool, registry::Snapshot};
 use crate::{
-    call::{Caller, ClientCapabilities, Ctx, Deadline, Reply, extra_time},
+    call::{Caller, ClientCapabilities, Ctx, Deadline, Reply},
     cluster::{cache::Results, changes::Forget, forward::Forwarder},
     dispatch::{
         bulkhead::Bulkhead,
@@ -165,19 +165,13 @@ impl Dispatch {
             }
             Found::Nothing => {}
         }
-        let deadline = ctx.deadline();
-        let (outbox, deferred) = (ctx.outbox.clone(), ctx.deferred.clone());
-        // What was said or asked on the way is its client's alone, and so is what came of it.
-        let is_own = || {
-            outbox.as_ref().is_some_and(|outbox| outbox.was_used())
-                || deferred.as_ref().is_some_and(|deferred| deferred.task().is_some())
-        };
+        let (deadline, waits) = (ctx.deadline(), ctx.waits());
+        let is_own = || waits.is_of_one_client();
         let alone = ctx.is_watched() || ctx.can_ask_now();
         // Boxed, since this future is large and every connection has room for the largest.
         let run = Box::pin(self.core.cache.run(&asked, self.core.run_tool(tool, arguments, ctx), alone, is_own));
         // Who waits for another's run has a deadline too.
-        let extra = || extra_time(outbox.as_deref(), deferred.as_deref());
-        match until_extended(deadline, extra, run).await {
+        match until_extended(deadline, || waits.extra_time(), run).await {
             Some(answered) => answered,
             None => self.core.cache.give_up(&asked, CallError::TimedOut { limit_ms: deadline.limit_ms() }),
         }
