@@ -251,6 +251,9 @@ fn addresses_drive_out_no_caller_and_no_tool() {
     }
     let claims = limiter.tool_claims(Who::Caller("eve"), "dear");
     assert!(matches!(limiter.decide(&claims, now), Decision::Refused { rule: RuleId::Tool, .. }));
+    // Nor do they take the room of those who come new.
+    let newcomers = (0..200).map(|i| call(&limiter, &format!("new {i}"), now));
+    assert!(newcomers.into_iter().all(|decision| matches!(decision, Decision::Allowed { remaining: 1, .. })));
 }
 
 #[test]
