@@ -180,9 +180,12 @@ impl<'a> Charged<'a> {
 impl Rates for Charged<'_> {
     fn another(&self) -> Result<(), Refusal> {
         if let Some(ahead) = self.further.borrow_mut().pop_front().flatten() {
-            let refused = ahead.passed.is_err();
             self.keep(ahead.decision);
-            return if refused { ahead.passed } else { Ok(self.ahead.set(Some(ahead))) };
+            if ahead.passed.is_err() {
+                return ahead.passed;
+            }
+            self.ahead.set(Some(ahead));
+            return Ok(());
         }
         self.ahead.set(None);
         self.note(self.limiter.decide(&self.limiter.claims(self.who, None), self.now), None)

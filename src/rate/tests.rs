@@ -251,6 +251,9 @@ fn addresses_drive_out_no_caller_and_no_tool() {
     }
     let claims = limiter.tool_claims(Who::Caller("eve"), "dear");
     assert!(matches!(limiter.decide(&claims, now), Decision::Refused { rule: RuleId::Tool, .. }));
+    // Nor do they take the room of those who come new.
+    let newcomers = (0..200).map(|i| call(&limiter, &format!("new {i}"), now));
+    assert!(newcomers.into_iter().all(|decision| matches!(decision, Decision::Allowed { remaining: 1, .. })));
 }
 
 #[test]
@@ -283,10 +286,13 @@ fn where_no_place_can_be_had_newcomers_share_one_limit() {
 #[test]
 fn two_newcomers_of_one_call_do_not_take_one_place() {
     let config = Config { per_caller: rule("1000 per 1h"), keys_max: KEYS_MIN, ..off() };
-    let (limiter, now) = limiter_with(&config, [tool("own", "off", "1000 per 1h")]);
-    for i in 0..KEYS_MIN * 20 {
-        let name = format!("caller {i}");
-        assert!(passes(limiter.decide(&limiter.claims(Who::Caller(&name), Some("own")), now)));
+    // In each of them some call has its two keys in one part, with one place left.
+    for _ in 0..20 {
+        let (limiter, now) = limiter_with(&config, [tool("own", "off", "1000 per 1h")]);
+        for i in 0..KEYS_MIN {
+            let name = format!("caller {i}");
+            assert!(passes(limiter.decide(&limiter.claims(Who::Caller(&name), Some("own")), now)));
+        }
         assert!(limiter.keys() <= KEYS_MIN / 2, "{}", limiter.keys());
     }
 }
