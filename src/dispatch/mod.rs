@@ -186,6 +186,7 @@ impl Dispatch {
     pub(crate) fn look_after(&self, now: Instant) {
         self.core.runner.pool.look_after(now);
         self.core.runner.polls.look_after(now);
+        self.core.cache.sweep();
     }
 
     /// From here on no result is served that was kept, or whose run had begun, before: of everything, or of what is

@@ -19,6 +19,13 @@ pub(super) struct Stamp {
     caller: u64,
 }
 
+impl Stamp {
+    /// Whether all results that there were when it was made have been invalidated since.
+    pub(super) fn is_before(self, all: u64) -> bool {
+        self.all != all
+    }
+}
+
 /// The present generations.
 #[derive(Debug, Default)]
 pub(super) struct Generations {
@@ -32,12 +39,17 @@ pub(super) struct Generations {
 impl Generations {
     /// Of results of one caller, or of everybody's.
     pub(super) fn stamp(&self, tool: &str, caller: Option<&str>) -> Stamp {
-        let all = self.all.load(Ordering::Acquire);
+        let all = self.all();
         if self.some.load(Ordering::Acquire) == 0 {
             return Stamp { all, tool: 0, caller: 0 };
         }
         let of = |map: &RwLock<HashMap<String, u64>>, name: &str| map.read().get(name).copied().unwrap_or(0);
         Stamp { all, tool: of(&self.tools, tool), caller: caller.map_or(0, |caller| of(&self.callers, caller)) }
+    }
+
+    /// How often everything was invalidated.
+    pub(super) fn all(&self) -> u64 {
+        self.all.load(Ordering::Acquire)
     }
 
     pub(super) fn invalidate_all(&self) {

@@ -17,7 +17,10 @@ mod refreshes;
 mod second;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -45,6 +48,9 @@ const ENTRY_OVERHEAD_BYTES: usize = 400;
 /// After a refresh that came to nothing, until the next.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
+/// Entries that are given up at once, so that who does it soon does something else.
+const SWEPT_MAX: usize = 10_000;
+
 /// `[cache]`: results kept in memory. Which tools are cached is said per tool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -70,6 +76,8 @@ pub(crate) struct Cache {
     flights: Flights,
     generations: Generations,
     refreshes: Arc<Refreshes>,
+    /// The generation of everything whose predecessors are out of the memory.
+    swept: AtomicU64,
     /// What instances share, where there are several.
     second: Option<Arc<Results>>,
     entry_bytes_max: usize,
@@ -124,6 +132,7 @@ impl Cache {
             flights: Flights::default(),
             generations: Generations::default(),
             refreshes: Arc::default(),
+            swept: AtomicU64::new(0),
             second,
             entry_bytes_max: config.entry_bytes_max.as_usize(),
             jitter_percent: config.ttl_jitter_percent,
@@ -180,6 +189,24 @@ impl Cache {
                 self.flights.invalidate(&key); // first, so that what runs is not kept after the removal
                 self.entries.invalidate(&key);
             }
+        }
+    }
+
+    /// Gives back the memory of what was invalidated with everything else, some of it at a time. To be called some times a
+    /// second. One that lands meanwhile and is invalid already stays until its time is over.
+    pub(crate) fn sweep(&self) {
+        let all = self.generations.all();
+        if self.swept.load(Ordering::Acquire) == all {
+            return;
+        }
+        let mut count = 0;
+        for (key, _) in self.entries.iter().filter(|(_, kept)| kept.stamp.is_before(all)).take(SWEPT_MAX) {
+            self.entries.invalidate(key.as_ref());
+            count += 1;
+        }
+        self.entries.run_pending_tasks();
+        if count < SWEPT_MAX {
+            self.swept.store(all, Ordering::Release);
         }
     }
 

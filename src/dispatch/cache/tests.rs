@@ -264,6 +264,23 @@ async fn what_is_invalidated_is_not_served_nor_kept_by_runs_under_way() {
     }
 }
 
+/// What nobody is served any more takes no memory until its time is over.
+#[tokio::test]
+async fn the_memory_of_what_was_invalidated_with_everything_else_is_given_back() {
+    let (cache, late) = (cache(), asked(2000, "a", POLICY));
+    for n in 0..1000 {
+        cache.call(&asked(n, "a", POLICY), ok("x")).await.expect("runs");
+    }
+    let mut running = Box::pin(cache.call(&late, ok("begun before")));
+    assert!(poll_once(&mut running).await.is_none());
+    cache.invalidate(Which::All);
+    cache.call(&asked(1, "a", POLICY), ok("new")).await.expect("runs");
+    running.await.expect("runs");
+    cache.sweep();
+    assert_eq!(cache.size().0, 1, "what is new stays, and what began before is not kept");
+    assert_eq!(found(&cache, &asked(1, "a", POLICY), 0).map(|a| a.reply), Some(Reply::text("new")));
+}
+
 /// A run that nobody may wait for is kept like any other, unless what it came to is its caller's alone.
 #[tokio::test]
 async fn a_run_by_itself_is_kept_when_it_was_nobodys_own_and_not_when_it_was_invalidated() {
