@@ -1,6 +1,6 @@
 //! The front door: HTTP. Plain requests over HTTP/1.1 are read here (`http1`); whatever else HTTP has is hyper's, which
-//! stays here. Read `Front::answer` (and `look` in it) for the order in which a request is looked at; each check is a function in `checks`,
-//! and what any of them refuses leaves through `reply`.
+//! stays here. Read `Front::look` and `Front::answer` for the order in which a request is looked at; each check is a
+//! function in `checks`, and what any of them refuses leaves through `reply`.
 //!
 //! What a message means is `mcp`'s business; connections as such (timeouts, drain) are `connection`'s.
 
