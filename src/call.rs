@@ -228,21 +228,27 @@ fn extra_time(outbox: Option<&Outbox>, deferred: Option<&dyn Defers>) -> Duratio
 
 /// What a call may wait for besides its tool, for those who time it. Most have nothing, and take no room for it.
 #[derive(Clone, Debug)]
-pub(crate) struct Waits(Option<Box<(Option<Arc<Outbox>>, Option<Arc<dyn Defers>>)>>);
+pub(crate) struct Waits(Option<Box<WaitsFor>>);
+
+#[derive(Clone, Debug)]
+struct WaitsFor {
+    outbox: Option<Arc<Outbox>>,
+    deferred: Option<Arc<dyn Defers>>,
+}
 
 impl Waits {
     /// What comes on top of the call's time limit, as of now.
     pub(crate) fn extra_time(&self) -> Duration {
         let Some(waits) = &self.0 else { return Duration::ZERO };
-        extra_time(waits.0.as_deref(), waits.1.as_deref())
+        extra_time(waits.outbox.as_deref(), waits.deferred.as_deref())
     }
 
     /// Whether something was said or asked on the way, or a task was made: that is its client's alone, and so is what comes
     /// of the call.
     pub(crate) fn is_of_one_client(&self) -> bool {
         let Some(waits) = &self.0 else { return false };
-        waits.0.as_ref().is_some_and(|outbox| outbox.was_used())
-            || waits.1.as_ref().is_some_and(|deferred| deferred.task().is_some())
+        waits.outbox.as_ref().is_some_and(|outbox| outbox.was_used())
+            || waits.deferred.as_ref().is_some_and(|deferred| deferred.task().is_some())
     }
 }
 
@@ -326,7 +332,8 @@ impl Ctx {
     /// For who times the call while its tool has this.
     pub(crate) fn waits(&self) -> Waits {
         let has_any = self.outbox.is_some() || self.deferred.is_some();
-        Waits(has_any.then(|| Box::new((self.outbox.clone(), self.deferred.clone()))))
+        let waits = || WaitsFor { outbox: self.outbox.clone(), deferred: self.deferred.clone() };
+        Waits(has_any.then(|| Box::new(waits())))
     }
 
     /// See [`extra_time`].
