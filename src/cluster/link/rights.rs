@@ -56,6 +56,8 @@ const COMMANDS: [&str; 36] = [
 ];
 /// The same where the last stop removes keys.
 const REMOVAL: &str = "UNLINK";
+/// How often it is tried where nobody answers in time.
+const TRIES: usize = 2;
 /// While slots of a cluster move.
 const MOVING: &str = "ASKING";
 
@@ -77,12 +79,25 @@ pub(super) struct Tried<'a> {
     pub(super) removes: bool,
 }
 
-/// Tries all that instances do: at once, and then the script, each within this time. In a cluster each node has its own
-/// users: what is asked there of no key is tried at each master. Who may publish on a channel may listen to it.
+/// Tries all that instances do, within this time for each step. Where nobody answers in time it is tried once more, as on
+/// a connection to a cluster that was just made what is asked of each master may stay without an answer; and then it is
+/// left, since one that does not answer is no reason not to use the others.
 ///
 /// # Errors
 /// Redis says that we may not do one of it.
 pub(super) async fn try_all(connection: &Connection, tried: &Tried<'_>, limit: Duration) -> RedisResult<()> {
+    for _ in 0..TRIES {
+        if let Some(denied) = denied(connection, tried, limit).await? {
+            return denied.first().map_or(Ok(()), |first| Err(no_permission(first)));
+        }
+    }
+    Ok(())
+}
+
+/// The commands that we may not run: all else is tried at once, and then the script. In a cluster each node has its own
+/// users: what is asked there of no key is tried at each master. Who may publish on a channel may listen to it. None
+/// where nobody answers in time.
+async fn denied(connection: &Connection, tried: &Tried<'_>, limit: Duration) -> RedisResult<Option<BTreeSet<String>>> {
     let Tried { absent, removes } = *tried;
     let is_cluster = matches!(connection, Connection::Cluster(_));
     let mut tries = vec![
@@ -100,7 +115,7 @@ pub(super) async fn try_all(connection: &Connection, tried: &Tried<'_>, limit: D
     let told = join_all(tries.iter().map(|(at, ask)| one(connection.clone(), *at, ask, limit))).await;
     let told = told.into_iter().collect::<RedisResult<Vec<_>>>()?; // what one may not do counts, whoever is late
     if told.iter().any(Option::is_none) {
-        return Ok(());
+        return Ok(None);
     }
     let mut ask = asks("EVALSHA", &[Script::new(DENIED).get_hash(), "0", absent]);
     ask.arg(&COMMANDS);
@@ -110,11 +125,12 @@ pub(super) async fn try_all(connection: &Connection, tried: &Tried<'_>, limit: D
     if is_cluster {
         ask.arg(MOVING);
     }
-    let mut denied = BTreeSet::new();
-    if let Some(told) = one(connection.clone(), At::EachMaster, &ask, limit).await? {
+    let told = one(connection.clone(), At::EachMaster, &ask, limit).await?;
+    Ok(told.map(|told| {
+        let mut denied = BTreeSet::new();
         gather(told, &mut denied);
-    }
-    denied.pop_first().map_or(Ok(()), |first| Err(no_permission(&first)))
+        denied
+    }))
 }
 
 /// Where something is tried.
