@@ -75,6 +75,14 @@ fn a_large_result_can_be_come_back_for() {
     running.stop();
 }
 
+/// Sends so many calls of the tool `slow` in one batch; the answer, once it has come.
+fn batch_of(running: &Running, calls: i64) -> thread::JoinHandle<Value> {
+    let mut session = Session::open(running.addr(), "2025-03-26");
+    let call = |id: i64| json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": "slow", "arguments": {} } });
+    let batch: Value = (0..calls).map(call).collect();
+    thread::spawn(move || session.client.post(&[("Mcp-Session-Id", &session.id)], &batch).json())
+}
+
 #[test]
 fn few_calls_of_a_batch_run_at_once() {
     let (inside, most, gate) =
@@ -90,10 +98,7 @@ fn few_calls_of_a_batch_run_at_once() {
         }
     });
     let running = start(server, |_| {});
-    let mut session = Session::open(running.addr(), "2025-03-26");
-    let call = |id: i64| json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": "slow", "arguments": {} } });
-    let batch: Value = (0..50).map(call).collect();
-    let answered = thread::spawn(move || session.client.post(&[("Mcp-Session-Id", &session.id)], &batch).json());
+    let answered = batch_of(&running, 50);
     eventually("the first run", || inside.load(Ordering::SeqCst) == 4);
     gate.add_permits(50);
     let answers = answered.join().unwrap();
@@ -121,10 +126,7 @@ fn a_call_of_a_batch_that_is_refused_is_counted_and_told_when_to_come_back() {
         let config = Config { concurrency_max: Some(1), waiting_max: Some(0), ..Config::default() };
         tuning.tools.insert("slow".into(), config);
     });
-    let mut session = Session::open(running.addr(), "2025-03-26");
-    let call = |id: i64| json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": "slow", "arguments": {} } });
-    let batch: Value = (0..4).map(call).collect();
-    let answered = thread::spawn(move || session.client.post(&[("Mcp-Session-Id", &session.id)], &batch).json());
+    let answered = batch_of(&running, 4);
     eventually("the first runs", || inside.load(Ordering::SeqCst) == 1);
     gate.add_permits(1);
     let answers = answered.join().unwrap();

@@ -419,20 +419,17 @@ fn a_rate_holds_over_two_processes_and_follows_its_policy_without_redis() {
     assert!(metric(&a, "bigiron_cluster_rates_alone_total") >= 1.0);
 }
 
+/// Rates of tools alone.
+fn of_tools<'a>(rates: &[&'a str]) -> Vec<&'a str> {
+    let sets = ["rate_limit.enabled=true", "rate_limit.per_ip=off", "rate_limit.per_caller=off"];
+    sets.into_iter().chain(rates.iter().copied()).flat_map(|set| ["--set", set]).collect()
+}
+
 /// Clients of the older revisions name a tool in the body only.
 #[test]
 fn a_rate_of_a_tool_holds_for_older_clients_too() {
     let redis = Redis::start();
-    let rates = [
-        "--set",
-        "rate_limit.enabled=true",
-        "--set",
-        "rate_limit.per_ip=off",
-        "--set",
-        "rate_limit.per_caller=off",
-        "--set",
-        "tools.echo.rate=3 per 24h, burst 3",
-    ];
+    let rates = of_tools(&["tools.echo.rate=3 per 24h, burst 3"]);
     let (a, b) = (start(&redis, "a", &rates), start(&redis, "b", &rates));
     let (mut old, mut other) = (Session::open(a.addr, "2025-06-18"), Session::open(b.addr, "2025-06-18"));
     let params = json!({ "name": "echo", "arguments": { "text": "x" } });
@@ -492,16 +489,7 @@ fn each_message_of_a_batch_and_each_wrong_key_counts_over_two_processes() {
 #[test]
 fn a_header_that_names_another_tool_takes_no_rate_away() {
     let redis = Redis::start();
-    let rates = [
-        "--set",
-        "rate_limit.enabled=true",
-        "--set",
-        "rate_limit.per_ip=off",
-        "--set",
-        "tools.echo.rate=3 per 24h, burst 3",
-        "--set",
-        "tools.burn.rate=4 per 24h, burst 4",
-    ];
+    let rates = of_tools(&["tools.echo.rate=3 per 24h, burst 3", "tools.burn.rate=4 per 24h, burst 4"]);
     let (a, b) = (start(&redis, "a", &rates), start(&redis, "b", &rates));
     let sessions = [&a, &b].map(|server| (server.addr, Session::open(server.addr, "2025-06-18").id));
     let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call",

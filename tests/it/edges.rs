@@ -341,3 +341,23 @@ fn memory_that_cannot_be_had_costs_the_call_alone() {
     assert_eq!(call(running.addr(), "overflow", json!({})).code(), Some(-32603), "the threads are all there");
     running.stop();
 }
+
+/// The limit counts for the whole process, so that it has one of its own.
+#[test]
+fn a_statement_that_needs_too_much_memory_costs_the_call_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let database = rusqlite::Connection::open(folder.path().join("p.db")).expect("a database");
+    database.execute_batch("CREATE TABLE p(name TEXT)").expect("a table");
+    let root = format!("toolbox.root={}", folder.path().display());
+    let limits = ["toolbox.sql_memory_bytes_max=16MiB", "limits.request_timeout_ms=25000"];
+    let sets = [&root, limits[0], limits[1]].into_iter().flat_map(|set| ["--set", set]).collect::<Vec<_>>();
+    let process = Process::start(&sets);
+    let ask = |sql: &str| call(process.addr, "query_sql", json!({ "database": "p.db", "sql": sql })).json();
+    let told = ask("WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n) \
+                    SELECT i, hex(zeroblob(1000)) AS h FROM n ORDER BY h, i DESC");
+    assert_eq!(told["result"]["isError"], true, "{told}");
+    let text = told["result"]["content"][0]["text"].as_str().unwrap_or_default();
+    assert!(text.contains("more memory than is allowed"), "{told}");
+    let next = ask("SELECT 1");
+    assert_eq!(next["result"]["structuredContent"]["rows"], json!([[1]]), "{next}");
+}

@@ -301,16 +301,3 @@ fn a_runaway_statement_ends_with_its_call() {
     // The connection is good for the next call.
     assert!(call(&tool, json!({"database": "p.db", "sql": "SELECT 1"}), ctx()).is_ok());
 }
-
-#[test]
-fn memory_is_bounded() {
-    // The limit counts for the whole process: other tests run under it, so it is far above what they take.
-    let dir = folder(&[]);
-    database(&dir, "p.db", PEOPLE);
-    let tool = sql_tool(&dir, &Config { sql_memory_bytes_max: ByteSize::mib(192), ..Config::default() });
-    let sql = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n) \
-               SELECT i, hex(zeroblob(1000)) AS h FROM n ORDER BY h, i DESC";
-    let told = refused(&tool, json!({"database": "p.db", "sql": sql}));
-    assert!(told.contains("more memory than is allowed"), "{told}");
-    assert!(call(&tool, json!({"database": "p.db", "sql": "SELECT 1"}), ctx()).is_ok());
-}
