@@ -119,8 +119,8 @@ fn ask(admin: SocketAddr, key: Option<&Secret>, wish: &Invalidation) -> Result<O
     let needs_key = ["HTTP/1.1 401", "HTTP/1.1 403"].iter().any(|refused| answer.starts_with(refused));
     if needs_key && let Some(told) = told {
         return Err(format!(
-            "{told}; --key-file names the file with a key of `bigiron key create --scope` and the scope that \
-             auth.admin_scope names"
+            "{told}; --key-file names the file with a key that has the scope of auth.admin_scope (bigiron:admin, unless \
+             it was set otherwise) and those of auth.required_scopes; `bigiron key create --scope` makes one"
         ));
     }
     Err(told.map_or_else(|| format!("{admin} is no admin listener of bigiron"), str::to_owned))

@@ -20,9 +20,10 @@ pub(crate) fn readable(tuning: &Tuning, root: &Path) -> Vec<String> {
     let inside = secrets.into_iter().filter(|(_, file)| !file.is_empty() && whole(Path::new(file)).starts_with(&root));
     inside
         .map(|(setting, file)| {
+            let elsewhere = if setting == "audit.file" { "/var/log/bigiron" } else { "/etc/bigiron" };
             format!(
                 "{setting} is {file:?}, which lies in toolbox.root ({}): everybody who may call can read it there; move \
-                 it elsewhere, such as to /etc/bigiron, or name another root",
+                 it elsewhere, such as to {elsewhere}, or name another root",
                 root.display()
             )
         })

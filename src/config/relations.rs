@@ -131,8 +131,8 @@ fn listeners(view: &View<'_>, faults: &mut Faults) {
             Ok(true) => view.refuse(
                 faults,
                 "server.admin_listen",
-                "other hosts can reach this address, and the admin listener has no authentication: everybody who \
-                 reaches it could read health and metrics, and empty the cache. Listen on a loopback address \
+                "other hosts can reach this address, and the admin listener asks nobody who reads: everybody who reaches \
+                 it could read health, metrics and nodes, and empty the cache where [auth] is off. Listen on a loopback address \
                  (127.0.0.1 or [::1]), or say --insecure-no-auth when this is meant",
             ),
             Ok(false) => {}

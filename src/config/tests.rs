@@ -270,7 +270,7 @@ fn what_cannot_work_together_is_refused_with_places() {
         (&["server.listen=0.0.0.0:5000"], &["no authentication", "--insecure-no-auth"]),
         (
             &["server.admin_listen=[::]:5001", "auth.keys_file=keys.toml"],
-            &["server.admin_listen", "the admin listener has no authentication", "--insecure-no-auth"],
+            &["server.admin_listen", "the admin listener asks nobody who reads", "--insecure-no-auth"],
         ),
         (&["auth.issuer=https://a.example"], &["auth.audience names nobody"]),
         (&["auth.leeway_s=31"], &["auth.leeway_s = 31 (--set): the most is 30"]),

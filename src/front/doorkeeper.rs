@@ -34,6 +34,8 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Between two times that a file which cannot be read is told of.
 const SAY_PAUSE: Duration = Duration::from_secs(60);
 
+/// The kind of those who are known and have too few scopes.
+const NO_SCOPE: &str = "scope";
 /// Kinds of refusals, for metrics. What is not among them is counted as the last.
 const KINDS: [&str; 21] = [
     "missing",
@@ -55,7 +57,7 @@ const KINDS: [&str; 21] = [
     "issuer",
     "audience",
     "claim",
-    "scope",
+    NO_SCOPE,
     "other",
 ];
 
@@ -171,16 +173,28 @@ impl Doorkeeper {
             }
             return by_certificate(identity);
         }
-        let authorization = match headers.authorization() {
-            Field::Is(value) => Some(value),
-            Field::Absent | Field::Repeated => None, // of two, none is believed
-        };
-        self.door.who(authorization, SystemTime::now()).map_err(|refused| {
+        self.door.who(said(headers), SystemTime::now()).map_err(|refused| {
             if refused.may_pass_with_newer_keys() {
                 self.wanted.notify_one();
             }
             self.refuse(&refused, scopes)
         })
+    }
+
+    /// Who was refused for want of rights, for the audit trail: he is known, and so it is written down that it was he.
+    pub(crate) fn known(
+        &self,
+        headers: &Headers<'_>,
+        certified: Option<&Arc<Identity>>,
+        refused: &reply::Refused,
+    ) -> Option<Arc<Identity>> {
+        if refused.detail() != NO_SCOPE {
+            return None;
+        }
+        match (headers.authorization(), certified) {
+            (Field::Absent, Some(identity)) => Some(Arc::clone(identity)),
+            _ => self.door.known(said(headers), SystemTime::now()).ok(),
+        }
     }
 
     /// Whether who sent these headers may change something by the admin listener. A token is asked for there whoever can
@@ -360,6 +374,14 @@ pub(crate) fn by_certificate(identity: &Arc<Identity>) -> Result<Arc<Identity>, 
     let message = "the client's certificate has ended since it was shown; connect again with a new one";
     let refusal = Refusal { status: 403, detail: "certificate_ended", ..Refusal::invalid_request(message) };
     Err(reply::Refused::with(refusal, CONNECTION, "close"))
+}
+
+/// What the headers say of who it is; of two such headers none is believed.
+fn said<'a>(headers: &Headers<'a>) -> Option<&'a [u8]> {
+    match headers.authorization() {
+        Field::Is(value) => Some(value),
+        Field::Absent | Field::Repeated => None,
+    }
 }
 
 /// Where what is told of `resource` stands: its path after the well-known one (RFC 9728, section 3.1).

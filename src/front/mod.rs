@@ -157,9 +157,12 @@ impl Front {
         }
         let who = match (&self.doorkeeper, conn.certified()) {
             (None, None) => return Ok(()),
-            // The certificate of a proxy says who that is, and not for whom it asks.
             (Some(doorkeeper), certified) => {
-                doorkeeper.who(headers, certified.filter(|_| !self.trusted.contains(conn.peer)))
+                // The certificate of a proxy says who that is, and not for whom it asks.
+                let certified = certified.filter(|_| !self.trusted.contains(conn.peer));
+                doorkeeper.who(headers, certified).inspect_err(|refused| {
+                    sender.identity = doorkeeper.known(headers, certified, refused);
+                })
             }
             (None, Some(certified)) => doorkeeper::by_certificate(certified),
         };
@@ -190,13 +193,15 @@ impl Front {
     ) -> Result<Option<Arc<Identity>>, Refused> {
         let Some(doorkeeper) = &self.doorkeeper else { return Ok(None) };
         doorkeeper.administers(headers).map(Some).map_err(|refused| {
+            let known = doorkeeper.known(headers, None, &refused);
             let over = |limiter| rates::admit(limiter, Who::Address(address), None).1.err();
             let refused = refused.or_too_often(self.limiter.as_ref().and_then(over));
             self.refusals.count(refused.reason());
             if let Some(audit) = &self.router.audit {
-                let detail = refused.detail();
-                let (caller, address) = (Caller::ANONYMOUS.subject(), Some(address));
-                let head = audit::Head { caller, address, name: Some(path), detail, ..audit::Head::default() };
+                let caller = known.as_ref().map_or(Caller::ANONYMOUS.subject(), |known| known.principal());
+                let key = known.as_ref().and_then(|known| known.key());
+                let (address, detail) = (Some(address), refused.detail());
+                let head = audit::Head { caller, key, address, name: Some(path), detail, ..audit::Head::default() };
                 audit.refusal(&head, refused.reason().name());
             }
             refused

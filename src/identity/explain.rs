@@ -130,7 +130,9 @@ impl Steps {
     /// Whose token it is, when that can be said.
     fn token(&mut self, config: &Config, fetched: Option<&[u8]>, text: &str, now: SystemTime) -> Option<Arc<Identity>> {
         if !config.takes_tokens() {
-            self.of("issuer", Err("auth.issuer is not set, so that no token is taken".into()));
+            let why =
+                "it does not begin with bi_ as API keys do, and auth.issuer is not set, so that no token is taken";
+            self.of("issuer", Err(why.into()));
             return None;
         }
         let keys = self.keys(config, fetched);

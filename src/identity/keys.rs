@@ -61,6 +61,9 @@ pub fn create(path: &Path, wanted: Wanted, now: SystemTime) -> Result<(Record, S
         return Err("the key would have expired before it is made; write a time in the future".into());
     }
     let Wanted { subject, scopes, groups, expires, note } = wanted;
+    if subject.is_empty() {
+        return Err("a key needs a subject: the name of who calls with it".into());
+    }
     let record = Record { id: String::new(), sha256: String::new(), subject, scopes, groups, created, expires, note };
     change(path, |records| {
         let taken = |id: &str| records.iter().any(|record| record.id == id);

@@ -27,6 +27,11 @@ pub(super) fn results(router: &Router, wish: &Invalidation, who: &Wishing, is_as
              issuer, subject and client each with its length in bytes: \"12:bigiron:keys;3:ann;\" for the API keys of ann"
         )));
     }
+    if let Some(caller) = wish.caller.as_deref().filter(|caller| !is_asked && *caller != Caller::ANONYMOUS.subject()) {
+        return Err(Refusal::invalid_request(format!(
+            "{caller:?} is no caller here: nobody is asked who he is, so that every caller is \"anonymous\""
+        )));
+    }
     if let Some(name) = &wish.tool {
         let scope = keeps_results(dispatch, name)?;
         if is_asked && scope == CacheScope::Caller && wish.arguments.is_some() && wish.caller.is_none() {

@@ -350,6 +350,25 @@ fn a_line_says_which_key_it_was_and_what_exactly_was_wrong() {
     assert_eq!(refusals.into_iter().map(Value::from_iter).collect::<Vec<_>>(), expected, "{lines:#?}");
 }
 
+/// Who is let in nowhere for want of a scope is known all the same.
+#[test]
+fn who_lacks_a_scope_is_named() {
+    let issuer = Issuer::new();
+    let key = issuer.key_for("ann", &[]);
+    let served = serve(|tuning| {
+        issuer.tune(tuning);
+        tuning.auth.required_scopes = vec!["read".into()];
+    });
+    let authorization = format!("Bearer {key}");
+    let headers = [&modern_headers("tools/call", "quick")[..], &[("Authorization", authorization.as_str())]].concat();
+    let request = modern(1, "tools/call", json!({ "name": "quick", "arguments": { "text": "a" } }));
+    assert_eq!(Client::connect(served.running.addr()).post(&headers, &request).status, 403);
+    let lines = served.stop();
+    let refusal = &of(&lines, "refusal")[0];
+    assert_eq!((&refusal["caller"], &refusal["detail"]), (&json!("12:bigiron:keys;3:ann;"), &json!("scope")));
+    assert_eq!(refusal["key"], json!(key[3..11]));
+}
+
 /// Who guesses at the admin listener is slowed down and seen, as at the endpoint; who changes something there is named.
 #[test]
 fn at_the_admin_listener_guessing_is_limited_and_deeds_have_lines() {
@@ -385,6 +404,9 @@ fn at_the_admin_listener_guessing_is_limited_and_deeds_have_lines() {
     let details: Vec<_> = refusals.iter().map(|line| line["detail"].as_str().unwrap_or_default()).collect();
     assert_eq!(details, ["scope", "unknown_api_key", "unknown_api_key", "per_ip"]);
     assert!(refusals.iter().all(|line| line["address"] == "127.0.0.1" && line["name"] == "/cache/invalidate"));
+    let (known, unknown) = (&refusals[0], &refusals[1]);
+    assert_eq!((&known["caller"], &known["key"]), (&json!("12:bigiron:keys;3:ann;"), &json!(other[3..11])));
+    assert_eq!((&unknown["caller"], &unknown["key"]), (&json!("anonymous"), &Value::Null));
     let deeds = of(&lines, "invalidate");
     assert_eq!(deeds.len(), 2, "{lines:#?}");
     for line in &deeds {

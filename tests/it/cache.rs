@@ -192,6 +192,7 @@ fn kept_results_are_invalidated_by_the_admin_listener_and_the_command_line() {
         (r#"{"tool":"cuont"}"#, 404, "did you mean \"count\"?; results are kept of: count"),
         (r#"{"tool":"plain"}"#, 400, "tools.plain.cache_ttl_s is not set"),
         (r#"{"tol":"count"}"#, 400, "unknown field"),
+        (r#"{"caller":"ann"}"#, 400, "every caller is \"anonymous\""),
         (r#"{"arguments":{}}"#, 400, "name the tool too"),
         ("{}", 400, "{\"all\": true}"),
         (r#"{"all":false}"#, 400, "this names no results"),
