@@ -292,7 +292,10 @@ fn what_cannot_work_together_is_refused_with_places() {
         ),
         (&["tools.x.scopes_any=['a']"], &["tools.x.scopes_any", "nobody is asked who they are"]),
         (&["tools.x.groups=[]", "auth.keys_file=keys.toml"], &["tools.x.groups", "names nobody"]),
-        (&["server.admin_listen=[::]:5001"], &["server.admin_listen", "health and metrics", "--insecure-no-auth"]),
+        (
+            &["server.admin_listen=[::]:5001"],
+            &["server.admin_listen", "health, metrics and nodes", "--insecure-no-auth"],
+        ),
         (&["server.admin_listen=127.0.0.1:5000"], &["the same as server.listen"]),
         (&["server.allowed_origins=['*']"], &["every page of every site could call"]),
         (&["server.allowed_origins=['https://a.example/x']"], &["\"https://a.example/x\": expected an origin"]),

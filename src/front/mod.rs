@@ -198,7 +198,7 @@ impl Front {
             let refused = refused.or_too_often(self.limiter.as_ref().and_then(over));
             self.refusals.count(refused.reason());
             if let Some(audit) = &self.router.audit {
-                let caller = known.as_ref().map_or(Caller::ANONYMOUS.subject(), |known| known.principal());
+                let caller = known.as_ref().map_or_else(|| Caller::ANONYMOUS.subject(), |known| known.principal());
                 let key = known.as_ref().and_then(|known| known.key());
                 let (address, detail) = (Some(address), refused.detail());
                 let head = audit::Head { caller, key, address, name: Some(path), detail, ..audit::Head::default() };
